@@ -1,0 +1,383 @@
+"""Pure functions of named-entity recognition: labels, tokenize-and-align, metrics. Nothing here imports Determined."""
+
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from seqeval import metrics as seqeval_metrics
+from seqeval import scheme as seqeval_schemes
+
+logger = logging.getLogger(__name__)
+
+IGNORED_LABEL_ID = -100
+"""What torch's cross entropy skips: special tokens, padding, continuation pieces."""
+
+NO_POSITION = -1
+"""Position of a word that the tokenizer gives no sub-token, and padding of the columns that count words."""
+
+OUTSIDE = "O"
+"""The tag of a word outside of any entity, and the prediction for a word without sub-tokens."""
+
+WORD_COLUMNS = ("word_ids", "word_positions", "word_labels", "sentence_id")
+"""Columns of tokenized rows that evaluation needs beside the model's inputs."""
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class DatasetMetadata:
+    """What the model's head has to know of the data."""
+
+    label_list: list[str]
+    """The tags, in the order of their ids."""
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.label_list)
+
+
+def get_dataset_metadata(rows: datasets.DatasetDict, label_names: Sequence[str] | None = None) -> DatasetMetadata:
+    """Learn the labels.
+
+    Args:
+        rows: Checked rows, with a column `tags` of texts.
+        label_names: All tags in their order, where the data set or the user says; otherwise they are the sorted tags
+            of all splits together, so that one which only the validation split has is known too.
+    """
+    if label_names is not None:
+        return DatasetMetadata(list(label_names))
+    found = {split: {tag for tags in data["tags"] for tag in tags} for split, data in rows.items()}
+    for split, tags in found.items():
+        if unseen := sorted(tags - found["train"]):
+            logger.warning("The tags %s of the %s split cannot be learned: train has none.", ", ".join(unseen), split)
+    return DatasetMetadata(sorted(set().union(*found.values())))
+
+
+def prepare_tokenizer(tokenizer: Any) -> None:
+    """Make a tokenizer ready for words that were split before: it must be fast, see spaces and be able to pad.
+
+    Raises:
+        ValueError: If it is a slow one, which cannot tell which word a sub-token belongs to.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} is a slow tokenizer, which cannot tell which word a sub-token belongs to. "
+            "Accepted are fast ones (use_fast: true, and a tokenizer.json)."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    # Byte-level BPE has other sub-tokens for a word after a space, which is how it met most words in its training.
+    pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+    if getattr(pre_tokenizer, "add_prefix_space", None) is False:
+        pre_tokenizer.add_prefix_space = True
+
+
+def choose_max_seq_length(tokenizer: Any, model: torch.nn.Module, requested: int | None) -> int:
+    """Sub-tokens of a model input, special tokens included: as requested, or as many as tokenizer and model take.
+
+    Raises:
+        ValueError: If more are requested than the model has positions for.
+    """
+    positions = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
+    ]
+    limit = min(positions, default=None)
+    if requested is None:
+        # Tokenizers that know no limit say 1e30.
+        known = [length for length in (tokenizer.model_max_length, limit) if length is not None and length < 1e9]
+        return min(known, default=512)
+    if limit is not None and requested > limit:
+        raise ValueError(f"data.max_seq_length: found {requested}; accepted is at most {limit}, the model's positions.")
+    return requested
+
+
+def choose_doc_stride(tokenizer: Any, max_seq_length: int, requested: int | None) -> int:
+    """Sub-tokens that two windows share: as requested, or 128, or half a window's content if that is less.
+
+    Raises:
+        ValueError: If windows that share so many could not move on.
+    """
+    content = max_seq_length - tokenizer.num_special_tokens_to_add()
+    if content < 1 or (requested is not None and requested >= content):
+        raise ValueError(
+            f"data.max_seq_length: {max_seq_length} leaves {content} sub-tokens beside the special ones, and "
+            f"data.doc_stride: {requested} of them are shared by two windows. Accepted is a doc_stride below that."
+        )
+    return min(128, content // 2) if requested is None else requested
+
+
+def assign_words(windows: Sequence[Sequence[int | None]], stride: int, num_words: int) -> list[list[tuple[int, int]]]:
+    """Decide in which window, and where in it, each word of a sentence is trained on and scored.
+
+    That is at its first sub-token, in the window that has the most sub-tokens on that one's poorer side; the earlier
+    one of equals.
+
+    Args:
+        windows: For each window the word that each of its sub-tokens belongs to; None for special tokens.
+        stride: Sub-tokens that two windows share.
+        num_words: Words of the sentence.
+
+    Returns:
+        For each window its (word, position) pairs, by word. A word without sub-tokens has NO_POSITION, in the window
+        of the word before.
+
+    Example:
+        >>> assign_words([[None, 0, 1, 1, None], [None, 1, 1, 2, None]], stride=2, num_words=4)
+        [[(0, 1), (1, 2)], [(2, 3), (3, -1)]]
+    """
+    best: list[tuple[int, int, int] | None] = [None] * num_words  # (context on the poorer side, window, position)
+    first_piece = [-1] * num_words  # counted over the whole sentence
+    window_start = 0
+    for window, word_ids in enumerate(windows):
+        content = [position for position, word in enumerate(word_ids) if word is not None]
+        for place, position in enumerate(content):
+            word = word_ids[position]
+            assert word is not None
+            if first_piece[word] < 0:
+                first_piece[word] = window_start + place
+            if first_piece[word] == window_start + place:
+                context = min(place, len(content) - 1 - place)
+                known = best[word]
+                if known is None or context > known[0]:
+                    best[word] = (context, window, position)
+        window_start += len(content) - stride
+    assigned: list[list[tuple[int, int]]] = [[] for _ in windows]
+    window = 0
+    for word, choice in enumerate(best):
+        position = NO_POSITION
+        if choice is not None:
+            _, window, position = choice
+        assigned[window].append((word, position))
+    return assigned
+
+
+def continuation_ids(label_list: Sequence[str]) -> list[int]:
+    """The id of the label that the further pieces of a word have: `I-X` for `B-X` where there is one, else the same.
+
+    As in run_ner.py (Apache-2.0, see `find_columns`).
+    """
+    ids = {label: i for i, label in enumerate(label_list)}
+    return [ids.get(f"I-{label[2:]}", i) if label.startswith("B-") else i for i, label in enumerate(label_list)]
+
+
+def tokenize_and_align(
+    rows: dict[str, list[Any]],
+    indices: list[int],
+    tokenizer: Any,
+    label_list: Sequence[str],
+    max_seq_length: int,
+    doc_stride: int,
+    *,
+    label_all_tokens: bool = False,
+) -> dict[str, list[Any]]:
+    """Turn sentences into model inputs: one row a window, as many windows as a sentence needs.
+
+    Args:
+        rows: Columns `tokens` and `tags`, of texts.
+        indices: The sentences' numbers.
+        tokenizer: A fast one.
+        label_list: The tags in the order of their ids.
+        max_seq_length: Sub-tokens of a window, special tokens included.
+        doc_stride: Sub-tokens that two windows share.
+        label_all_tokens: Label the further pieces of a word too.
+
+    Returns:
+        Columns of the model's inputs and `labels`, (window, sub-token); of `word_ids`, `word_positions` and
+        `word_labels`, (window, word), the words that are scored in this window, where, and their labels' ids; and of
+        `sentence_id`.
+    """
+    encoded = tokenizer(
+        rows["tokens"],
+        is_split_into_words=True,
+        truncation=True,
+        max_length=max_seq_length,
+        stride=doc_stride,
+        return_overflowing_tokens=True,
+    )
+    label_ids = {label: i for i, label in enumerate(label_list)}
+    further_ids = continuation_ids(label_list)
+    inputs = [name for name in tokenizer.model_input_names if name in encoded]
+    names = [*inputs, "labels", *WORD_COLUMNS]
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    sentence_of = encoded["overflow_to_sample_mapping"]
+    for sentence, group in itertools.groupby(range(len(sentence_of)), key=sentence_of.__getitem__):
+        windows = list(group)
+        word_ids = [encoded.word_ids(window) for window in windows]
+        tags = rows["tags"][sentence]
+        for window, words, scored in zip(windows, word_ids, assign_words(word_ids, doc_stride, len(tags))):
+            if not scored:
+                continue  # all its words are scored in its neighbours
+            labels = [IGNORED_LABEL_ID] * len(words)
+            for word, position in scored:
+                if position != NO_POSITION:
+                    labels[position] = label_ids[tags[word]]
+                    further = position + 1
+                    while label_all_tokens and further < len(words) and words[further] == word:
+                        labels[further] = further_ids[labels[position]]
+                        further += 1
+            for name in inputs:
+                columns[name].append(encoded[name][window])
+            columns["labels"].append(labels)
+            columns["word_ids"].append([word for word, _ in scored])
+            columns["word_positions"].append([position for _, position in scored])
+            columns["word_labels"].append([label_ids[tags[word]] for word, _ in scored])
+            columns["sentence_id"].append(indices[sentence])
+    return columns
+
+
+def build_tokenized_datasets(
+    rows: datasets.DatasetDict,
+    tokenizer: Any,
+    label_list: Sequence[str],
+    max_seq_length: int,
+    doc_stride: int,
+    *,
+    label_all_tokens: bool = False,
+    num_workers: int | None = None,
+    overwrite_cache: bool = False,
+) -> datasets.DatasetDict:
+    """Apply `tokenize_and_align` to every split, or find its result in the cache of the datasets library."""
+    # A tokenizer keeps the truncation it was last used with, and the cache's key covers all that it keeps.
+    tokenizer(["a"], is_split_into_words=True, truncation=True, max_length=max_seq_length, stride=doc_stride)
+    arguments = {
+        "tokenizer": tokenizer,
+        "label_list": list(label_list),
+        "max_seq_length": max_seq_length,
+        "doc_stride": doc_stride,
+        "label_all_tokens": label_all_tokens,
+    }
+    return datasets.DatasetDict(
+        {
+            split: data.map(
+                tokenize_and_align,
+                batched=True,
+                with_indices=True,
+                fn_kwargs=arguments,
+                remove_columns=data.column_names,
+                num_proc=num_workers,
+                load_from_cache_file=not overwrite_cache,
+                desc=f"Tokenizing {split} rows",
+            )
+            for split, data in rows.items()
+        }
+    )
+
+
+class WordCollator:
+    """Pads tokenized rows to a batch of tensors: inputs and `labels` by sub-tokens, the other columns by words.
+
+    Args:
+        tokenizer: Pads the model's inputs.
+        column_names: The columns of the rows, known also where there are no rows: a slot's piece of a batch may be
+            empty, and becomes one row without a word.
+        max_length: Pad to that many sub-tokens; None pads to the longest row.
+        pad_to_multiple_of: Round the padded length up, for the matrix units of GPUs.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        column_names: Sequence[str],
+        *,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+    ) -> None:
+        self.pad_inputs = transformers.DataCollatorForTokenClassification(
+            tokenizer,
+            padding=True if max_length is None else "max_length",
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            label_pad_token_id=IGNORED_LABEL_ID,
+        )
+        fills = {"word_ids": NO_POSITION, "word_positions": NO_POSITION, "word_labels": IGNORED_LABEL_ID}
+        self.word_fills = {name: fill for name, fill in fills.items() if name in column_names}
+        self.input_names = [n for n in column_names if n not in (*self.word_fills, "sentence_id")]
+        self.has_sentence_id = "sentence_id" in column_names
+        values = {"input_ids": tokenizer.pad_token_id, "attention_mask": 1, "labels": IGNORED_LABEL_ID}
+        self.no_words: dict[str, Any] = {n: [values.get(n, 0)] for n in self.input_names}
+        self.no_words |= {name: [] for name in self.word_fills} | {"sentence_id": NO_POSITION}
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        rows = rows or [self.no_words]
+        # dict: Determined cannot measure a BatchEncoding.
+        batch = dict(self.pad_inputs([{name: row[name] for name in self.input_names} for row in rows]))
+        for name, fill in self.word_fills.items():
+            columns = [row[name] for row in rows]
+            width = max(map(len, columns))
+            batch[name] = torch.tensor([column + [fill] * (width - len(column)) for column in columns])
+        if self.pad_inputs.tokenizer.padding_side == "left" and "word_positions" in batch:
+            shifts = torch.tensor([batch["input_ids"].shape[1] - len(row["input_ids"]) for row in rows])[:, None]
+            batch["word_positions"] += shifts * (batch["word_positions"] != NO_POSITION)
+        if self.has_sentence_id:
+            batch["sentence_id"] = torch.tensor([row["sentence_id"] for row in rows])
+        return batch
+
+
+def compute_metrics(
+    gold: Sequence[Sequence[str]],
+    predicted: Sequence[Sequence[str]],
+    *,
+    mode: str = "default",
+    scheme: str | None = None,
+    entity_level: bool = False,
+) -> dict[str, float]:
+    """Word accuracy, and entity-level precision, recall and F1 (micro averages) by seqeval.
+
+    Args:
+        gold: Tags of each sentence, one a word.
+        predicted: As many predicted tags.
+        mode: "default" finds entities as conlleval does: an I-X after O begins one. "strict" finds only those that
+            keep the rules of the scheme.
+        scheme: IOB1, IOB2, IOE1, IOE2, IOBES or BILOU, for mode "strict"; None guesses from the gold tags.
+        entity_level: Report each entity type too, named as in run_ner.py: `PER_precision`, `PER_recall`, `PER_f1` and
+            `PER_number`.
+
+    Example:
+        >>> compute_metrics([["B-PER", "I-PER", "O"]], [["B-PER", "O", "O"]])["accuracy_score"]
+        0.6666666666666666
+    """
+    options: dict[str, Any] = {"zero_division": 0}
+    if mode == "strict":
+        options |= {"mode": "strict", "scheme": getattr(seqeval_schemes, scheme) if scheme else None}
+    metrics = {"accuracy_score": seqeval_metrics.accuracy_score(gold, predicted)}
+    scores: dict[str, dict[str, float]] = {}
+    if any(tag != OUTSIDE for tags in itertools.chain(gold, predicted) for tag in tags):
+        scores = seqeval_metrics.classification_report(gold, predicted, output_dict=True, **options)
+    overall = scores.pop("micro avg", {})
+    names = {"precision": "precision", "recall": "recall", "f1": "f1-score"}
+    metrics |= {name: overall.get(seqeval_name, 0.0) for name, seqeval_name in names.items()}
+    if entity_level:
+        for entity_type, score in scores.items():
+            if entity_type not in ("macro avg", "weighted avg"):
+                metrics |= {f"{entity_type}_{name}": score[seqeval_name] for name, seqeval_name in names.items()}
+                metrics[f"{entity_type}_number"] = score["support"]
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def group_by_sentence(
+    sentence_ids: Array, word_ids: Array, gold_ids: Array, predicted_ids: Array, label_list: Sequence[str]
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Gold and predicted tags of each sentence, from words in any order.
+
+    Args:
+        sentence_ids: Sentence of each word, (words,).
+        word_ids: Place of each word in its sentence, (words,).
+        gold_ids: Label of each word, (words,).
+        predicted_ids: Predicted label of each word, (words,); NO_POSITION stands for O.
+        label_list: The tags in the order of their ids.
+    """
+    order = np.lexsort((word_ids, sentence_ids))
+    starts = np.flatnonzero(np.diff(sentence_ids[order])) + 1
+    tags = np.array([*label_list, OUTSIDE], dtype=object)  # the last one is found by NO_POSITION, -1
+    if not len(order):
+        return [], []
+    gold, predicted = (np.split(tags[ids[order]], starts) for ids in (gold_ids, predicted_ids))
+    return [part.tolist() for part in gold], [part.tolist() for part in predicted]

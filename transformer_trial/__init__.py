@@ -1,0 +1,1 @@
+"""BaseTransformerTrial and what it is built of: the task-agnostic half of this example."""

@@ -1,0 +1,306 @@
+"""The `hyperparameters` and `data` sections of an experiment configuration as checked dataclasses. No torch here."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from transformer_trial.parsing import REQUIRED, ConfigError, parse_sections, setting
+
+logger = logging.getLogger(__name__)
+
+MODEL_MODES = (
+    "base",
+    "pretraining",
+    "causal-lm",
+    "masked-lm",
+    "seq2seq-lm",
+    "sequence-classification",
+    "multiple-choice",
+    "next-sentence",
+    "token-classification",
+    "question-answering",
+)
+
+# Every schedule of transformers but reduce_lr_on_plateau and greedy, which follow a validation metric.
+LR_SCHEDULER_TYPES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which config, tokenizer and weights to load, and with which head."""
+
+    pretrained_model_name_or_path: str | None = setting(None)
+    """Hub name or folder of config, tokenizer and weights, where no name of their own is given."""
+    config_name: str | None = setting(None)
+    """Hub name or folder of the model's config."""
+    tokenizer_name: str | None = setting(None)
+    """Hub name or folder of the tokenizer."""
+    model_name: str | None = setting(None)
+    """Hub name or folder of the weights."""
+    model_mode: str = setting(REQUIRED, choices=MODEL_MODES)
+    """The head: which AutoModel class is built."""
+    finetuning_task: str | None = setting(None)
+    """Name of the task, kept in the model's config; its tags are looked for in the column `{finetuning_task}_tags`."""
+    use_pretrained_weights: bool = setting(True)
+    """False builds the model from its config with random weights."""
+    revision: str = setting("main")
+    """Branch, tag or commit on the hub, for config, tokenizer and weights."""
+    cache_dir: str | None = setting(None)
+    """Where downloads are kept; by default where the Hugging Face libraries keep them."""
+    use_fast: bool = setting(True)
+    """Ask for a fast tokenizer."""
+    do_lower_case: bool | None = setting(None)
+    """Override the tokenizer's own lower-casing."""
+    num_labels: int | None = setting(None, minimum=1)
+    """Width of the head. NERTrial derives it from the data, and refuses another number."""
+    trust_remote_code: bool = setting(False)
+    """Run Python code that comes with the model from the hub."""
+    ignore_mismatched_sizes: bool = setting(False)
+    """Start weights afresh whose shape differs from the pretrained ones, instead of refusing them."""
+    use_auth_token: bool | None = setting(None)
+    """Without effect: the hub's token comes from the environment (HF_TOKEN) or from `hf auth login`."""
+
+    def conflicts(self) -> Iterator[str]:
+        names = {"config_name": self.config_name, "tokenizer_name": self.tokenizer_name, "model_name": self.model_name}
+        if not self.use_pretrained_weights:
+            names.pop("model_name")
+        missing = [name for name, value in names.items() if value is None]
+        if self.pretrained_model_name_or_path is None and missing:
+            yield (
+                "hyperparameters.pretrained_model_name_or_path: missing. Give a hub name such as bert-base-uncased or "
+                f"a folder, or all of {', '.join(names)} (without a value: {', '.join(missing)})."
+            )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW or Adafactor, with the defaults of transformers' TrainingArguments."""
+
+    learning_rate: float = setting(5e-5, minimum=0)
+    """Peak learning rate."""
+    weight_decay: float = setting(0.0, minimum=0)
+    """Decoupled weight decay of all weights but biases and norms."""
+    adafactor: bool = setting(False)
+    """Adafactor instead of AdamW."""
+    scale_parameter: bool = setting(False)
+    """Adafactor: scale the rate by the root mean square of the parameter."""
+    relative_step: bool = setting(False)
+    """Adafactor: derive the rate from the step, instead of `learning_rate` and its schedule."""
+    adam_beta1: float = setting(0.9, minimum=0, below=1)
+    """AdamW: decay of the gradient's running mean."""
+    adam_beta2: float = setting(0.999, minimum=0, below=1)
+    """AdamW: decay of the squared gradient's running mean."""
+    adam_epsilon: float = setting(1e-8, minimum=0)
+    """AdamW: added to the denominator."""
+    max_grad_norm: float = setting(1.0, minimum=0)
+    """Clip the gradient's norm to this; 0 never clips."""
+
+    def conflicts(self) -> Iterator[str]:
+        for key in ("scale_parameter", "relative_step"):
+            if getattr(self, key) and not self.adafactor:
+                yield f"hyperparameters.{key}: true has an effect with adafactor: true only. Set that, or remove it."
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """The learning rate's schedule. Its lengths are counted in batches, as everything is in Determined."""
+
+    lr_scheduler_type: str = setting("linear", choices=LR_SCHEDULER_TYPES)
+    """Shape of the schedule."""
+    lr_scheduler_kwargs: dict[str, Any] | None = setting(None)
+    """Further arguments of that schedule's function in transformers, such as `num_cycles`."""
+    num_warmup_steps: int = setting(0, minimum=0)
+    """Batches of linear warm-up."""
+    warmup_ratio: float = setting(0.0, minimum=0, maximum=1)
+    """Warm-up as a part of `num_training_steps`, rounded up, where `num_warmup_steps` is 0."""
+    num_training_steps: int | None = setting(None, minimum=1)
+    """Batches that the schedule spans; by default the length of the training."""
+
+    def conflicts(self) -> Iterator[str]:
+        if self.num_warmup_steps and self.warmup_ratio:
+            yield (
+                f"hyperparameters.warmup_ratio: {self.warmup_ratio} beside num_warmup_steps: {self.num_warmup_steps}. "
+                "Both say how long the warm-up is; remove one."
+            )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Batch size and arithmetic."""
+
+    global_batch_size: int = setting(REQUIRED, minimum=1)
+    """Rows of a training batch, over all slots together."""
+    use_apex_amp: bool = setting(False)
+    """Mixed precision by NVIDIA Apex, where the image has it."""
+    mixed_precision: str = setting("none", choices=("none", "bf16", "fp16"))
+    """Mixed precision by PyTorch itself: forward passes in this type, weights and optimizer in fp32."""
+
+    def conflicts(self) -> Iterator[str]:
+        if self.use_apex_amp and self.mixed_precision != "none":
+            yield (
+                f"hyperparameters.mixed_precision: {self.mixed_precision} beside use_apex_amp: true. Both lower the "
+                "precision; set use_apex_amp: false."
+            )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the data is and how it is batched, whatever the task."""
+
+    dataset_name: str | None = setting(None)
+    """Hub name or local folder of a data set; null takes the files below."""
+    dataset_config_name: str | None = setting(None)
+    """Configuration of that data set, where it has several."""
+    dataset_revision: str | None = setting(None)
+    """Branch, tag or commit of that data set on the hub."""
+    train_file: str | None = setting(None)
+    """Training rows: .csv, .json, .jsonl or .parquet."""
+    validation_file: str | None = setting(None)
+    """Validation rows, in the same format."""
+    test_file: str | None = setting(None)
+    """Test rows, in the same format."""
+    validation_split_percentage: float | None = setting(None, above=0, below=100)
+    """Where there is no validation split: the first such part of the training rows becomes one."""
+    preprocessing_num_workers: int | None = setting(None, minimum=1)
+    """Processes that tokenize."""
+    dataloader_num_workers: int = setting(0, minimum=0)
+    """Processes that collate batches, on each slot; 0 collates in the training process."""
+    cache_dir: str | None = setting(None)
+    """Where data sets are kept once read; by default where the datasets library keeps them."""
+    overwrite_cache: bool = setting(False)
+    """Read and tokenize anew even what the cache holds."""
+    max_seq_length: int | None = setting(None, minimum=3)
+    """Sub-tokens of a model input, special tokens included; by default as many as tokenizer and model take."""
+    doc_stride: int | None = setting(None, minimum=0)
+    """Sub-tokens that the windows of a longer text share; by default 128, or half a window if that is less."""
+    pad_to_max_length: bool = setting(False)
+    """Pad every batch to `max_seq_length` instead of to its longest row."""
+    group_by_length: bool = setting(False)
+    """Train on batches of rows of similar length: less padding, another order."""
+    max_train_samples: int | None = setting(None, minimum=1)
+    """Train on the first so many rows only."""
+    max_eval_samples: int | None = setting(None, minimum=1)
+    """Validate on the first so many rows only."""
+
+    def conflicts(self) -> Iterator[str]:
+        files = [key for key in ("train_file", "validation_file", "test_file") if getattr(self, key) is not None]
+        if self.dataset_name is not None and files:
+            yield (
+                f"data.dataset_name: {self.dataset_name!r} beside {', '.join(files)}. "
+                "To train on your files set dataset_name: null; to train on the data set set the files to null."
+            )
+        if self.dataset_name is None and self.train_file is None:
+            yield (
+                "data.train_file: missing, and dataset_name is null. Set dataset_name to a hub name or folder, "
+                "or train_file (and validation_file) to your .csv, .json, .jsonl or .parquet files."
+            )
+        if self.dataset_name is None:
+            for key in ("dataset_config_name", "dataset_revision"):
+                if getattr(self, key) is not None:
+                    yield f"data.{key}: {getattr(self, key)!r} without a dataset_name. Set that, or {key}: null."
+            if self.train_file and self.validation_file is None and self.validation_split_percentage is None:
+                yield (
+                    "data.validation_file: missing. Give one, or validation_split_percentage (5, say) to validate on "
+                    "the first rows of train_file."
+                )
+        if self.doc_stride is not None and self.max_seq_length is not None and self.doc_stride >= self.max_seq_length:
+            yield (
+                f"data.doc_stride: {self.doc_stride} is not below max_seq_length: {self.max_seq_length}. "
+                "Windows that long a text is cut into must move on; accepted are numbers below it."
+            )
+
+
+DataT = TypeVar("DataT", bound=DataConfig)
+
+
+@dataclass(frozen=True)
+class TrialConfig(Generic[DataT]):
+    """Everything that a trial reads from its experiment configuration."""
+
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+    training: TrainingConfig
+    data: DataT
+
+
+def parse_trial_config(
+    hparams: Mapping[str, Any], data: Mapping[str, Any], data_class: type[DataT]
+) -> TrialConfig[DataT]:
+    """Check both sections and return them as dataclasses.
+
+    Args:
+        hparams: The `hyperparameters` section. Search ranges stand for one value of theirs, so that a search's yaml
+            can be tried locally; on a cluster Determined has already drawn one.
+        data: The `data` section.
+        data_class: DataConfig, or a task's own subclass of it.
+
+    Raises:
+        ConfigError: For any unknown key, wrong value, missing key or contradiction; it names them all.
+    """
+    hyperparameter_classes = (ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig)
+    parsed = parse_sections({"hyperparameters": (hparams, hyperparameter_classes), "data": (data, (data_class,))})
+    if parsed[ModelConfig].use_auth_token is not None:
+        logger.warning("hyperparameters.use_auth_token has no effect: the hub's token is read from HF_TOKEN.")
+    return TrialConfig(*(parsed[c] for c in (*hyperparameter_classes, data_class)))
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a training is, or how often something happens in it, in the units of Determined."""
+
+    unit: str
+    """batches, epochs or records."""
+    amount: int
+
+    def in_batches(self, batches_per_epoch: int, global_batch_size: int) -> int:
+        """The same in training batches; records are rounded down to batches as Determined does, but to one at least."""
+        if self.unit == "epochs":
+            return self.amount * batches_per_epoch
+        return self.amount if self.unit == "batches" else max(self.amount // global_batch_size, 1)
+
+
+def parse_length(key: str, value: Any) -> Length:
+    """`{epochs: 3}`, `{batches: 100}` or `{records: 800}` as a Length; a bare number counts batches.
+
+    Raises:
+        ConfigError: If the value, named by its `key`, is none of these.
+    """
+    entries = value if isinstance(value, Mapping) else {"batches": value}
+    if len(entries) == 1:
+        ((unit, amount),) = entries.items()
+        if unit in ("batches", "epochs", "records") and isinstance(amount, int) and not isinstance(amount, bool):
+            return Length(unit, amount)
+    accepted = "one of {batches: N}, {epochs: N} and {records: N}, with a whole number N"
+    raise ConfigError([f"{key}: found {value!r}; accepted is {accepted}."])
+
+
+def training_length(experiment_config: Mapping[str, Any]) -> Length:
+    """How long the searcher lets a trial train: `max_length`, or `max_time` counted in `time_metric`.
+
+    Raises:
+        ConfigError: If neither is there.
+    """
+    searcher = experiment_config.get("searcher") or {}
+    if searcher.get("max_length") is not None:
+        length = parse_length("searcher.max_length", searcher["max_length"])
+    elif searcher.get("time_metric") in ("batches", "epochs") and searcher.get("max_time") is not None:
+        length = parse_length("searcher.max_time", {searcher["time_metric"]: searcher["max_time"]})
+    else:
+        advice = "give max_length, such as {epochs: 3}, or max_time with time_metric: epochs or batches"
+        raise ConfigError([f"searcher.max_length: missing, and there is no max_time; {advice}."])
+    if length.amount < 1:
+        raise ConfigError([f"searcher.max_length: found {length.amount} {length.unit}; accepted is at least 1."])
+    return length

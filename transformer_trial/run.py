@@ -1,0 +1,234 @@
+"""One way to run a trial as a script: on a laptop, under torchrun, and as the entrypoint of an experiment on a cluster.
+
+Off cluster, what the master and Determined's harness would do with an experiment configuration is done here: defaults,
+seed, periods, checkpoint policy and gradient accumulation mean what they mean under `entrypoint: module:TrialClass`.
+"""
+
+import argparse
+import contextlib
+import datetime
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import determined as det
+import torch
+import tqdm
+import tqdm.contrib.logging
+from determined import core, pytorch
+from determined.cli.ntsc import parse_config_overrides
+from determined.common import detignore, util
+
+from transformer_trial.config import Length, parse_length, training_length
+from transformer_trial.parsing import ConfigError, TrialError
+from transformer_trial.trial import BaseTransformerTrial
+
+logger = logging.getLogger(__name__)
+
+# What the master gives an experiment configuration that does not say.
+DEFAULTS: dict[str, Any] = {
+    "min_validation_period": {"batches": 0},
+    "min_checkpoint_period": {"batches": 0},
+    "scheduling_unit": 100,
+    "checkpoint_policy": "best",
+    "perform_initial_validation": False,
+}
+OPTIMIZATION_DEFAULTS = {
+    "aggregation_frequency": 1,
+    "average_aggregated_gradients": True,
+    "gradient_compression": False,
+}
+PROFILING_DEFAULTS = {"enabled": False}
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train a trial without a cluster, under torchrun, or as the entrypoint of an experiment."
+    )
+    parser.add_argument("config_file", nargs="?", default="ner_config.yaml", metavar="CONFIG.yaml")
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override a key of the configuration, such as hyperparameters.learning_rate=1e-4, as `det` does",
+    )  # fmt: skip
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=int, metavar="N", help="train for N epochs, whatever the searcher says")
+    length.add_argument("--batches", type=int, metavar="N", help="train for N batches, whatever the searcher says")
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR",
+        help="folder for model/, metrics.jsonl and checkpoints/ (default: outputs/, then experiment's name and time)",
+    )  # fmt: skip
+    parser.add_argument("--test", action="store_true", help="train and validate one batch of each, to see that it runs")
+    return parser.parse_args(arguments)
+
+
+def run(trial_class: type[BaseTransformerTrial], arguments: Sequence[str] | None = None) -> None:
+    """Train `trial_class` as the command line says; a user's mistake ends in its message and exit status 1.
+
+    Args:
+        trial_class: Has to be importable from a module of its own, or its checkpoints cannot be loaded.
+        arguments: The command line; None takes it from `sys.argv`.
+    """
+    options = parse_arguments(arguments)
+    info = det.get_cluster_info()
+    on_cluster = info is not None and info.task_type == "TRIAL"
+    set_up_logging(on_cluster)
+    try:
+        if info is not None and on_cluster:
+            train(trial_class, with_length(info.trial._config, options), options, output_dir=None)
+            return
+        config = with_length(read_config(options), options)
+        project = Path(inspect.getfile(trial_class)).resolve().parent
+        output_dir = choose_output_dir(project, config, options)
+        # As `det` does with the folder it is given: relative paths in the yaml start there, and each checkpoint takes
+        # a copy of it.
+        os.chdir(project)
+        train(trial_class, config, options, output_dir)
+    except TrialError as error:
+        logger.error("%s", error)
+        sys.exit(1)
+
+
+def set_up_logging(on_cluster: bool) -> None:
+    logging.basicConfig(level=logging.INFO, format=det.LOG_FORMAT if on_cluster else "%(message)s", force=True)
+    if not on_cluster:
+        logging.getLogger("determined").setLevel(logging.WARNING)
+    if int(os.environ.get("RANK", "0")) != 0:
+        logging.getLogger().setLevel(logging.ERROR)
+
+
+def read_config(options: argparse.Namespace) -> dict[str, Any]:
+    """The yaml with its overrides, read by the functions that `det` reads it with."""
+    path = Path(options.config_file)
+    if not path.is_file():
+        raise TrialError(f"{path}: no such file (looked for {path.absolute()}). Give an experiment configuration.")
+    try:
+        config = util.yaml_safe_load(path.read_text())
+    except Exception as error:
+        raise TrialError(f"{path}: not readable as yaml: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise TrialError(f"{path}: found {type(config).__name__}; accepted is a mapping of keys to values.")
+    try:
+        config = parse_config_overrides(config, options.overrides)
+    except Exception as error:
+        raise TrialError(f"--config: {' '.join(str(error).split())}") from error
+    return {**DEFAULTS, **config}
+
+
+def with_length(config: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The configuration with the training's length from the command line, where that gives one."""
+    for unit in ("epochs", "batches"):
+        amount = getattr(options, unit)
+        if amount is not None:
+            if amount < 1:
+                raise ConfigError([f"--{unit}: found {amount}; accepted is at least 1."])
+            # In place: on a cluster Determined hands this very mapping to the trial.
+            config["searcher"] = {**(config.get("searcher") or {}), "max_length": {unit: amount}}
+    return config
+
+
+def choose_output_dir(project: Path, config: Mapping[str, Any], options: argparse.Namespace) -> Path:
+    """The folder that the command line gives, or else a new one under the project's outputs/."""
+    if options.output_dir is not None:
+        return Path(options.output_dir).expanduser().resolve()
+    time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return project / "outputs" / f"{config.get('name', 'experiment')}-{time}"
+
+
+def check_output_dir(folder: Path) -> None:
+    """Refuse a folder that holds another run, or that each checkpoint would copy into itself."""
+    if (folder / "metrics.jsonl").exists():
+        raise TrialError(f"--output-dir: {folder} holds the results of another run. Choose another folder.")
+    project = Path.cwd()
+    if folder == project or project in folder.parents:
+        parts = folder.relative_to(project).parts
+        ignore = detignore.make_shutil_ignore(project)
+        if not any(ignore(str(project.joinpath(*parts[:i])), [part]) for i, part in enumerate(parts)):
+            raise TrialError(
+                f"--output-dir: {folder} lies in the project's folder, which every checkpoint takes a copy of. Choose "
+                "a folder under outputs/ or outside of the project, or name this one in .detignore."
+            )
+
+
+def train(
+    trial_class: type[BaseTransformerTrial],
+    config: dict[str, Any],
+    options: argparse.Namespace,
+    output_dir: Path | None,
+) -> None:
+    """Train with `pytorch.init` and `pytorch.Trainer`; without an output folder, as the task of a cluster."""
+    on_cluster = output_dir is None
+    optimizations = {**OPTIMIZATION_DEFAULTS, **(config.get("optimizations") or {})}
+    profiling = {**PROFILING_DEFAULTS, **(config.get("profiling") or {})}
+    hparams = det.get_cluster_info().trial.hparams if on_cluster else config.get("hyperparameters") or {}
+    batch_size = hparams.get("global_batch_size")
+    length = training_length(config)
+    with contextlib.ExitStack() as stack:
+        distributed = None if on_cluster else stack.enter_context(join_torchrun())
+        if output_dir is not None:
+            if distributed is not None:
+                output_dir = distributed.broadcast(output_dir)
+            check_output_dir(output_dir)
+            output_dir.mkdir(parents=True, exist_ok=True)
+            # Off cluster Determined keeps checkpoints in the user's data folder; this moves that folder.
+            os.environ["XDG_DATA_HOME"] = str(output_dir / "checkpoints")
+        context = stack.enter_context(
+            pytorch.init(
+                hparams=hparams,
+                exp_conf=config,
+                distributed=distributed,
+                aggregation_frequency=int(optimizations["aggregation_frequency"]),
+                enable_tensorboard_logging=on_cluster,
+            )
+        )
+        trial = trial_class(context)
+        trial.output_dir = output_dir
+        if sys.stderr.isatty() and not on_cluster and context.distributed.rank == 0:
+            stack.enter_context(tqdm.contrib.logging.logging_redirect_tqdm())
+            bar = stack.enter_context(tqdm.tqdm(total=trial.num_training_batches, unit="batch", leave=False))
+            trial.on_batch_end = bar.update
+        policy = config["checkpoint_policy"]
+        pytorch.Trainer(trial, context).fit(
+            max_length=as_train_unit(length, batch_size),
+            validation_period=as_period("min_validation_period", config["min_validation_period"], batch_size),
+            checkpoint_period=as_period("min_checkpoint_period", config["min_checkpoint_period"], batch_size),
+            reporting_period=pytorch.Batch(int(config["scheduling_unit"])),
+            # Determined knows the best validation on a cluster only, and would say so in a warning.
+            checkpoint_policy="all" if policy == "best" and not on_cluster else policy,
+            latest_checkpoint=det.get_cluster_info().latest_checkpoint if on_cluster else None,
+            step_zero_validation=bool(config["perform_initial_validation"]),
+            test_mode=options.test and not on_cluster,
+            profiling_enabled=bool(profiling["enabled"]) and on_cluster,
+        )
+        if output_dir is not None:
+            logger.info("Model, metrics and checkpoints are in %s", output_dir)
+
+
+def as_train_unit(length: Length, global_batch_size: int) -> pytorch.TrainUnit:
+    """The length as Determined's trainer takes it, which knows batches and epochs."""
+    if length.unit == "epochs":
+        return pytorch.Epoch(length.amount)
+    return pytorch.Batch(length.in_batches(0, global_batch_size))
+
+
+def as_period(key: str, value: Any, global_batch_size: int) -> pytorch.TrainUnit:
+    """A period of the configuration, in which 0 stands for never."""
+    period = parse_length(key, value)
+    return as_train_unit(period if period.amount > 0 else Length(period.unit, sys.maxsize), global_batch_size)
+
+
+@contextlib.contextmanager
+def join_torchrun() -> Iterator[core.DistributedContext | None]:
+    """The processes that torchrun started, as Determined sees them; None where it started none."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield None
+        return
+    os.environ["USE_TORCH_DISTRIBUTED"] = "True"  # tells Determined to train data-parallel with torch
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield core.DistributedContext.from_torch_distributed()
+    finally:
+        torch.distributed.destroy_process_group()
