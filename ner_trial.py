@@ -17,6 +17,7 @@ from torch.nn import functional
 import ner_data
 import ner_utils
 from ner_utils import IGNORED_LABEL_ID, NO_POSITION
+from transformer_trial.config import TrialConfig, searcher_metric
 from transformer_trial.data import local_chief_first, select_splits
 from transformer_trial.parsing import ConfigError, TrialError
 from transformer_trial.trial import BaseTransformerTrial, build_using_auto
@@ -64,7 +65,8 @@ class WordPredictions(pytorch.MetricReducer):
 
     def cross_slot_reduce(self, per_slot_metrics: Sequence[tuple[ner_utils.Array, float, int]]) -> dict[str, float]:
         words, loss_sums, counts = zip(*per_slot_metrics)
-        gold, predicted = ner_utils.group_by_sentence(*np.concatenate(words, axis=1), self.label_list)
+        sentence_ids, word_ids, gold_ids, predicted_ids = np.concatenate(words, axis=1)
+        gold, predicted = ner_utils.group_by_sentence(sentence_ids, word_ids, gold_ids, predicted_ids, self.label_list)
         metrics = ner_utils.compute_metrics(gold, predicted, **self.metric_options)
         return {**metrics, "validation_loss": sum(loss_sums) / max(sum(counts), 1)}
 
@@ -77,6 +79,7 @@ class NERTrial(BaseTransformerTrial):
     """
 
     data_config_class = ner_data.NERDataConfig
+    settings: TrialConfig[ner_data.NERDataConfig]
 
     def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
         super().__init__(context)
@@ -97,6 +100,11 @@ class NERTrial(BaseTransformerTrial):
                         f"{metadata.num_labels}: {', '.join(metadata.label_list)}. Remove the key."
                     ]
                 )
+
+            directions = ner_utils.metric_directions(
+                metadata.label_list, entity_level=settings.data.return_entity_level_metrics
+            )
+            self.searcher_metric = searcher_metric(self.experiment_config, directions)
 
             self.config, self.tokenizer, self.model = build_using_auto(settings.model, metadata.label_list)
             self.label_list = [self.config.id2label[i] for i in range(metadata.num_labels)]

@@ -362,6 +362,15 @@ def compute_metrics(
     return {name: float(value) for name, value in metrics.items()}
 
 
+def metric_directions(label_list: Sequence[str], *, entity_level: bool) -> dict[str, bool]:
+    """The metrics of a validation by name, and whether more of each is better."""
+    directions = dict.fromkeys(("accuracy_score", "precision", "recall", "f1"), True) | {"validation_loss": False}
+    if entity_level:
+        types = sorted({label[2:] for label in label_list if label[1:2] == "-"})
+        directions |= {f"{t}_{name}": True for t in types for name in ("precision", "recall", "f1")}
+    return directions
+
+
 def group_by_sentence(
     sentence_ids: Array, word_ids: Array, gold_ids: Array, predicted_ids: Array, label_list: Sequence[str]
 ) -> tuple[list[list[str]], list[list[str]]]:

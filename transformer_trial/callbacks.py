@@ -62,7 +62,7 @@ class Reports(pytorch.PyTorchCallback):
             return
         numbers = {name: float(v) for name, v in metrics.items() if name not in ("batches", "epochs")}
         batches = self.trial.batches_trained
-        text = ", ".join(f"{name} {number:.4f}" for name, number in numbers.items())
+        text = ", ".join(f"{name} {number:.4g}" for name, number in numbers.items())
         logger.info("batch %d of %d: %s %s", batches, self.trial.num_training_batches, group, text)
         if group == "training" and not all(map(math.isfinite, numbers.values())):
             logger.warning("The training loss is no longer a number. A lower learning_rate usually helps.")
@@ -82,9 +82,8 @@ class BestModel(pytorch.PyTorchCallback):
     def __init__(self, trial: "BaseTransformerTrial", folder: Path) -> None:
         self.trial = trial
         self.folder = folder
-        searcher = trial.experiment_config["searcher"]
-        self.metric: str = searcher["metric"]
-        self.sign = 1 if searcher.get("smaller_is_better", True) else -1
+        self.metric, smaller_is_better = trial.searcher_metric
+        self.sign = 1 if smaller_is_better else -1
         self.best = math.inf
 
     def on_validation_end(self, metrics: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The `hyperparameters` and `data` sections of an experiment configuration as checked dataclasses. No torch here."""
 
+import difflib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -304,3 +305,27 @@ def training_length(experiment_config: Mapping[str, Any]) -> Length:
     if length.amount < 1:
         raise ConfigError([f"searcher.max_length: found {length.amount} {length.unit}; accepted is at least 1."])
     return length
+
+
+def searcher_metric(experiment_config: Mapping[str, Any], better_when_larger: Mapping[str, bool]) -> tuple[str, bool]:
+    """The validation metric that decides which model is best, and whether smaller is better.
+
+    Args:
+        experiment_config: Of which the section `searcher` is read.
+        better_when_larger: The metrics that a trial reports; empty accepts any.
+
+    Raises:
+        ConfigError: If there is none, or the trial reports no such metric, or the wrong end of it is called the better.
+    """
+    searcher = experiment_config.get("searcher") or {}
+    metric, smaller_is_better = searcher.get("metric"), searcher.get("smaller_is_better", True)
+    accepted = ", ".join(better_when_larger) or "the name of a validation metric"
+    if not isinstance(metric, str) or (better_when_larger and metric not in better_when_larger):
+        nearest = difflib.get_close_matches(str(metric), better_when_larger, n=1)
+        advice = f" Did you mean {nearest[0]}?" if nearest else ""
+        raise ConfigError([f"searcher.metric: found {metric!r}; accepted is {accepted}.{advice}"])
+    if better_when_larger and smaller_is_better == better_when_larger[metric]:
+        right = str(not smaller_is_better).lower()
+        wrong = f"searcher.smaller_is_better: found {str(smaller_is_better).lower()} (the default is true)"
+        raise ConfigError([f"{wrong}, which would keep the worst model by {metric}; accepted is {right}."])
+    return metric, smaller_is_better

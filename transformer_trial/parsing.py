@@ -212,10 +212,10 @@ def middle_of_range(search_range: Mapping[str, Any]) -> Any:
         if not search_range.get("vals"):
             raise ValueError("A categorical search range needs vals.")
         return search_range["vals"][0]
-    bounds = [search_range.get(key) for key in ("minval", "maxval")]
-    if not all(isinstance(bound, (int, float)) for bound in bounds):
+    low, high = search_range.get("minval"), search_range.get("maxval")
+    if not (isinstance(low, (int, float)) and isinstance(high, (int, float))):
         raise ValueError("A search range needs minval and maxval.")
-    middle = sum(bounds) / 2
+    middle = (low + high) / 2
     if kind == "log":
         return search_range.get("base", 10) ** middle
     return int(middle) if kind == "int" else middle

@@ -15,10 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import determined as det
 import torch
 import tqdm
 import tqdm.contrib.logging
+import transformers
 from determined import core, pytorch
 from determined.cli.ntsc import parse_config_overrides
 from determined.common import detignore, util
@@ -96,6 +98,9 @@ def set_up_logging(on_cluster: bool) -> None:
     logging.basicConfig(level=logging.INFO, format=det.LOG_FORMAT if on_cluster else "%(message)s", force=True)
     if not on_cluster:
         logging.getLogger("determined").setLevel(logging.WARNING)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
     if int(os.environ.get("RANK", "0")) != 0:
         logging.getLogger().setLevel(logging.ERROR)
 
@@ -164,7 +169,7 @@ def train(
     optimizations = {**OPTIMIZATION_DEFAULTS, **(config.get("optimizations") or {})}
     profiling = {**PROFILING_DEFAULTS, **(config.get("profiling") or {})}
     hparams = det.get_cluster_info().trial.hparams if on_cluster else config.get("hyperparameters") or {}
-    batch_size = hparams.get("global_batch_size")
+    batch_size: Any = hparams.get("global_batch_size")
     length = training_length(config)
     with contextlib.ExitStack() as stack:
         distributed = None if on_cluster else stack.enter_context(join_torchrun())

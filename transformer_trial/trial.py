@@ -25,7 +25,9 @@ from transformer_trial.config import (
     ModelConfig,
     OptimizerConfig,
     SchedulerConfig,
+    TrialConfig,
     parse_trial_config,
+    searcher_metric,
     training_length,
 )
 from transformer_trial.data import SlotBatchSampler, build_data_loader, default_load_dataset
@@ -231,7 +233,7 @@ def allow_determined_checkpoints() -> None:
     """
     if not hasattr(torch.serialization, "add_safe_globals"):
         return  # a torch whose torch.load is not restricted
-    reconstruct = np.zeros(1).__reduce__()[0]
+    reconstruct: Any = np.zeros(1).__reduce__()[0]
     torch.serialization.add_safe_globals(
         [
             (reconstruct, "numpy._core.multiarray._reconstruct"),
@@ -254,6 +256,9 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
     data_config_class: ClassVar[type[DataConfig]] = DataConfig
     """What the `data` section is parsed into."""
 
+    settings: TrialConfig[Any]
+    """The `hyperparameters` and `data` sections, parsed."""
+
     model: Any
     """The model; after `wrap`, on its device and, with several slots, wrapped for data-parallel training."""
 
@@ -264,6 +269,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         data = self.experiment_config.get("data") or {}
         self.settings = parse_trial_config(context.get_hparams(), data, self.data_config_class)
         self.training_length = training_length(self.experiment_config)
+        self.searcher_metric = searcher_metric(self.experiment_config, {})
         self.seed = self._get_seed()
         # Determined seeds on a cluster only; here every way to run the same yaml starts from the same weights.
         transformers.set_seed(self.seed)
@@ -366,23 +372,26 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         """Train on one batch. Nothing in here waits for the device."""
         # Dropout differs from slot to slot and step to step, and is the same again where a run is resumed.
         stream = np.random.SeedSequence([self.seed, self.context.distributed.rank, batch_idx])
-        torch.manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))
+        torch.manual_seed(int(stream.generate_state(1, np.uint64)[0]) >> 1)
         with self.autocast():
             loss = self.compute_loss(batch)
         self.training_loss.update(loss)
+        learning_rate = self.optimizer.param_groups[0]["lr"]
         self.context.backward(loss if self.scaler is None else self.scaler.scale(loss))
         self.context.step_optimizer(self.optimizer, clip_grads=self._clip_gradients, scaler=self.scaler)
         self.batches_trained = batch_idx + 1
         if self.on_batch_end is not None:
             self.on_batch_end()
-        # Determined copies what is returned here to the CPU, and waits for it; `training_loss` waits for reports only.
-        return {}
+        # Determined copies a tensor that is returned here to the CPU, and waits for it: the loss is a reducer's. With
+        # several slots it needs something to average.
+        return {"learning_rate": float(learning_rate)}
 
-    def _clip_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+    def _clip_gradients(self, _: Iterable[torch.nn.Parameter]) -> None:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.settings.optimizer.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(parameters, self.settings.optimizer.max_grad_norm)
+            # In the model's order, not in the optimizer's, the norm is rounded as transformers.Trainer rounds it.
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.max_grad_norm)
 
     def build_callbacks(self) -> dict[str, pytorch.PyTorchCallback]:
         return build_callbacks(self)

@@ -1,0 +1,115 @@
+"""What the tests share: tiny models made on the spot, small data, and ways to train that need no cluster."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(PROJECT), str(PROJECT / "tests" / "benchmarks")]
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: no test ever asks a hub
+
+import datasets  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from determined import pytorch  # noqa: E402
+
+from ner_trial import NERTrial  # noqa: E402
+
+SAMPLE_DATA = PROJECT / "sample" / "data"
+SAMPLE_MODEL = PROJECT / "sample" / "model"
+SHARED_DATA = PROJECT.parent / "shared" / "data"
+
+needs_wnut = pytest.mark.skipif(
+    not (SHARED_DATA / "wnut17").is_dir(), reason="WNUT 17 is not beside the checkout, in ../shared/data/wnut17"
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what the libraries cache, and Determined's local checkpoints, out of the user's home."""
+    folder = tmp_path_factory.mktemp("caches")
+    datasets.config.HF_DATASETS_CACHE = folder / "datasets"
+    os.environ["HF_HOME"] = os.environ["XDG_DATA_HOME"] = str(folder)
+    os.environ["HF_DATASETS_CACHE"] = str(folder / "datasets")
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sample's tokenizer and a two-layer BERT without dropout, its weights random but fixed."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(
+        SAMPLE_MODEL, hidden_size=32, num_attention_heads=2, intermediate_size=64, num_hidden_layers=2,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    for file in SAMPLE_MODEL.glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def config(tiny_model: Path) -> dict[str, Any]:
+    """An experiment configuration that trains the tiny model on the sample."""
+    return {
+        "name": "test",
+        "entrypoint": "ner_trial:NERTrial",
+        "hyperparameters": {
+            "pretrained_model_name_or_path": str(tiny_model),
+            "model_mode": "token-classification",
+            "finetuning_task": "ner",
+            "global_batch_size": 8,
+        },
+        "data": {
+            "dataset_name": None,
+            "train_file": str(SAMPLE_DATA / "train.json"),
+            "validation_file": str(SAMPLE_DATA / "validation.json"),
+        },
+        "reproducibility": {"experiment_seed": 7},
+        "searcher": {
+            "name": "single", "metric": "f1", "smaller_is_better": False, "max_length": {"batches": 30},
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Train a configuration with Determined's own trainer, off cluster; returns the trial.
+
+    Its `output_dir` then holds `metrics.jsonl`, with the training loss of every `reporting_period` batches.
+    """
+    monkeypatch.chdir(tmp_path)  # which every checkpoint copies
+
+    def fit(config: dict[str, Any], trial_class: Any = NERTrial, *, reporting_period: int = 1, **arguments: Any) -> Any:
+        optimizations = config.get("optimizations", {})
+        with pytorch.init(
+            hparams=config["hyperparameters"],
+            exp_conf=config,
+            aggregation_frequency=optimizations.get("aggregation_frequency", 1),
+            enable_tensorboard_logging=False,
+        ) as context:
+            trial = trial_class(context)
+            trial.output_dir = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
+            trial.output_dir.mkdir()
+            pytorch.Trainer(trial, context).fit(
+                max_length=pytorch.Batch(config["searcher"]["max_length"]["batches"]),
+                reporting_period=pytorch.Batch(reporting_period),
+                checkpoint_policy="none",
+                **arguments,
+            )
+        return trial
+
+    return fit
+
+
+def read_metrics(folder: Path, group: str) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` that report training or validation."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["group"] == group]
