@@ -63,7 +63,7 @@ class Columns:
     text: str
     label: str
     label_names: tuple[str, ...] | None
-    """The tags that the numbers of the label column stand for, where the data set says."""
+    """The tags that the numbers of the label column stand for, where the data set or `label_list` says."""
 
 
 def find_columns(splits: datasets.DatasetDict, config: NERDataConfig, task: str) -> Columns:
@@ -78,7 +78,7 @@ def find_columns(splits: datasets.DatasetDict, config: NERDataConfig, task: str)
         task: `finetuning_task`, whose tags are looked for in the column `{task}_tags`.
 
     Raises:
-        TrialError: If a split has no such column.
+        TrialError: If a split has no such column, or names its tags otherwise than another one or `label_list`.
     """
     found = splits["train"].column_names
     usual = {"text_column_name": ("tokens", 0), "label_column_name": (f"{task}_tags", 1)}
@@ -96,9 +96,21 @@ def find_columns(splits: datasets.DatasetDict, config: NERDataConfig, task: str)
     if text == label:
         raise TrialError(f"data.label_column_name: {label!r} is the column of the words too; name the one of the tags.")
     logger.info("Words are in the column %r, tags in %r.", text, label)
-    feature = splits["train"].features[label]
-    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
-    return Columns(text, label, tuple(inner.names) if isinstance(inner, datasets.ClassLabel) else None)
+    known = {source_of(split, config): _label_names(rows.features[label]) for split, rows in splits.items()}
+    known["data.label_list"] = tuple(config.label_list or ())
+    known = {source: names for source, names in known.items() if names}
+    if len(set(known.values())) > 1:
+        different = "; ".join(f"{source} has {', '.join(names)}" for source, names in known.items())
+        raise TrialError(
+            f"The numbers of the column {label!r} stand for different tags: {different}. Save all splits with the same "
+            "ClassLabel, and remove data.label_list."
+        )
+    return Columns(text, label, next(iter(known.values()), None))
+
+
+def _label_names(feature: Any) -> tuple[str, ...]:
+    inner = getattr(feature, "feature", None)
+    return tuple(inner.names) if isinstance(inner, datasets.ClassLabel) else ()
 
 
 def source_of(split: str, config: NERDataConfig) -> str:
@@ -124,11 +136,11 @@ def check_rows(splits: datasets.DatasetDict, columns: Columns, config: NERDataCo
 
     def check(rows: dict[str, list[Any]], indices: list[int], split: str) -> dict[str, list[list[str]]]:
         checked: dict[str, list[list[str]]] = {"tokens": [], "tags": []}
-        names = columns.label_names if columns.label_names is not None else config.label_list
         for index, text, label in zip(indices, rows[columns.text], rows[columns.label]):
             try:
                 words = read_words(text)
-                tags = read_tags(label, names)
+                tags = read_tags(label, columns.label_names)
+                "".join([*words, *tags]).encode()  # fails on half a surrogate pair, which no column could hold
                 if len(words) != len(tags):
                     raise ValueError(
                         f"found {len(words)} words but {len(tags)} tags (words: {_start(words)}; tags: "
@@ -166,7 +178,7 @@ def read_words(cell: Any) -> list[str]:
     words = read_list(cell, "words")
     for place, word in enumerate(words, start=1):
         if not isinstance(word, str):
-            raise ValueError(f"word {place} is {word!r}; accepted are texts. Put quotes around it.")
+            raise ValueError(f"word {place} is {word!r}; accepted are texts. Write it in quotes, or leave it out.")
     if not words:
         raise ValueError("found a sentence without words. Remove the row.")
     return words
@@ -188,7 +200,9 @@ def read_tags(cell: Any, names: Sequence[str] | None) -> list[str]:
                 f"tag {place} is the number {tag}; accepted are 0 to {len(names) - 1}: {', '.join(names)}."
             )
         if isinstance(tag, str) and names is not None and tag not in names:
-            raise ValueError(f"tag {place} is {tag!r}; data.label_list has {', '.join(names)}.")
+            raise ValueError(
+                f"tag {place} is {tag!r}; accepted are {', '.join(names)}. Correct it, or add it to data.label_list."
+            )
     return [names[tag] if names is not None and isinstance(tag, int) else tag for tag in tags]
 
 
@@ -205,7 +219,7 @@ def read_list(cell: Any, what: str) -> list[Any]:
         for read in (json.loads, _read_python):
             try:
                 value = read(cell)
-            except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
                 continue
             if isinstance(value, (list, tuple)):
                 return list(value)

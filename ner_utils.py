@@ -12,6 +12,7 @@ import torch
 import transformers
 from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
+from tokenizers import pre_tokenizers
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +71,17 @@ def prepare_tokenizer(tokenizer: Any) -> None:
             f"{type(tokenizer).__name__} is a slow tokenizer, which cannot tell which word a sub-token belongs to. "
             "Accepted are fast ones (use_fast: true, and a tokenizer.json)."
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:  # any will do: what it pads is masked
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     # Byte-level BPE has other sub-tokens for a word after a space, which is how it met most words in its training.
-    pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
-    if getattr(pre_tokenizer, "add_prefix_space", None) is False:
-        pre_tokenizer.add_prefix_space = True
+    splitter = tokenizer.backend_tokenizer.pre_tokenizer
+    if splitter is not None and [splitter.pre_tokenize_str(text)[0][0] for text in ("a", " a")] == ["a", "Ġa"]:
+        if isinstance(splitter, pre_tokenizers.ByteLevel):
+            splitter.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True  # the latter is saved with it
+        else:  # Its ByteLevel would put a space before each part of a word that the others split.
+            add_space = pre_tokenizers.Metaspace(" ", "always", split=False)
+            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([add_space, splitter])
+        tokenizer.add_prefix_space = True  # without it, transformers 4 refuses words for some tokenizers
 
 
 def choose_max_seq_length(tokenizer: Any, model: torch.nn.Module, requested: int | None) -> int:
@@ -87,7 +93,7 @@ def choose_max_seq_length(tokenizer: Any, model: torch.nn.Module, requested: int
     positions = [
         module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
         for name, module in model.named_modules()
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
+        if name.endswith(("position_embeddings", "wpe")) and isinstance(module, torch.nn.Embedding)
     ]
     limit = min(positions, default=None)
     if requested is None:
@@ -133,28 +139,21 @@ def assign_words(windows: Sequence[Sequence[int | None]], stride: int, num_words
         >>> assign_words([[None, 0, 1, 1, None], [None, 1, 1, 2, None]], stride=2, num_words=4)
         [[(0, 1), (1, 2)], [(2, 3), (3, -1)]]
     """
-    best: list[tuple[int, int, int] | None] = [None] * num_words  # (context on the poorer side, window, position)
-    first_piece = [-1] * num_words  # counted over the whole sentence
+    best: dict[int, tuple[int, int, int]] = {}  # word: context on the poorer side, window, position
+    first_piece: dict[int, int] = {}  # word: place in the whole sentence
     window_start = 0
     for window, word_ids in enumerate(windows):
-        content = [position for position, word in enumerate(word_ids) if word is not None]
-        for place, position in enumerate(content):
-            word = word_ids[position]
-            assert word is not None
-            if first_piece[word] < 0:
-                first_piece[word] = window_start + place
-            if first_piece[word] == window_start + place:
+        content = [(position, word) for position, word in enumerate(word_ids) if word is not None]
+        for place, (position, word) in enumerate(content):
+            if first_piece.setdefault(word, window_start + place) == window_start + place:
                 context = min(place, len(content) - 1 - place)
-                known = best[word]
-                if known is None or context > known[0]:
+                if word not in best or context > best[word][0]:
                     best[word] = (context, window, position)
         window_start += len(content) - stride
     assigned: list[list[tuple[int, int]]] = [[] for _ in windows]
     window = 0
-    for word, choice in enumerate(best):
-        position = NO_POSITION
-        if choice is not None:
-            _, window, position = choice
+    for word in range(num_words):
+        _, window, position = best.get(word, (0, window, NO_POSITION))
         assigned[window].append((word, position))
     return assigned
 
@@ -209,7 +208,8 @@ def tokenize_and_align(
     columns: dict[str, list[Any]] = {name: [] for name in names}
     sentence_of = encoded["overflow_to_sample_mapping"]
     for sentence, group in itertools.groupby(range(len(sentence_of)), key=sentence_of.__getitem__):
-        windows = list(group)
+        # In the order of the text: a tokenizer that truncates on the left begins with the last window.
+        windows = sorted(group, reverse=tokenizer.truncation_side == "left")
         word_ids = [encoded.word_ids(window) for window in windows]
         tags = rows["tags"][sentence]
         for window, words, scored in zip(windows, word_ids, assign_words(word_ids, doc_stride, len(tags))):
@@ -312,7 +312,8 @@ class WordCollator:
         for name, fill in self.word_fills.items():
             columns = [row[name] for row in rows]
             width = max(map(len, columns))
-            batch[name] = torch.tensor([column + [fill] * (width - len(column)) for column in columns])
+            padded = [column + [fill] * (width - len(column)) for column in columns]
+            batch[name] = torch.tensor(padded, dtype=torch.long)  # also where there is no word
         if self.pad_inputs.tokenizer.padding_side == "left" and "word_positions" in batch:
             shifts = torch.tensor([batch["input_ids"].shape[1] - len(row["input_ids"]) for row in rows])[:, None]
             batch["word_positions"] += shifts * (batch["word_positions"] != NO_POSITION)
@@ -360,6 +361,28 @@ def compute_metrics(
                 metrics |= {f"{entity_type}_{name}": score[seqeval_name] for name, seqeval_name in names.items()}
                 metrics[f"{entity_type}_number"] = score["support"]
     return {name: float(value) for name, value in metrics.items()}
+
+
+def choose_metric_scheme(label_list: Sequence[str], requested: str | None) -> str:
+    """The scheme that mode "strict" goes by: as requested, or the one that the tags look like.
+
+    Raises:
+        ValueError: If seqeval would refuse the tags.
+
+    Example:
+        >>> choose_metric_scheme(["B-PER", "I-PER", "O"], None)
+        'IOB2'
+    """
+    try:
+        if requested is None:
+            return seqeval_schemes.auto_detect([label_list]).__name__
+        seqeval_schemes.Entities([label_list], getattr(seqeval_schemes, requested))
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"data.metric_scheme: {requested or 'null'} does not suit the tags {', '.join(label_list)} ({error}). Name "
+            "the scheme that they follow, or set metric_mode: default, which takes any tags."
+        ) from None
+    return requested
 
 
 def metric_directions(label_list: Sequence[str], *, entity_level: bool) -> dict[str, bool]:

@@ -85,7 +85,8 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     Its `output_dir` then holds `metrics.jsonl`, with the training loss of every `reporting_period` batches.
     """
-    monkeypatch.chdir(tmp_path)  # which every checkpoint copies
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")  # which every checkpoint copies
 
     def fit(config: dict[str, Any], trial_class: Any = NERTrial, *, reporting_period: int = 1, **arguments: Any) -> Any:
         optimizations = config.get("optimizations", {})

@@ -1,41 +1,26 @@
 """The `hyperparameters` and `data` sections of an experiment configuration as checked dataclasses. No torch here."""
 
-import difflib
+import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from transformer_trial.parsing import REQUIRED, ConfigError, parse_sections, setting
+from transformer_trial.parsing import REQUIRED, ConfigError, did_you_mean, parse_sections, read_number, setting, shown
 
 logger = logging.getLogger(__name__)
 
 MODEL_MODES = (
-    "base",
-    "pretraining",
-    "causal-lm",
-    "masked-lm",
-    "seq2seq-lm",
-    "sequence-classification",
-    "multiple-choice",
-    "next-sentence",
-    "token-classification",
-    "question-answering",
-)
+    "base", "pretraining", "causal-lm", "masked-lm", "seq2seq-lm", "sequence-classification", "multiple-choice",
+    "next-sentence", "token-classification", "question-answering",
+)  # fmt: skip
 
 # Every schedule of transformers but reduce_lr_on_plateau and greedy, which follow a validation metric.
 LR_SCHEDULER_TYPES = (
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-)
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+    "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,7 +55,7 @@ class ModelConfig:
     """Run Python code that comes with the model from the hub."""
     ignore_mismatched_sizes: bool = setting(False)
     """Start weights afresh whose shape differs from the pretrained ones, instead of refusing them."""
-    use_auth_token: bool | None = setting(None)
+    use_auth_token: bool | None = setting(False)
     """Without effect: the hub's token comes from the environment (HF_TOKEN) or from `hf auth login`."""
 
     def conflicts(self) -> Iterator[str]:
@@ -185,7 +170,7 @@ class DataConfig:
     max_seq_length: int | None = setting(None, minimum=3)
     """Sub-tokens of a model input, special tokens included; by default as many as tokenizer and model take."""
     doc_stride: int | None = setting(None, minimum=0)
-    """Sub-tokens that the windows of a longer text share; by default 128, or half a window if that is less."""
+    """Sub-tokens that two windows of a longer text share; by default 128, or half a window if that is less."""
     pad_to_max_length: bool = setting(False)
     """Pad every batch to `max_seq_length` instead of to its longest row."""
     group_by_length: bool = setting(False)
@@ -217,10 +202,8 @@ class DataConfig:
                     "the first rows of train_file."
                 )
         if self.doc_stride is not None and self.max_seq_length is not None and self.doc_stride >= self.max_seq_length:
-            yield (
-                f"data.doc_stride: {self.doc_stride} is not below max_seq_length: {self.max_seq_length}. "
-                "Windows that long a text is cut into must move on; accepted are numbers below it."
-            )
+            # Said here without a model; `ner_utils.choose_doc_stride` knows how many special tokens there are besides.
+            yield f"data.doc_stride: found {self.doc_stride}; accepted is below max_seq_length, {self.max_seq_length}."
 
 
 DataT = TypeVar("DataT", bound=DataConfig)
@@ -253,9 +236,12 @@ def parse_trial_config(
     """
     hyperparameter_classes = (ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig)
     parsed = parse_sections({"hyperparameters": (hparams, hyperparameter_classes), "data": (data, (data_class,))})
-    if parsed[ModelConfig].use_auth_token is not None:
+    if parsed[ModelConfig].use_auth_token:
         logger.warning("hyperparameters.use_auth_token has no effect: the hub's token is read from HF_TOKEN.")
     return TrialConfig(*(parsed[c] for c in (*hyperparameter_classes, data_class)))
+
+
+LENGTH_UNITS = ("batches", "epochs", "records")
 
 
 @dataclass(frozen=True)
@@ -263,7 +249,7 @@ class Length:
     """How long a training is, or how often something happens in it, in the units of Determined."""
 
     unit: str
-    """batches, epochs or records."""
+    """One of LENGTH_UNITS."""
     amount: int
 
     def in_batches(self, batches_per_epoch: int, global_batch_size: int) -> int:
@@ -273,38 +259,64 @@ class Length:
         return self.amount if self.unit == "batches" else max(self.amount // global_batch_size, 1)
 
 
-def parse_length(key: str, value: Any) -> Length:
+def parse_length(key: str, value: Any, *, minimum: int = 0) -> Length:
     """`{epochs: 3}`, `{batches: 100}` or `{records: 800}` as a Length; a bare number counts batches.
 
     Raises:
-        ConfigError: If the value, named by its `key`, is none of these.
+        ConfigError: If the value, named by its `key`, is none of these, or less than the minimum.
     """
     entries = value if isinstance(value, Mapping) else {"batches": value}
-    if len(entries) == 1:
+    with contextlib.suppress(ValueError):
         ((unit, amount),) = entries.items()
-        if unit in ("batches", "epochs", "records") and isinstance(amount, int) and not isinstance(amount, bool):
-            return Length(unit, amount)
-    accepted = "one of {batches: N}, {epochs: N} and {records: N}, with a whole number N"
-    raise ConfigError([f"{key}: found {value!r}; accepted is {accepted}."])
+        number = read_number(amount)
+        if unit in LENGTH_UNITS and isinstance(number, int) and number >= minimum:
+            return Length(unit, number)
+    accepted = f"one of {{batches: N}}, {{epochs: N}} and {{records: N}}, with a whole number N of at least {minimum}"
+    advice = " ".join(did_you_mean(str(unit), LENGTH_UNITS) for unit in entries if unit not in LENGTH_UNITS)
+    raise ConfigError([f"{key}: found {shown(key, value)}; accepted is {accepted}. {advice}".rstrip()])
+
+
+@dataclass(frozen=True)
+class SearcherConfig:
+    """What a trial reads of the `searcher` section; its other keys are Determined's own."""
+
+    metric: str | None = setting(None)
+    """The validation metric that decides which model is best."""
+    smaller_is_better: bool = setting(True)
+    """Whether that is the one with the smallest value of it."""
+    max_length: Any = setting(None)
+    """How long a trial trains, such as `{epochs: 3}`."""
+    max_time: int | None = setting(None, minimum=1)
+    """The same as a number, of what `time_metric` says."""
+    time_metric: str | None = setting(None, choices=("batches", "epochs"))
+    """The unit of `max_time`."""
+
+    def conflicts(self) -> Iterator[str]:
+        if self.max_time is not None and self.time_metric is None:
+            yield "searcher.time_metric: missing beside max_time. Accepted: one of batches, epochs."
+
+
+def parse_searcher(experiment_config: Mapping[str, Any]) -> SearcherConfig:
+    searcher = experiment_config.get("searcher") or {}
+    if isinstance(searcher, Mapping):
+        known = {field.name for field in dataclasses.fields(SearcherConfig)}
+        searcher = {key: value for key, value in searcher.items() if key in known and value is not None}
+    return parse_sections({"searcher": (searcher, (SearcherConfig,))})[SearcherConfig]
 
 
 def training_length(experiment_config: Mapping[str, Any]) -> Length:
     """How long the searcher lets a trial train: `max_length`, or `max_time` counted in `time_metric`.
 
     Raises:
-        ConfigError: If neither is there.
+        ConfigError: If neither is there, or is a length of at least one batch or epoch.
     """
-    searcher = experiment_config.get("searcher") or {}
-    if searcher.get("max_length") is not None:
-        length = parse_length("searcher.max_length", searcher["max_length"])
-    elif searcher.get("time_metric") in ("batches", "epochs") and searcher.get("max_time") is not None:
-        length = parse_length("searcher.max_time", {searcher["time_metric"]: searcher["max_time"]})
-    else:
-        advice = "give max_length, such as {epochs: 3}, or max_time with time_metric: epochs or batches"
-        raise ConfigError([f"searcher.max_length: missing, and there is no max_time; {advice}."])
-    if length.amount < 1:
-        raise ConfigError([f"searcher.max_length: found {length.amount} {length.unit}; accepted is at least 1."])
-    return length
+    searcher = parse_searcher(experiment_config)
+    if searcher.max_length is not None:
+        return parse_length("searcher.max_length", searcher.max_length, minimum=1)
+    if searcher.max_time is not None and searcher.time_metric is not None:
+        return Length(searcher.time_metric, searcher.max_time)
+    advice = "give max_length, such as {epochs: 3}, or max_time with time_metric: epochs or batches"
+    raise ConfigError([f"searcher.max_length: missing, and there is no max_time; {advice}."])
 
 
 def searcher_metric(experiment_config: Mapping[str, Any], better_when_larger: Mapping[str, bool]) -> tuple[str, bool]:
@@ -317,13 +329,12 @@ def searcher_metric(experiment_config: Mapping[str, Any], better_when_larger: Ma
     Raises:
         ConfigError: If there is none, or the trial reports no such metric, or the wrong end of it is called the better.
     """
-    searcher = experiment_config.get("searcher") or {}
-    metric, smaller_is_better = searcher.get("metric"), searcher.get("smaller_is_better", True)
-    accepted = ", ".join(better_when_larger) or "the name of a validation metric"
-    if not isinstance(metric, str) or (better_when_larger and metric not in better_when_larger):
-        nearest = difflib.get_close_matches(str(metric), better_when_larger, n=1)
-        advice = f" Did you mean {nearest[0]}?" if nearest else ""
-        raise ConfigError([f"searcher.metric: found {metric!r}; accepted is {accepted}.{advice}"])
+    searcher = parse_searcher(experiment_config)
+    metric, smaller_is_better = searcher.metric, searcher.smaller_is_better
+    if metric is None or (better_when_larger and metric not in better_when_larger):
+        accepted = ", ".join(better_when_larger) or "the name of a validation metric"
+        advice = did_you_mean(str(metric), better_when_larger)
+        raise ConfigError([f"searcher.metric: found {metric!r}; accepted is {accepted}. {advice}".rstrip()])
     if better_when_larger and smaller_is_better == better_when_larger[metric]:
         right = str(not smaller_is_better).lower()
         wrong = f"searcher.smaller_is_better: found {str(smaller_is_better).lower()} (the default is true)"

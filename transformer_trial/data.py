@@ -1,6 +1,8 @@
 """Data sets in, batches out, for any task: loading, splitting, and which rows each slot trains on at each step."""
 
 import contextlib
+import glob
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +19,15 @@ from transformer_trial.parsing import TrialError
 logger = logging.getLogger(__name__)
 
 FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+FILE_ADVICE = {
+    "csv": "Write it as UTF-8, with csv.writer or DataFrame.to_csv, which put quotes where they are needed.",
+    "json": "Write each row as a JSON object (json.dumps) on a line of its own, as UTF-8.",
+    "parquet": "Write it anew, with DataFrame.to_parquet, say.",
+}
+
+SIGNS_OF_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
+"""What the datasets library says of them; the latter of parquet files."""
 
 # Data sets that came with a loading script, which datasets >= 4 refuses to run, and the same data without one.
 SCRIPT_FREE_NAMES = dict.fromkeys(("conll2003", "eriktks/conll2003", "tner/conll2003"), "lhoestq/conll2003")
@@ -44,32 +55,36 @@ def default_load_dataset(config: DataConfig) -> datasets.DatasetDict:
 
 
 def _load_named(name: str, config: DataConfig) -> datasets.DatasetDict:
-    if (Path(name) / "dataset_dict.json").is_file():
-        splits = datasets.load_from_disk(name)
-    else:
-        arguments = {"revision": config.dataset_revision} if config.dataset_revision else {}
-        try:
+    try:
+        if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):
+            splits = datasets.load_from_disk(name)
+        else:
             splits = datasets.load_dataset(
-                name, config.dataset_config_name, cache_dir=config.cache_dir, **_download_mode(config), **arguments
-            )
-        except Exception as error:
-            raise TrialError(_why_not_loaded(name, error)) from error
+                name, config.dataset_config_name, revision=config.dataset_revision, cache_dir=config.cache_dir,
+                **_download_mode(config),
+            )  # fmt: skip
+    except Exception as error:
+        raise TrialError(_why_not_loaded(name, config, error)) from error
+    if isinstance(splits, datasets.Dataset):
+        splits = datasets.DatasetDict({"train": splits})
     if "train" not in splits:
         raise TrialError(f"data.dataset_name: {name} has no train split; it has {', '.join(splits)}.")
     return splits
 
 
-def _why_not_loaded(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if "script" in reason.lower():
+def _why_not_loaded(name: str, config: DataConfig, error: Exception) -> str:
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if name in SCRIPT_FREE_NAMES and config.dataset_revision is None:  # whatever the reason is without network
+        advice = f"set dataset_name: {SCRIPT_FREE_NAMES[name]}, which holds the same data without a script"
+    elif "script" in reason.lower():
         advice = "give the files' own revision (dataset_revision: refs/convert/parquet), or a data set without a script"
-        if name in SCRIPT_FREE_NAMES:
-            advice = f"set dataset_name: {SCRIPT_FREE_NAMES[name]}, which holds the same data without a script"
-        return f"data.dataset_name: {name} needs a loading script, which the datasets library no longer runs; {advice}."
-    return (
-        f"data.dataset_name: cannot load {name}: {reason} Accepted are a data set's name on the Hugging Face hub and a "
-        "local folder. Private ones need a token in HF_TOKEN, and without network the data set has to be in the cache."
-    )
+    else:
+        return (
+            f"data.dataset_name: cannot load {name}: {reason}. Accepted are a data set's name on the Hugging Face hub "
+            "and a local folder. Private ones need a token in HF_TOKEN, and without network the data set has to be in "
+            "the cache."
+        )
+    return f"data.dataset_name: {name} needs a loading script, which the datasets library no longer runs; {advice}."
 
 
 def _download_mode(config: DataConfig) -> dict[str, Any]:
@@ -84,25 +99,40 @@ def _load_file(key: str, file: str, config: DataConfig) -> datasets.Dataset:
             f"{key}: {file} {what} (looked for {path.absolute()}). Give a file; on a cluster, a path relative to the "
             "folder that was uploaded, or one on a mounted disk."
         )
-    if path.suffix.lower() not in FILE_FORMATS:
+    file_format = FILE_FORMATS.get(path.suffix.lower())
+    if file_format is None:
         raise TrialError(f"{key}: {file} ends in {path.suffix!r}; accepted are {', '.join(FILE_FORMATS)}.")
-    if path.stat().st_size == 0:
-        raise TrialError(f"{key}: {file} is empty. Give a file with at least one row.")
-    file_format = FILE_FORMATS[path.suffix.lower()]
     # pandas would read the word "null" of a csv cell as a missing value.
     arguments = {"keep_default_na": False} if file_format == "csv" else {}
+    no_rows = TrialError(f"{key}: {file} has no rows. Give a file with at least one.")
+    if path.stat().st_size == 0:
+        raise no_rows
     try:
         rows = datasets.load_dataset(
-            file_format, data_files=str(path), split="train", cache_dir=config.cache_dir, **_download_mode(config),
-            **arguments,
+            file_format, data_files=glob.escape(str(path)), split="train", cache_dir=config.cache_dir,
+            **_download_mode(config), **arguments,
         )  # fmt: skip
+        rows.data.validate(full=True)  # else a text that is not UTF-8 is found out when it is read
     except Exception as error:
-        cause = error.__cause__ or error
-        reason = " ".join(str(cause).split()) or type(cause).__name__
-        raise TrialError(f"{key}: cannot read {file} as {file_format}: {reason}") from error
-    if rows.num_rows == 0:
-        raise TrialError(f"{key}: {file} has no rows. Give a file with at least one.")
+        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        if any(sign in reason for sign in SIGNS_OF_NO_ROWS):
+            raise no_rows from None
+        why = (_broken_line(path) if file_format == "json" else None) or reason or type(error).__name__
+        raise TrialError(f"{key}: cannot read {file} as {file_format}: {why}. {FILE_ADVICE[file_format]}") from error
     return rows
+
+
+def _broken_line(path: Path) -> str | None:
+    """What is wrong with the first bad line of a file of JSON lines; the library counts from another line's number."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.startswith(b"["):
+                return None  # all rows in one list
+            try:
+                json.loads(line if line.strip() else "{}")
+            except ValueError as error:
+                return f"line {number}: {getattr(error, 'msg', error)}"
+    return None
 
 
 def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.DatasetDict:

@@ -8,19 +8,17 @@ import dataclasses
 import difflib
 import math
 import re
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# What YAML 1.1 reads as booleans and YAML 1.2 leaves as strings.
-BOOLEAN_WORDS = {
-    **dict.fromkeys(("true", "yes", "on", "y"), True),
-    **dict.fromkeys(("false", "no", "off", "n"), False),
-}
+# What YAML 1.1 reads as booleans, and YAML 1.2 as texts but for true and false.
+BOOLEAN_WORDS = dict.fromkeys(("true", "yes", "on", "y"), True) | dict.fromkeys(("false", "no", "off", "n"), False)
+
+SEARCH_RANGES = ("const", "categorical", "int", "double", "log")
 
 # A value under such a key is never repeated in a message: Determined stores logs.
-SECRET_KEY = re.compile(r"token(?!iz)|password|secret|auth|credential|api_?key", re.IGNORECASE)
+SECRET_KEY = re.compile(r"(?<!all_)token(?!iz)|password|secret|auth|credential|api_?key", re.IGNORECASE)
 
 REQUIRED: Any = object()
 """Default of a key that the yaml has to give."""
@@ -55,7 +53,7 @@ def parse_sections(sections: Mapping[str, tuple[Any, Sequence[type]]]) -> dict[t
 
     Args:
         sections: For each section's name what the yaml gives for it, and the dataclasses that share its keys. A class
-            may have a method `conflicts()` that yields the problems of values which are right only by themselves.
+            has a method `conflicts()` that yields the problems of values which are right only by themselves.
 
     Raises:
         ConfigError: For any unknown key, wrong value, missing key or conflict; it names them all.
@@ -65,7 +63,7 @@ def parse_sections(sections: Mapping[str, tuple[Any, Sequence[type]]]) -> dict[t
     parsed: dict[type, Any] = {}
     for section, (values, classes) in sections.items():
         if not isinstance(values, Mapping):
-            problems.append(f"{section}: found {values!r}; accepted is a mapping of keys to values.")
+            problems.append(f"{section}: found {shown(section, values)}; accepted is a mapping of keys to values.")
             continue
         problems += [_unknown_key(section, k, values[k], valid_keys) for k in values if k not in valid_keys[section]]
         for config_class in classes:
@@ -80,12 +78,13 @@ def parse_sections(sections: Mapping[str, tuple[Any, Sequence[type]]]) -> dict[t
 
 
 def _unknown_key(section: str, key: Any, value: Any, valid_keys: Mapping[str, list[str]]) -> str:
-    sections = {name: other for other, names in valid_keys.items() for name in names}
-    found = f"{section}.{key}: unknown key (found {_shown(str(key), value)})."
-    if key in sections:
-        return f"{found} It belongs in the section {sections[key]}."
-    nearest = difflib.get_close_matches(str(key), valid_keys[section], n=1, cutoff=0.6)
-    advice = f"Did you mean {nearest[0]}?" if nearest else "Remove it."
+    name = str(key) if str(key).isprintable() else repr(key)
+    found = f"{section}.{name}: unknown key (found {shown(name, value)})."
+    homes = {valid: home for home in valid_keys for valid in valid_keys[home]}
+    close = nearest(name, [*homes, *valid_keys[section]])
+    if close and close not in valid_keys[section]:
+        return f"{found} {close} belongs in the section {homes[close]}."
+    advice = f"Did you mean {close}?" if close else "Remove it."
     return f"{found} {advice} Accepted: {', '.join(sorted(valid_keys[section]))}."
 
 
@@ -94,108 +93,129 @@ def _parse_fields(section: str, config_class: type, values: Mapping[str, Any]) -
     hints = typing.get_type_hints(config_class)
     arguments, problems = {}, []
     for field in dataclasses.fields(config_class):
+        key, accepted = f"{section}.{field.name}", _accepted(hints[field.name], field.metadata)
         if field.name not in values:
             if field.default is dataclasses.MISSING:
-                problems.append(f"{section}.{field.name}: missing. Accepted: {_accepted(hints[field.name], field)}.")
+                problems.append(f"{key}: missing. Accepted: {accepted}.")
             continue
         value = values[field.name]
         try:
-            if section == "hyperparameters" and _is_search_range(value):
-                value = middle_of_range(value)
-            arguments[field.name] = _convert(value, hints[field.name], field)
+            drawn = _drawn(value) if section == "hyperparameters" else value
+            arguments[field.name] = _convert(drawn, hints[field.name], field)
         except ValueError as error:
-            hint = f" {error}" if str(error) else ""
-            found, accepted = _shown(field.name, value), _accepted(hints[field.name], field)
-            problems.append(f"{section}.{field.name}: found {found}; accepted is {accepted}.{hint}")
+            problems.append(f"{key}: found {shown(field.name, value)}; accepted is {accepted}. {error}".rstrip())
     return arguments, problems
 
 
-def _shown(key: str, value: Any) -> str:
-    if SECRET_KEY.search(key) and isinstance(value, str):
-        return "a text that is not repeated here"
+def shown(key: str, value: Any) -> str:
+    """`value` as a message repeats it: on one line, not at length, and without secrets."""
     text = repr(value)
+    searched = f"{key} {text}" if isinstance(value, (Mapping, list)) else key
+    if SECRET_KEY.search(searched) and not (value is None or isinstance(value, bool)):
+        return "a value that is not repeated here (secrets belong in the environment, such as HF_TOKEN)"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that is most like `word`, whatever their case; None where none is."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return by_lower[close[0]] if close else None
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    close = nearest(word, choices)
+    return f"Did you mean {close}?" if close else ""
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
     """Splits `str | None` into (str, True)."""
-    if isinstance(hint, types.UnionType):
-        (kind,) = [part for part in typing.get_args(hint) if part is not type(None)]
-        return kind, True
-    return hint, False
+    optional = type(None) in typing.get_args(hint)
+    return typing.get_args(hint)[0] if optional else hint, optional
 
 
-def _accepted(hint: Any, field: "dataclasses.Field[Any]") -> str:
+def _accepted(hint: Any, limits: Mapping[str, Any]) -> str:
     kind, optional = _kind(hint)
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    limits = field.metadata
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list of texts"}
+    words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
+    text = names.get(typing.get_origin(kind) or kind, "a mapping of names to numbers or texts")
+    bounds = [f"{word} {limits[key]:g}" for key, word in words.items() if math.isfinite(limits[key])]
     if limits["choices"]:
         text = "one of " + ", ".join(limits["choices"])
-    else:
-        text = names.get(kind) or ("a list of texts" if typing.get_origin(kind) is list else "a mapping")
-        words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
-        bounds = [f"{word} {limits[key]:g}" for key, word in words.items() if math.isfinite(limits[key])]
-        text = " ".join([text, " and ".join(bounds)]).strip()
-    return text + (" or null" if optional else "")
+    return " ".join([text, " and ".join(bounds)]).strip() + (" or null" if optional else "")
 
 
 def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]") -> Any:
     """`value` as the type of the field, whichever YAML parser read it; or a ValueError with a hint."""
     kind, optional = _kind(hint)
-    if value is None:
-        if optional:
-            return None
-        required = field.default is dataclasses.MISSING
-        raise ValueError("" if required else f"Remove the key for its default, {field.default!r}.")
-    if typing.get_origin(kind) is list:
-        if not isinstance(value, list):
-            raise ValueError("")
-        return [_convert_text(item) for item in value]
-    if typing.get_origin(kind) is dict:
-        if not isinstance(value, Mapping):
-            raise ValueError("")
-        return dict(value)
+    limits = field.metadata
+    if kind is Any or (value is None and optional):
+        return value
+    if value is None and field.default is not dataclasses.MISSING:
+        raise ValueError(f"Remove the key for its default, {field.default!r}.")
     if kind is bool:
-        return _convert_boolean(value)
+        return read_boolean(value)
     if kind is str:
-        value = _convert_text(value)
-        if field.metadata["choices"] and value not in field.metadata["choices"]:
-            nearest = difflib.get_close_matches(value, field.metadata["choices"], n=1)
-            raise ValueError(f"Did you mean {nearest[0]}?" if nearest else "")
+        text = read_text(value)
+        if optional and text.lower() == "none":
+            raise ValueError("Did you mean null?")
+        if limits["choices"] and text not in limits["choices"]:
+            raise ValueError(did_you_mean(text, limits["choices"]))
+        return text
+    if kind in (int, float):
+        number = read_number(value)
+        in_range = limits["minimum"] <= number <= limits["maximum"] and limits["above"] < number < limits["below"]
+        if not in_range or (kind is int and isinstance(number, float)):
+            raise ValueError
+        return kind(number)
+    if typing.get_origin(kind) is list and isinstance(value, list) and value:
+        return [read_text(item) for item in value]
+    if typing.get_origin(kind) is dict and isinstance(value, Mapping):
+        return {str(name): _read_argument(_drawn(item)) for name, item in value.items()}
+    raise ValueError
+
+
+def read_boolean(value: Any) -> bool:
+    word = str(value).lower()
+    if word not in BOOLEAN_WORDS:
+        raise ValueError
+    return BOOLEAN_WORDS[word]
+
+
+def read_text(value: Any) -> str:
+    if str(value).lower() in BOOLEAN_WORDS:
+        # Quotes do not help: `det --config` drops them, and what stood there is lost once it was read as a boolean.
+        words = ", ".join(BOOLEAN_WORDS)
+        raise ValueError(f"YAML parsers disagree on which words are true or false: take another text than {words}.")
+    if isinstance(value, str) and value.strip():
         return value
-    return _convert_number(value, kind, field.metadata)
+    if value is None or isinstance(value, (str, list, Mapping)):
+        raise ValueError
+    raise ValueError(f"Put {value} in quotes: YAML reads it as something else than a text.")
 
 
-def _convert_boolean(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in BOOLEAN_WORDS:
-        return BOOLEAN_WORDS[value.lower()]
-    raise ValueError("")
-
-
-def _convert_text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    # Which of no, No, off or false stood there is lost, and guessing would change a name in silence.
-    raise ValueError("Put it in quotes: YAML reads it as something else than a text.")
-
-
-def _convert_number(value: Any, kind: type, limits: Mapping[str, float]) -> float:
+def read_number(value: Any) -> float:
+    """A finite number, as an int where it is whole: Determined's master writes 8.0 as 8, and 1e3 as 1000."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError("")
+        raise ValueError
     try:
         number = float(value)  # YAML 1.1 reads 5e-5, which has no dot, as a text.
+    except (ValueError, OverflowError):
+        raise ValueError from None
+    if not math.isfinite(number):
+        raise ValueError
+    return int(number) if number.is_integer() else number
+
+
+def _read_argument(value: Any) -> float | str:
+    try:
+        return read_number(value)
     except ValueError:
-        raise ValueError("") from None
-    in_range = limits["minimum"] <= number <= limits["maximum"] and limits["above"] < number < limits["below"]
-    if not (math.isfinite(number) and in_range) or (kind is int and not number.is_integer()):
-        raise ValueError("")
-    return int(number) if kind is int else number
+        return read_text(value)
 
 
-def _is_search_range(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.get("type") in ("const", "int", "double", "log", "categorical")
+def _drawn(value: Any) -> Any:
+    return middle_of_range(value) if isinstance(value, Mapping) and "type" in value else value
 
 
 def middle_of_range(search_range: Mapping[str, Any]) -> Any:
@@ -205,17 +225,22 @@ def middle_of_range(search_range: Mapping[str, Any]) -> Any:
         >>> middle_of_range({"type": "log", "base": 10, "minval": -6, "maxval": -4})
         1e-05
     """
-    kind = search_range["type"]
+    kind, values = search_range["type"], search_range.get("vals")
+    if kind not in SEARCH_RANGES:
+        known = ", ".join(SEARCH_RANGES)
+        raise ValueError(f"A search range has one of the types {known}. {did_you_mean(str(kind), SEARCH_RANGES)}")
     if kind == "const":
         return search_range.get("val")
     if kind == "categorical":
-        if not search_range.get("vals"):
-            raise ValueError("A categorical search range needs vals.")
-        return search_range["vals"][0]
-    low, high = search_range.get("minval"), search_range.get("maxval")
-    if not (isinstance(low, (int, float)) and isinstance(high, (int, float))):
-        raise ValueError("A search range needs minval and maxval.")
-    middle = (low + high) / 2
-    if kind == "log":
-        return search_range.get("base", 10) ** middle
-    return int(middle) if kind == "int" else middle
+        if isinstance(values, list) and values:
+            return values[0]
+        raise ValueError("A categorical search range needs a list of vals.")
+    try:
+        low, high = (float(read_number(search_range.get(key))) for key in ("minval", "maxval"))
+        base = float(read_number(search_range.get("base", 10)))
+        if low > high or base <= 0:
+            raise ValueError
+        middle = (low + high) / 2
+        return base**middle if kind == "log" else int(middle) if kind == "int" else middle
+    except (ValueError, ArithmeticError):
+        raise ValueError("A search range needs the numbers minval and maxval, the smaller first.") from None

@@ -1,0 +1,45 @@
+# Everything on a fresh machine with Python 3.11 or later: `make train`, `make test`. No hub, GPU or cluster is needed.
+PYTHON ?= python3
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+TOOLS = pytest hypothesis ruff mypy types-PyYAML types-requests
+CLUSTER_CONSTRAINTS = tests/fixtures/constraints-cluster.txt
+
+.PHONY: help venv train test check test-cluster-stack clean
+
+help:
+	@echo "make train               train the embedded example, about a minute on two CPU cores"
+	@echo "make test                check style and types, and run the tests"
+	@echo "make venv                make the environment alone, in .venv"
+	@echo "make test-cluster-stack  run the end-to-end tests with the packages of a cluster's default image"
+
+venv: .venv/done
+
+.venv/done: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP_INSTALL) -r requirements.txt $(TOOLS) -c constraints.txt
+	touch $@
+
+train: .venv/done
+	.venv/bin/python train.py sample/ner_config.yaml
+
+check: .venv/done
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy .
+
+test: check
+	.venv/bin/python -m pytest
+
+# Two pip calls: determined and datasets 4 want different versions of requests, and work with either.
+.venv-cluster/done: $(CLUSTER_CONSTRAINTS)
+	$(PYTHON) -m venv .venv-cluster
+	.venv-cluster/bin/python $(PIP_INSTALL) -c $< determined torch numpy tensorboard pytest hypothesis
+	.venv-cluster/bin/python $(PIP_INSTALL) -c $< torch numpy transformers datasets accelerate seqeval
+	touch $@
+
+test-cluster-stack: .venv-cluster/done
+	.venv-cluster/bin/python -m pytest -m "not current_stack_only" tests/test_trial.py tests/test_ner_utils.py tests/test_ner_data.py
+
+clean:
+	rm -rf .venv .venv-cluster outputs

@@ -1,0 +1,149 @@
+"""BaseTransformerTrial serves other tasks: a subclass needs data, head and evaluation only."""
+
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import transformers
+from conftest import SAMPLE_MODEL, read_metrics
+from determined import pytorch
+
+from ner_trial import NERTrial
+from transformer_trial.builders import (
+    AUTO_CLASSES,
+    build_default_optimizer,
+    build_using_auto,
+    group_parameters_for_optimizer,
+)
+from transformer_trial.config import MODEL_MODES, ModelConfig, OptimizerConfig
+from transformer_trial.trial import BaseTransformerTrial
+
+
+class SentimentTrial(BaseTransformerTrial):
+    """Classifies sequences."""
+
+    def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
+        super().__init__(context)
+        self.config, self.tokenizer, self.model = build_using_auto(self.settings.model, ["bad", "good"])
+        self.rows = self.load_datasets().map(lambda rows: self.tokenizer(rows["text"]), batched=True)
+        self.wrap(num_training_rows=self.rows["train"].num_rows)
+
+    def load_datasets(self) -> datasets.DatasetDict:
+        train = {"text": ["Alice is happy", "nobody came"] * 16, "labels": [1, 0] * 16}
+        data = datasets.Dataset.from_dict(train)
+        return datasets.DatasetDict(train=data, validation=data)
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        names = ("input_ids", "attention_mask", "labels")
+        return dict(self.tokenizer.pad([{name: row[name] for name in names} for row in rows], return_tensors="pt"))
+
+    def build_training_data_loader(self) -> pytorch.DataLoader:
+        return self.data_loader(self.rows["train"], self.collate, training=True)
+
+    def build_validation_data_loader(self) -> pytorch.DataLoader:
+        return self.data_loader(self.rows["validation"], self.collate, training=False)
+
+    def evaluate_batch(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        outputs = self.model(**batch)
+        return {"loss": outputs.loss, "accuracy": (outputs.logits.argmax(-1) == batch["labels"]).float().mean()}
+
+
+def test_a_sequence_classifier_needs_data_head_and_evaluation_only(
+    config: dict[str, Any], fit: Callable[..., Any]
+) -> None:
+    config["hyperparameters"] |= {"model_mode": "sequence-classification", "learning_rate": 3e-3}
+    config["searcher"] |= {"metric": "accuracy"}
+    config["searcher"]["max_length"]["batches"] = 40
+    trial = fit(config, SentimentTrial, reporting_period=20)
+    (validation,) = read_metrics(trial.output_dir, "validation")
+    assert validation["accuracy"] == 1
+    exported = transformers.AutoModelForSequenceClassification.from_pretrained(trial.output_dir / "model")
+    assert exported.config.id2label == {0: "bad", 1: "good"}
+
+
+@pytest.mark.parametrize("mode", MODEL_MODES)
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_every_model_mode_is_built(mode: str, pretrained: bool, tmp_path: Path) -> None:
+    if mode == "seq2seq-lm":
+        config = transformers.T5Config(
+            vocab_size=100, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
+        )
+    else:
+        config = transformers.BertConfig(
+            vocab_size=100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+            is_decoder=mode == "causal-lm",
+        )  # fmt: skip
+    folder = tmp_path / "model"
+    AUTO_CLASSES[mode].from_config(config).save_pretrained(folder)
+    model_config = ModelConfig(
+        model_mode=mode, pretrained_model_name_or_path=str(folder), tokenizer_name=str(SAMPLE_MODEL),
+        use_pretrained_weights=pretrained,
+    )  # fmt: skip
+    _, tokenizer, model = build_using_auto(model_config)
+    assert type(model) is type(AUTO_CLASSES[mode].from_config(config))
+    assert tokenizer.is_fast
+    saved = AUTO_CLASSES[mode].from_pretrained(folder).state_dict()
+    matrices = [name for name, weight in model.state_dict().items() if weight.ndim == 2]
+    assert all(torch.equal(model.state_dict()[name], saved[name]) for name in matrices) == pretrained
+
+
+@pytest.mark.parametrize("architecture", ["Bert", "DistilBert", "Roberta", "Electra", "DebertaV2", "ModernBert", "T5"])
+def test_weight_decay_skips_biases_and_norms_as_transformers_does(architecture: str, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 0}
+    sizes |= {"intermediate_size": 16}
+    sizes = {"DistilBert": {"vocab_size": 50, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16},
+             "T5": {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2},
+             }.get(architecture, sizes)  # fmt: skip
+    model = transformers.AutoModel.from_config(getattr(transformers, f"{architecture}Config")(**sizes))
+    trainer = transformers.Trainer(
+        model=model, args=transformers.TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    )
+    expected = set(trainer.get_decay_parameter_names(model))
+    decayed = {id(parameter) for parameter in group_parameters_for_optimizer(model, 0.1)[0]["params"]}
+    assert {name for name, parameter in model.named_parameters() if id(parameter) in decayed} == expected
+
+
+def test_adamw_is_fused_where_the_device_has_a_kernel() -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = build_default_optimizer(model, OptimizerConfig())
+    try:
+        torch.optim.AdamW(model.parameters(), fused=True)
+    except RuntimeError:
+        assert not optimizer.param_groups[0]["fused"]
+    else:
+        assert optimizer.param_groups[0]["fused"]
+
+
+def test_adafactor_with_its_own_rate_trains(config: dict[str, Any], fit: Callable[..., Any]) -> None:
+    config["hyperparameters"] |= {"adafactor": True, "relative_step": True, "scale_parameter": True}
+    losses = [line["loss"] for line in read_metrics(fit(config).output_dir, "training")]
+    assert losses[-1] < losses[0]
+
+
+def test_apex_trains_the_data_parallel_model(
+    config: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Apex and its GPU cannot be had here: a stand-in notes what Determined's `configure_apex_amp` is asked for."""
+    monkeypatch.setitem(sys.modules, "apex", types.SimpleNamespace(__spec__=types.SimpleNamespace()))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def stand_in(self: Any, models: Any, optimizers: Any) -> tuple[Any, Any]:
+        self.models = [torch.nn.Identity()]  # what Determined wraps anew for data-parallel training
+        return models, optimizers  # the bare model
+
+    monkeypatch.setattr(pytorch.PyTorchTrialContext, "configure_apex_amp", stand_in)
+    config["hyperparameters"]["use_apex_amp"] = True
+
+    class StoppedTrial(NERTrial):
+        def wrap(self, num_training_rows: int) -> None:
+            super().wrap(num_training_rows)
+            assert self.model is self.context.models[0]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, StoppedTrial)

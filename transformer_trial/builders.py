@@ -1,0 +1,190 @@
+"""Config, tokenizer, model, optimizer and schedule, from the slices of the configuration that describe them."""
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import transformers
+
+from transformer_trial.config import ModelConfig, OptimizerConfig, SchedulerConfig
+from transformer_trial.parsing import TrialError
+
+logger = logging.getLogger(__name__)
+
+AUTO_CLASSES = {
+    "base": transformers.AutoModel,
+    "pretraining": transformers.AutoModelForPreTraining,
+    "causal-lm": transformers.AutoModelForCausalLM,
+    "masked-lm": transformers.AutoModelForMaskedLM,
+    "seq2seq-lm": transformers.AutoModelForSeq2SeqLM,
+    "sequence-classification": transformers.AutoModelForSequenceClassification,
+    "multiple-choice": transformers.AutoModelForMultipleChoice,
+    "next-sentence": transformers.AutoModelForNextSentencePrediction,
+    "token-classification": transformers.AutoModelForTokenClassification,
+    "question-answering": transformers.AutoModelForQuestionAnswering,
+}
+
+
+def build_using_auto(
+    model_config: ModelConfig, label_names: Sequence[str] | None = None
+) -> tuple[transformers.PretrainedConfig, transformers.PreTrainedTokenizerBase, transformers.PreTrainedModel]:
+    """Build config, tokenizer and model with transformers' Auto classes.
+
+    Args:
+        model_config: What to load, and `model_mode`, the kind of head.
+        label_names: Names for the head's outputs, for classification. A pretrained head with the same names keeps its
+            order of them, and its weights; beside other names it is made anew.
+
+    Returns:
+        Config, tokenizer and model. Where `label_names` are given, `config.id2label` holds them in the head's order.
+
+    Raises:
+        TrialError: If one of them cannot be loaded, or weights do not fit; it names the key.
+    """
+    hub_arguments = {
+        "revision": model_config.revision,
+        "cache_dir": model_config.cache_dir,
+        "trust_remote_code": model_config.trust_remote_code,
+    }
+    shared_name = model_config.pretrained_model_name_or_path
+    config_arguments = {
+        key: value
+        for key, value in (("finetuning_task", model_config.finetuning_task), ("num_labels", model_config.num_labels))
+        if value is not None and not (key == "num_labels" and label_names is not None)
+    }
+    config = _load(
+        transformers.AutoConfig, "config_name", model_config.config_name or shared_name, hub_arguments, config_arguments
+    )
+    lower_case = {} if model_config.do_lower_case is None else {"do_lower_case": model_config.do_lower_case}
+    tokenizer = _load(
+        transformers.AutoTokenizer, "tokenizer_name", model_config.tokenizer_name or shared_name, hub_arguments,
+        {"use_fast": model_config.use_fast, **lower_case},
+    )  # fmt: skip
+    new_head = label_names is not None and _name_labels(config, label_names)
+    auto_class = AUTO_CLASSES[model_config.model_mode]
+    if not model_config.use_pretrained_weights:
+        model = auto_class.from_config(config, trust_remote_code=model_config.trust_remote_code)
+        return config, tokenizer, model
+    model, loaded = _load(
+        auto_class, "model_name", model_config.model_name or shared_name, hub_arguments,
+        {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True},
+    )  # fmt: skip
+    _check_mismatched(model, loaded["mismatched_keys"], model_config, new_head=new_head)
+    if new_head:
+        _start_head_afresh(model, set(loaded["missing_keys"]))
+    return config, tokenizer, model
+
+
+def _load(auto_class: Any, key: str, name: str | None, hub_arguments: dict[str, Any], arguments: dict[str, Any]) -> Any:
+    """`auto_class.from_pretrained(name, ...)`, with its failures as TrialErrors."""
+    try:
+        return auto_class.from_pretrained(name, **hub_arguments, **arguments)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise TrialError(
+            f"hyperparameters.{key} (or pretrained_model_name_or_path): cannot load {name!r} with "
+            f"{auto_class.__name__}: {reason} Accepted are a model's name on the Hugging Face hub and a local folder; "
+            "private models need a token in HF_TOKEN."
+        ) from error
+
+
+def _name_labels(config: transformers.PretrainedConfig, label_names: Sequence[str]) -> bool:
+    """Put the labels' names into the config, and tell whether the head for them has to be a new one."""
+    known = [config.id2label[i] for i in sorted(config.id2label)]
+    if sorted(known) == sorted(label_names):
+        return False
+    config.id2label = dict(enumerate(label_names))
+    config.label2id = {name: i for i, name in enumerate(label_names)}
+    return True
+
+
+def _check_mismatched(model: Any, mismatched: Iterable[Any], model_config: ModelConfig, *, new_head: bool) -> None:
+    """Refuse weights of another shape than the model's, unless they are to be replaced."""
+    names = [key if isinstance(key, str) else key[0] for key in mismatched]
+    refused = [n for n in names if not (new_head and not n.startswith(f"{model.base_model_prefix}."))]
+    if refused and not model_config.ignore_mismatched_sizes:
+        raise TrialError(
+            f"hyperparameters.model_name (or pretrained_model_name_or_path): the weights {', '.join(refused)} have "
+            "another shape than the config says. Load config and weights from the same model, or set "
+            "ignore_mismatched_sizes: true to start these weights afresh."
+        )
+
+
+def _start_head_afresh(model: transformers.PreTrainedModel, missing: set[str]) -> None:
+    """Forget the weights of a pretrained head: they were trained for other labels."""
+    std = getattr(model.config, "initializer_range", 0.02)
+    for prefix, module in model.named_modules():
+        in_head = not prefix.startswith(model.base_model_prefix)
+        if in_head and isinstance(module, torch.nn.Linear) and f"{prefix}.weight" not in missing:
+            logger.warning("%s was trained for other labels; it starts afresh.", prefix)
+            torch.nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+
+
+def group_parameters_for_optimizer(model: torch.nn.Module, weight_decay: float = 0) -> list[dict[str, Any]]:
+    """Two groups of trainable parameters: weights, which decay, and biases and norms, which do not.
+
+    Norms are told by their shape, since their names differ from model to model.
+    """
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    decays = {name: parameter.ndim >= 2 and "bias" not in name for name, parameter in trainable}
+    return [
+        {"params": [parameter for name, parameter in trainable if decays[name]], "weight_decay": weight_decay},
+        {"params": [parameter for name, parameter in trainable if not decays[name]], "weight_decay": 0.0},
+    ]
+
+
+def build_default_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW, fused where torch has a kernel for the model's device, or Adafactor."""
+    if config.adafactor:
+        return transformers.Adafactor(
+            group_parameters_for_optimizer(model, config.weight_decay),
+            lr=None if config.relative_step else config.learning_rate,
+            scale_parameter=config.scale_parameter,
+            relative_step=config.relative_step,
+        )
+
+    def adamw(*, fused: bool) -> torch.optim.Optimizer:
+        groups = group_parameters_for_optimizer(model, config.weight_decay)
+        betas = (config.adam_beta1, config.adam_beta2)
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, fused=fused)
+
+    try:
+        return adamw(fused=True)
+    except RuntimeError:  # no fused kernel: torch 2.3 on a CPU
+        return adamw(fused=False)
+
+
+def build_default_lr_scheduler(
+    optimizer: torch.optim.Optimizer, config: SchedulerConfig, num_training_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The schedule of `lr_scheduler_type`, or, for an optimizer with a rate of its own, one that shows that rate.
+
+    Args:
+        optimizer: From `build_default_optimizer`.
+        config: Warm-up and shape.
+        num_training_steps: Batches that the schedule spans, where the config does not say.
+
+    Raises:
+        TrialError: If `lr_scheduler_kwargs` do not suit the schedule.
+    """
+    if optimizer.param_groups[0]["lr"] is None:
+        return transformers.optimization.AdafactorSchedule(optimizer)
+    steps = config.num_training_steps or num_training_steps
+    try:
+        return transformers.get_scheduler(
+            config.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=config.num_warmup_steps or math.ceil(config.warmup_ratio * steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+        )
+    except (TypeError, ValueError) as error:
+        raise TrialError(
+            f"hyperparameters.lr_scheduler_kwargs: found {config.lr_scheduler_kwargs!r}, which does not suit "
+            f"lr_scheduler_type: {config.lr_scheduler_type} ({error}). Accepted are the arguments of that schedule's "
+            "function in transformers.optimization."
+        ) from error
