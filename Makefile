@@ -1,6 +1,7 @@
 # Everything on a fresh machine with Python 3.11 or later: `make train`, `make test`. No hub, GPU or cluster is needed.
 PYTHON ?= python3
-PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+# seqeval comes as source, which builds with every pip in an environment of its own only.
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --use-pep517
 TOOLS = pytest hypothesis ruff mypy types-PyYAML types-requests
 CLUSTER_CONSTRAINTS = tests/fixtures/constraints-cluster.txt
 

@@ -79,7 +79,7 @@ def tags_by_hand(model_dir: Path, sentences: list[list[str]], *, label_names: di
         encoded = tokenizer(words, is_split_into_words=True, return_tensors="pt")
         with torch.no_grad():
             predicted = model(**encoded).logits[0].argmax(-1).tolist()
-        first = {}
+        first: dict[int, str] = {}
         for position, word in enumerate(encoded.word_ids(0)):
             if word is not None:
                 first.setdefault(word, label_names[predicted[position]])
