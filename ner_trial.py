@@ -18,8 +18,9 @@ import ner_data
 import ner_utils
 from ner_utils import IGNORED_LABEL_ID, NO_POSITION
 from transformer_trial.builders import build_using_auto
-from transformer_trial.config import TrialConfig, searcher_metric
+from transformer_trial.config import TrialConfig
 from transformer_trial.data import local_chief_first, select_splits
+from transformer_trial.experiment import searcher_metric
 from transformer_trial.parsing import ConfigError, TrialError
 from transformer_trial.trial import BaseTransformerTrial
 

@@ -25,7 +25,10 @@ NO_POSITION = -1
 OUTSIDE = "O"
 """The tag of a word outside of any entity, and the prediction for a word without sub-tokens."""
 
-WORD_COLUMNS = ("word_ids", "word_positions", "word_labels", "sentence_id")
+WORD_FILLS = {"word_ids": NO_POSITION, "word_positions": NO_POSITION, "word_labels": IGNORED_LABEL_ID}
+"""The columns of tokenized rows that hold one number a word, and what they are padded with."""
+
+WORD_COLUMNS = (*WORD_FILLS, "sentence_id")
 """Columns of tokenized rows that evaluation needs beside the model's inputs."""
 
 Array = np.ndarray[Any, Any]
@@ -73,14 +76,16 @@ def prepare_tokenizer(tokenizer: Any) -> None:
         )
     if tokenizer.pad_token is None:  # any will do: what it pads is masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
-    # Byte-level BPE has other sub-tokens for a word after a space, which is how it met most words in its training.
+    # Such tokenizers have other sub-tokens for a word after a space, which is how they met most words in training.
     splitter = tokenizer.backend_tokenizer.pre_tokenizer
-    if splitter is not None and [splitter.pre_tokenize_str(text)[0][0] for text in ("a", " a")] == ["a", "Ġa"]:
+    parts = splitter and [splitter.pre_tokenize_str(text)[0][0] for text in ("a", " a")]
+    if parts in (["a", "Ġa"], ["a", "▁a"]):
         if isinstance(splitter, pre_tokenizers.ByteLevel):
-            splitter.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True  # the latter is saved with it
+            splitter.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True  # the latter goes into exports
         else:  # Its ByteLevel would put a space before each part of a word that the others split.
             add_space = pre_tokenizers.Metaspace(" ", "always", split=False)
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([add_space, splitter])
+            tokenizer.init_kwargs.pop("add_prefix_space", None)
         tokenizer.add_prefix_space = True  # without it, transformers 4 refuses words for some tokenizers
 
 
@@ -204,8 +209,7 @@ def tokenize_and_align(
     label_ids = {label: i for i, label in enumerate(label_list)}
     further_ids = continuation_ids(label_list)
     inputs = [name for name in tokenizer.model_input_names if name in encoded]
-    names = [*inputs, "labels", *WORD_COLUMNS]
-    columns: dict[str, list[Any]] = {name: [] for name in names}
+    columns: dict[str, list[Any]] = {name: [] for name in (*inputs, "labels", *WORD_COLUMNS)}
     sentence_of = encoded["overflow_to_sample_mapping"]
     for sentence, group in itertools.groupby(range(len(sentence_of)), key=sentence_of.__getitem__):
         # In the order of the text: a tokenizer that truncates on the left begins with the last window.
@@ -297,27 +301,24 @@ class WordCollator:
             pad_to_multiple_of=pad_to_multiple_of,
             label_pad_token_id=IGNORED_LABEL_ID,
         )
-        fills = {"word_ids": NO_POSITION, "word_positions": NO_POSITION, "word_labels": IGNORED_LABEL_ID}
-        self.word_fills = {name: fill for name, fill in fills.items() if name in column_names}
-        self.input_names = [n for n in column_names if n not in (*self.word_fills, "sentence_id")]
-        self.has_sentence_id = "sentence_id" in column_names
-        values = {"input_ids": tokenizer.pad_token_id, "attention_mask": 1, "labels": IGNORED_LABEL_ID}
-        self.no_words: dict[str, Any] = {n: [values.get(n, 0)] for n in self.input_names}
-        self.no_words |= {name: [] for name in self.word_fills} | {"sentence_id": NO_POSITION}
+        values: dict[str, Any] = {name: [] for name in WORD_FILLS} | {"sentence_id": NO_POSITION}
+        values |= {"input_ids": [tokenizer.pad_token_id], "attention_mask": [1], "labels": [IGNORED_LABEL_ID]}
+        self.no_words = {name: values.get(name, [0]) for name in column_names}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         rows = rows or [self.no_words]
+        inputs = [{name: value for name, value in row.items() if name not in WORD_COLUMNS} for row in rows]
         # dict: Determined cannot measure a BatchEncoding.
-        batch = dict(self.pad_inputs([{name: row[name] for name in self.input_names} for row in rows]))
-        for name, fill in self.word_fills.items():
-            columns = [row[name] for row in rows]
-            width = max(map(len, columns))
-            padded = [column + [fill] * (width - len(column)) for column in columns]
-            batch[name] = torch.tensor(padded, dtype=torch.long)  # also where there is no word
+        batch = dict(self.pad_inputs(inputs))
+        for name, fill in WORD_FILLS.items():
+            if name in rows[0]:
+                width = max(len(row[name]) for row in rows)
+                padded = [row[name] + [fill] * (width - len(row[name])) for row in rows]
+                batch[name] = torch.tensor(padded, dtype=torch.long)  # also where there is no word
         if self.pad_inputs.tokenizer.padding_side == "left" and "word_positions" in batch:
             shifts = torch.tensor([batch["input_ids"].shape[1] - len(row["input_ids"]) for row in rows])[:, None]
             batch["word_positions"] += shifts * (batch["word_positions"] != NO_POSITION)
-        if self.has_sentence_id:
+        if "sentence_id" in rows[0]:
             batch["sentence_id"] = torch.tensor([row["sentence_id"] for row in rows])
         return batch
 
@@ -409,7 +410,5 @@ def group_by_sentence(
     order = np.lexsort((word_ids, sentence_ids))
     starts = np.flatnonzero(np.diff(sentence_ids[order])) + 1
     tags = np.array([*label_list, OUTSIDE], dtype=object)  # the last one is found by NO_POSITION, -1
-    if not len(order):
-        return [], []
     gold, predicted = (np.split(tags[ids[order]], starts) for ids in (gold_ids, predicted_ids))
     return [part.tolist() for part in gold], [part.tolist() for part in predicted]

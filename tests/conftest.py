@@ -10,6 +10,7 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests" / "benchmarks")]
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: no test ever asks a hub
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start: their models are tiny
 
 import datasets  # noqa: E402
 import pytest  # noqa: E402
@@ -37,7 +38,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HF_DATASETS_CACHE"] = str(folder / "datasets")
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # tiny models gain nothing by more
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +46,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sample's tokenizer and a two-layer BERT without dropout, its weights random but fixed."""
     folder = tmp_path_factory.mktemp("tiny_model")
     torch.manual_seed(0)
-    config = transformers.AutoConfig.from_pretrained(
-        SAMPLE_MODEL, hidden_size=32, num_attention_heads=2, intermediate_size=64, num_hidden_layers=2,
+    tokenizer = transformers.AutoTokenizer.from_pretrained(SAMPLE_MODEL)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_attention_heads=2, intermediate_size=64, num_hidden_layers=2,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     transformers.AutoModel.from_config(config).save_pretrained(folder)

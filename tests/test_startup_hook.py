@@ -371,8 +371,7 @@ def test_hook_names_the_fault_of_requirements_txt(tmp_path: Path, text: str | No
 
 
 @pytest.mark.parametrize(
-    ("file", "python_version"),
-    [("constraints.txt", "3.11"), ("tests/fixtures/constraints-cluster.txt", "3.10")],
+    ("file", "python_version"), [("constraints.txt", "3.11"), ("tests/fixtures/constraints-cluster.txt", "3.10")]
 )
 def test_exact_versions_are_within_the_ranges(file: str, python_version: str) -> None:
     lines = [line.partition("#")[0].strip() for line in (REPOSITORY / file).read_text().splitlines()]

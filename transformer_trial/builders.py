@@ -59,18 +59,24 @@ def build_using_auto(
     )
     lower_case = {} if model_config.do_lower_case is None else {"do_lower_case": model_config.do_lower_case}
     tokenizer = _load(
-        transformers.AutoTokenizer, "tokenizer_name", model_config.tokenizer_name or shared_name, hub_arguments,
+        transformers.AutoTokenizer,
+        "tokenizer_name",
+        model_config.tokenizer_name or shared_name,
+        hub_arguments,
         {"use_fast": model_config.use_fast, **lower_case},
-    )  # fmt: skip
+    )
     new_head = label_names is not None and _name_labels(config, label_names)
     auto_class = AUTO_CLASSES[model_config.model_mode]
     if not model_config.use_pretrained_weights:
         model = auto_class.from_config(config, trust_remote_code=model_config.trust_remote_code)
         return config, tokenizer, model
     model, loaded = _load(
-        auto_class, "model_name", model_config.model_name or shared_name, hub_arguments,
+        auto_class,
+        "model_name",
+        model_config.model_name or shared_name,
+        hub_arguments,
         {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True},
-    )  # fmt: skip
+    )
     _check_mismatched(model, loaded["mismatched_keys"], model_config, new_head=new_head)
     if new_head:
         _start_head_afresh(model, set(loaded["missing_keys"]))

@@ -1,30 +1,44 @@
 """The `hyperparameters` and `data` sections of an experiment configuration as checked dataclasses. No torch here."""
 
-import contextlib
-import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from transformer_trial.parsing import REQUIRED, ConfigError, did_you_mean, parse_sections, read_number, setting, shown
+from transformer_trial.parsing import REQUIRED, Section, parse_sections, setting
 
 logger = logging.getLogger(__name__)
 
 MODEL_MODES = (
-    "base", "pretraining", "causal-lm", "masked-lm", "seq2seq-lm", "sequence-classification", "multiple-choice",
-    "next-sentence", "token-classification", "question-answering",
-)  # fmt: skip
+    "base",
+    "pretraining",
+    "causal-lm",
+    "masked-lm",
+    "seq2seq-lm",
+    "sequence-classification",
+    "multiple-choice",
+    "next-sentence",
+    "token-classification",
+    "question-answering",
+)
 
 # Every schedule of transformers but reduce_lr_on_plateau and greedy, which follow a validation metric.
 LR_SCHEDULER_TYPES = (
-    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
-    "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
-)  # fmt: skip
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+)
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Section):
     """Which config, tokenizer and weights to load, and with which head."""
 
     pretrained_model_name_or_path: str | None = setting(None)
@@ -71,7 +85,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """AdamW or Adafactor, with the defaults of transformers' TrainingArguments."""
 
     learning_rate: float = setting(5e-5, minimum=0)
@@ -100,7 +114,7 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class SchedulerConfig:
+class SchedulerConfig(Section):
     """The learning rate's schedule. Its lengths are counted in batches, as everything is in Determined."""
 
     lr_scheduler_type: str = setting("linear", choices=LR_SCHEDULER_TYPES)
@@ -123,7 +137,7 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Section):
     """Batch size and arithmetic."""
 
     global_batch_size: int = setting(REQUIRED, minimum=1)
@@ -142,7 +156,7 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """Where the data is and how it is batched, whatever the task."""
 
     dataset_name: str | None = setting(None)
@@ -239,104 +253,3 @@ def parse_trial_config(
     if parsed[ModelConfig].use_auth_token:
         logger.warning("hyperparameters.use_auth_token has no effect: the hub's token is read from HF_TOKEN.")
     return TrialConfig(*(parsed[c] for c in (*hyperparameter_classes, data_class)))
-
-
-LENGTH_UNITS = ("batches", "epochs", "records")
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long a training is, or how often something happens in it, in the units of Determined."""
-
-    unit: str
-    """One of LENGTH_UNITS."""
-    amount: int
-
-    def in_batches(self, batches_per_epoch: int, global_batch_size: int) -> int:
-        """The same in training batches; records are rounded down to batches as Determined does, but to one at least."""
-        if self.unit == "epochs":
-            return self.amount * batches_per_epoch
-        return self.amount if self.unit == "batches" else max(self.amount // global_batch_size, 1)
-
-
-def parse_length(key: str, value: Any, *, minimum: int = 0) -> Length:
-    """`{epochs: 3}`, `{batches: 100}` or `{records: 800}` as a Length; a bare number counts batches.
-
-    Raises:
-        ConfigError: If the value, named by its `key`, is none of these, or less than the minimum.
-    """
-    entries = value if isinstance(value, Mapping) else {"batches": value}
-    with contextlib.suppress(ValueError):
-        ((unit, amount),) = entries.items()
-        number = read_number(amount)
-        if unit in LENGTH_UNITS and isinstance(number, int) and number >= minimum:
-            return Length(unit, number)
-    accepted = f"one of {{batches: N}}, {{epochs: N}} and {{records: N}}, with a whole number N of at least {minimum}"
-    advice = " ".join(did_you_mean(str(unit), LENGTH_UNITS) for unit in entries if unit not in LENGTH_UNITS)
-    raise ConfigError([f"{key}: found {shown(key, value)}; accepted is {accepted}. {advice}".rstrip()])
-
-
-@dataclass(frozen=True)
-class SearcherConfig:
-    """What a trial reads of the `searcher` section; its other keys are Determined's own."""
-
-    metric: str | None = setting(None)
-    """The validation metric that decides which model is best."""
-    smaller_is_better: bool = setting(True)
-    """Whether that is the one with the smallest value of it."""
-    max_length: Any = setting(None)
-    """How long a trial trains, such as `{epochs: 3}`."""
-    max_time: int | None = setting(None, minimum=1)
-    """The same as a number, of what `time_metric` says."""
-    time_metric: str | None = setting(None, choices=("batches", "epochs"))
-    """The unit of `max_time`."""
-
-    def conflicts(self) -> Iterator[str]:
-        if self.max_time is not None and self.time_metric is None:
-            yield "searcher.time_metric: missing beside max_time. Accepted: one of batches, epochs."
-
-
-def parse_searcher(experiment_config: Mapping[str, Any]) -> SearcherConfig:
-    searcher = experiment_config.get("searcher") or {}
-    if isinstance(searcher, Mapping):
-        known = {field.name for field in dataclasses.fields(SearcherConfig)}
-        searcher = {key: value for key, value in searcher.items() if key in known and value is not None}
-    return parse_sections({"searcher": (searcher, (SearcherConfig,))})[SearcherConfig]
-
-
-def training_length(experiment_config: Mapping[str, Any]) -> Length:
-    """How long the searcher lets a trial train: `max_length`, or `max_time` counted in `time_metric`.
-
-    Raises:
-        ConfigError: If neither is there, or is a length of at least one batch or epoch.
-    """
-    searcher = parse_searcher(experiment_config)
-    if searcher.max_length is not None:
-        return parse_length("searcher.max_length", searcher.max_length, minimum=1)
-    if searcher.max_time is not None and searcher.time_metric is not None:
-        return Length(searcher.time_metric, searcher.max_time)
-    advice = "give max_length, such as {epochs: 3}, or max_time with time_metric: epochs or batches"
-    raise ConfigError([f"searcher.max_length: missing, and there is no max_time; {advice}."])
-
-
-def searcher_metric(experiment_config: Mapping[str, Any], better_when_larger: Mapping[str, bool]) -> tuple[str, bool]:
-    """The validation metric that decides which model is best, and whether smaller is better.
-
-    Args:
-        experiment_config: Of which the section `searcher` is read.
-        better_when_larger: The metrics that a trial reports; empty accepts any.
-
-    Raises:
-        ConfigError: If there is none, or the trial reports no such metric, or the wrong end of it is called the better.
-    """
-    searcher = parse_searcher(experiment_config)
-    metric, smaller_is_better = searcher.metric, searcher.smaller_is_better
-    if metric is None or (better_when_larger and metric not in better_when_larger):
-        accepted = ", ".join(better_when_larger) or "the name of a validation metric"
-        advice = did_you_mean(str(metric), better_when_larger)
-        raise ConfigError([f"searcher.metric: found {metric!r}; accepted is {accepted}. {advice}".rstrip()])
-    if better_when_larger and smaller_is_better == better_when_larger[metric]:
-        right = str(not smaller_is_better).lower()
-        wrong = f"searcher.smaller_is_better: found {str(smaller_is_better).lower()} (the default is true)"
-        raise ConfigError([f"{wrong}, which would keep the worst model by {metric}; accepted is {right}."])
-    return metric, smaller_is_better

@@ -60,9 +60,8 @@ def _load_named(name: str, config: DataConfig) -> datasets.DatasetDict:
             splits = datasets.load_from_disk(name)
         else:
             splits = datasets.load_dataset(
-                name, config.dataset_config_name, revision=config.dataset_revision, cache_dir=config.cache_dir,
-                **_download_mode(config),
-            )  # fmt: skip
+                name, config.dataset_config_name, revision=config.dataset_revision, **_cache_options(config)
+            )
     except Exception as error:
         raise TrialError(_why_not_loaded(name, config, error)) from error
     if isinstance(splits, datasets.Dataset):
@@ -87,8 +86,9 @@ def _why_not_loaded(name: str, config: DataConfig, error: Exception) -> str:
     return f"data.dataset_name: {name} needs a loading script, which the datasets library no longer runs; {advice}."
 
 
-def _download_mode(config: DataConfig) -> dict[str, Any]:
-    return {"download_mode": "reuse_cache_if_exists"} if config.overwrite_cache else {}
+def _cache_options(config: DataConfig) -> dict[str, str | None]:
+    mode = "reuse_cache_if_exists" if config.overwrite_cache else None  # what is downloaded is read anew
+    return {"cache_dir": config.cache_dir, "download_mode": mode}
 
 
 def _load_file(key: str, file: str, config: DataConfig) -> datasets.Dataset:
@@ -109,9 +109,8 @@ def _load_file(key: str, file: str, config: DataConfig) -> datasets.Dataset:
         raise no_rows
     try:
         rows = datasets.load_dataset(
-            file_format, data_files=glob.escape(str(path)), split="train", cache_dir=config.cache_dir,
-            **_download_mode(config), **arguments,
-        )  # fmt: skip
+            file_format, data_files=glob.escape(str(path)), split="train", **_cache_options(config), **arguments
+        )
         rows.data.validate(full=True)  # else a text that is not UTF-8 is found out when it is read
     except Exception as error:
         reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
@@ -262,15 +261,15 @@ def local_chief_first(distributed: core.DistributedContext) -> Iterator[None]:
     Raises:
         TrialError: On the others, if the first one failed, with its error.
     """
-    if distributed.local_rank != 0:
-        failure = distributed.broadcast_local(None)
-        if failure is not None:
-            raise TrialError(f"The first process of this node failed, and this one with it: {failure}")
-        yield
-        return
+    first = distributed.local_rank == 0
+    failure = None if first else distributed.broadcast_local(None)
+    if failure is not None:
+        raise TrialError(f"The first process of this node failed, and this one with it: {failure}")
     try:
         yield
     except BaseException as error:
-        distributed.broadcast_local(f"{type(error).__name__}: {error}")
+        failure = f"{type(error).__name__}: {error}"
         raise
-    distributed.broadcast_local(None)
+    finally:
+        if first:
+            distributed.broadcast_local(failure)

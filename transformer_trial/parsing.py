@@ -7,10 +7,11 @@ Values are read the same whether the yaml went through the `det` client (YAML 1.
 import dataclasses
 import difflib
 import math
+import operator
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 # What YAML 1.1 reads as booleans, and YAML 1.2 as texts but for true and false.
 BOOLEAN_WORDS = dict.fromkeys(("true", "yes", "on", "y"), True) | dict.fromkeys(("false", "no", "off", "n"), False)
@@ -37,23 +38,37 @@ class ConfigError(TrialError):
         super().__init__(f"The experiment configuration has {count}:\n" + "\n".join(f"  - {p}" for p in problems))
 
 
-def setting(
-    default: Any, *, choices: tuple[str, ...] = (), minimum: float = -math.inf, above: float = -math.inf,
-    maximum: float = math.inf, below: float = math.inf,
-) -> Any:  # fmt: skip
-    """A dataclass field whose value must be one of `choices` or lie in [minimum, maximum] and in (above, below)."""
-    limits = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum, "below": below}
-    if default is REQUIRED:
-        return dataclasses.field(metadata=limits, kw_only=True)
-    return dataclasses.field(default=default, metadata=limits, kw_only=True)
+# How a limit of a setting is called in a message, and what has to hold of a number and it.
+LIMITS = {
+    "minimum": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "maximum": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
+
+
+def setting(default: Any, *, choices: tuple[str, ...] = (), **limits: float) -> Any:
+    """A dataclass field whose value must be one of `choices`, or a number within `limits`, named as in LIMITS."""
+    arguments = {} if default is REQUIRED else {"default": default}
+    return dataclasses.field(**arguments, metadata={"choices": choices, "limits": limits}, kw_only=True)
+
+
+class Section:
+    """Base of the dataclasses that sections become."""
+
+    def conflicts(self) -> Iterable[str]:
+        """The problems of values which are right only by themselves."""
+        return ()
+
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 def parse_sections(sections: Mapping[str, tuple[Any, Sequence[type]]]) -> dict[type, Any]:
     """Check the sections of a configuration and return the dataclasses made of them, by class.
 
     Args:
-        sections: For each section's name what the yaml gives for it, and the dataclasses that share its keys. A class
-            has a method `conflicts()` that yields the problems of values which are right only by themselves.
+        sections: For each section's name what the yaml gives for it, and the dataclasses that share its keys.
 
     Raises:
         ConfigError: For any unknown key, wrong value, missing key or conflict; it names them all.
@@ -77,6 +92,25 @@ def parse_sections(sections: Mapping[str, tuple[Any, Sequence[type]]]) -> dict[t
     return parsed
 
 
+def read_known(section: str, experiment_config: Mapping[str, Any], config_class: type[SectionT]) -> SectionT:
+    """The part of a section of Determined's own that `config_class` has fields for; null stands for a default.
+
+    Args:
+        section: Its name; "" reads the top level.
+        experiment_config: The whole configuration.
+        config_class: What to make of it.
+
+    Raises:
+        ConfigError: For any wrong value; it names them all.
+    """
+    values = (experiment_config.get(section) or {}) if section else experiment_config
+    if isinstance(values, Mapping):
+        known = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+        values = {key: value for key, value in values.items() if key in known and value is not None}
+    parsed: SectionT = parse_sections({section: (values, (config_class,))})[config_class]
+    return parsed
+
+
 def _unknown_key(section: str, key: Any, value: Any, valid_keys: Mapping[str, list[str]]) -> str:
     name = str(key) if str(key).isprintable() else repr(key)
     found = f"{section}.{name}: unknown key (found {shown(name, value)})."
@@ -93,7 +127,7 @@ def _parse_fields(section: str, config_class: type, values: Mapping[str, Any]) -
     hints = typing.get_type_hints(config_class)
     arguments, problems = {}, []
     for field in dataclasses.fields(config_class):
-        key, accepted = f"{section}.{field.name}", _accepted(hints[field.name], field.metadata)
+        key, accepted = f"{section}.{field.name}".lstrip("."), _accepted(hints[field.name], field.metadata)
         if field.name not in values:
             if field.default is dataclasses.MISSING:
                 problems.append(f"{key}: missing. Accepted: {accepted}.")
@@ -134,21 +168,20 @@ def _kind(hint: Any) -> tuple[Any, bool]:
     return typing.get_args(hint)[0] if optional else hint, optional
 
 
-def _accepted(hint: Any, limits: Mapping[str, Any]) -> str:
+def _accepted(hint: Any, metadata: Mapping[str, Any]) -> str:
     kind, optional = _kind(hint)
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list of texts"}
-    words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
     text = names.get(typing.get_origin(kind) or kind, "a mapping of names to numbers or texts")
-    bounds = [f"{word} {limits[key]:g}" for key, word in words.items() if math.isfinite(limits[key])]
-    if limits["choices"]:
-        text = "one of " + ", ".join(limits["choices"])
-    return " ".join([text, " and ".join(bounds)]).strip() + (" or null" if optional else "")
+    if metadata["choices"]:
+        text = "one of " + ", ".join(metadata["choices"])
+    bounds = [f"{LIMITS[name][0]} {limit:g}" for name, limit in metadata["limits"].items()]
+    return f"{text} {' and '.join(bounds)}".strip() + (" or null" if optional else "")
 
 
 def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]") -> Any:
     """`value` as the type of the field, whichever YAML parser read it; or a ValueError with a hint."""
     kind, optional = _kind(hint)
-    limits = field.metadata
+    choices, limits = field.metadata["choices"], field.metadata["limits"]
     if kind is Any or (value is None and optional):
         return value
     if value is None and field.default is not dataclasses.MISSING:
@@ -159,12 +192,12 @@ def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]") -> Any:
         text = read_text(value)
         if optional and text.lower() == "none":
             raise ValueError("Did you mean null?")
-        if limits["choices"] and text not in limits["choices"]:
-            raise ValueError(did_you_mean(text, limits["choices"]))
+        if choices and text not in choices:
+            raise ValueError(did_you_mean(text, choices))
         return text
     if kind in (int, float):
         number = read_number(value)
-        in_range = limits["minimum"] <= number <= limits["maximum"] and limits["above"] < number < limits["below"]
+        in_range = all(LIMITS[name][1](number, limit) for name, limit in limits.items())
         if not in_range or (kind is int and isinstance(number, float)):
             raise ValueError
         return kind(number)

@@ -25,26 +25,20 @@ from determined import core, pytorch
 from determined.cli.ntsc import parse_config_overrides
 from determined.common import detignore, util
 
-from transformer_trial.config import Length, parse_length, training_length
-from transformer_trial.parsing import ConfigError, TrialError
+from transformer_trial.config import parse_trial_config
+from transformer_trial.experiment import (
+    HarnessConfig,
+    Length,
+    OptimizationsConfig,
+    ProfilingConfig,
+    SearcherConfig,
+    parse_length,
+    training_length,
+)
+from transformer_trial.parsing import ConfigError, TrialError, read_known
 from transformer_trial.trial import BaseTransformerTrial
 
 logger = logging.getLogger(__name__)
-
-# What the master gives an experiment configuration that does not say.
-DEFAULTS: dict[str, Any] = {
-    "min_validation_period": {"batches": 0},
-    "min_checkpoint_period": {"batches": 0},
-    "scheduling_unit": 100,
-    "checkpoint_policy": "best",
-    "perform_initial_validation": False,
-}
-OPTIMIZATION_DEFAULTS = {
-    "aggregation_frequency": 1,
-    "average_aggregated_gradients": True,
-    "gradient_compression": False,
-}
-PROFILING_DEFAULTS = {"enabled": False}
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -53,16 +47,22 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("config_file", nargs="?", default="ner_config.yaml", metavar="CONFIG.yaml")
     parser.add_argument(
-        "--config", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        "--config",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
         help="override a key of the configuration, such as hyperparameters.learning_rate=1e-4, as `det` does",
-    )  # fmt: skip
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, metavar="N", help="train for N epochs, whatever the searcher says")
     length.add_argument("--batches", type=int, metavar="N", help="train for N batches, whatever the searcher says")
     parser.add_argument(
-        "--output-dir", type=Path, metavar="DIR",
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
         help="folder for model/, metrics.jsonl and checkpoints/ (default: outputs/, then experiment's name and time)",
-    )  # fmt: skip
+    )
     parser.add_argument("--test", action="store_true", help="train and validate one batch of each, to see that it runs")
     return parser.parse_args(arguments)
 
@@ -120,7 +120,7 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
         config = parse_config_overrides(config, options.overrides)
     except Exception as error:
         raise TrialError(f"--config: {' '.join(str(error).split())}") from error
-    return {**DEFAULTS, **config}
+    return config
 
 
 def with_length(config: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -130,6 +130,7 @@ def with_length(config: dict[str, Any], options: argparse.Namespace) -> dict[str
         if amount is not None:
             if amount < 1:
                 raise ConfigError([f"--{unit}: found {amount}; accepted is at least 1."])
+            read_known("searcher", config, SearcherConfig)
             # In place: on a cluster Determined hands this very mapping to the trial.
             config["searcher"] = {**(config.get("searcher") or {}), "max_length": {unit: amount}}
     return config
@@ -166,11 +167,15 @@ def train(
 ) -> None:
     """Train with `pytorch.init` and `pytorch.Trainer`; without an output folder, as the task of a cluster."""
     on_cluster = output_dir is None
-    optimizations = {**OPTIMIZATION_DEFAULTS, **(config.get("optimizations") or {})}
-    profiling = {**PROFILING_DEFAULTS, **(config.get("profiling") or {})}
-    hparams = det.get_cluster_info().trial.hparams if on_cluster else config.get("hyperparameters") or {}
-    batch_size: Any = hparams.get("global_batch_size")
-    length = training_length(config)
+    harness, length = read_known("", config, HarnessConfig), training_length(config)
+    aggregation_frequency = read_known("optimizations", config, OptimizationsConfig).aggregation_frequency
+    if on_cluster:
+        info = det.get_cluster_info()
+        hparams, latest_checkpoint = info.trial.hparams, info.latest_checkpoint
+    else:
+        hparams, latest_checkpoint = config.get("hyperparameters") or {}, None
+    training = parse_trial_config(hparams, config.get("data") or {}, trial_class.data_config_class).training
+    batch_size = training.global_batch_size
     with contextlib.ExitStack() as stack:
         distributed = None if on_cluster else stack.enter_context(join_torchrun())
         if output_dir is not None:
@@ -182,10 +187,10 @@ def train(
             os.environ["XDG_DATA_HOME"] = str(output_dir / "checkpoints")
         context = stack.enter_context(
             pytorch.init(
-                hparams=hparams,
+                hparams={**hparams, "global_batch_size": batch_size},  # Determined takes nothing but an int
                 exp_conf=config,
                 distributed=distributed,
-                aggregation_frequency=int(optimizations["aggregation_frequency"]),
+                aggregation_frequency=aggregation_frequency,
                 enable_tensorboard_logging=on_cluster,
             )
         )
@@ -195,18 +200,18 @@ def train(
             stack.enter_context(tqdm.contrib.logging.logging_redirect_tqdm())
             bar = stack.enter_context(tqdm.tqdm(total=trial.num_training_batches, unit="batch", leave=False))
             trial.on_batch_end = bar.update
-        policy = config["checkpoint_policy"]
+        policy = harness.checkpoint_policy
         pytorch.Trainer(trial, context).fit(
             max_length=as_train_unit(length, batch_size),
-            validation_period=as_period("min_validation_period", config["min_validation_period"], batch_size),
-            checkpoint_period=as_period("min_checkpoint_period", config["min_checkpoint_period"], batch_size),
-            reporting_period=pytorch.Batch(int(config["scheduling_unit"])),
+            validation_period=as_period("min_validation_period", harness.min_validation_period, batch_size),
+            checkpoint_period=as_period("min_checkpoint_period", harness.min_checkpoint_period, batch_size),
+            reporting_period=pytorch.Batch(harness.scheduling_unit),
             # Determined knows the best validation on a cluster only, and would say so in a warning.
             checkpoint_policy="all" if policy == "best" and not on_cluster else policy,
-            latest_checkpoint=det.get_cluster_info().latest_checkpoint if on_cluster else None,
-            step_zero_validation=bool(config["perform_initial_validation"]),
+            latest_checkpoint=latest_checkpoint,
+            step_zero_validation=harness.perform_initial_validation,
             test_mode=options.test and not on_cluster,
-            profiling_enabled=bool(profiling["enabled"]) and on_cluster,
+            profiling_enabled=on_cluster and read_known("profiling", config, ProfilingConfig).enabled,
         )
         if output_dir is not None:
             logger.info("Model, metrics and checkpoints are in %s", output_dir)

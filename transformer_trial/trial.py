@@ -21,14 +21,12 @@ from determined import pytorch
 
 from transformer_trial.builders import build_default_lr_scheduler, build_default_optimizer
 from transformer_trial.callbacks import TrainingLoss, build_callbacks
-from transformer_trial.config import DataConfig, TrialConfig, parse_trial_config, searcher_metric, training_length
+from transformer_trial.config import DataConfig, TrialConfig, parse_trial_config
 from transformer_trial.data import SlotBatchSampler, build_data_loader, default_load_dataset
-from transformer_trial.parsing import TrialError
+from transformer_trial.experiment import OptimizationsConfig, ReproducibilityConfig, searcher_metric, training_length
+from transformer_trial.parsing import TrialError, read_known
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_SEED = 42
-"""The seed off cluster where the yaml has no `reproducibility.experiment_seed`, as in TrainingArguments."""
 
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -99,8 +97,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         try:
             return self.context.get_trial_seed()
         except det.errors.InternalException:  # off cluster
-            reproducibility = self.experiment_config.get("reproducibility") or {}
-            return int(reproducibility.get("experiment_seed", DEFAULT_SEED))
+            return read_known("reproducibility", self.experiment_config, ReproducibilityConfig).experiment_seed
 
     def load_datasets(self) -> datasets.DatasetDict:
         """Load the splits `train`, `validation` and `test`, those that there are.
@@ -116,15 +113,15 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
             num_training_rows: Rows that the model sees in an epoch, which the length of the schedule follows from.
         """
         settings, context = self.settings, self.context
-        optimizations = self.experiment_config.get("optimizations") or {}
+        optimizations = read_known("optimizations", self.experiment_config, OptimizationsConfig)
         self.scaler = None
         if settings.training.mixed_precision == "fp16":
             self.scaler = context.wrap_scaler(OneOptimizerScaler(context.device.type))
         self.model = context.wrap_model(self.model)
         self.optimizer = context.wrap_optimizer(
             build_default_optimizer(self.model, settings.optimizer),
-            fp16_compression=bool(optimizations.get("gradient_compression", False)),
-            average_aggregated_gradients=bool(optimizations.get("average_aggregated_gradients", True)),
+            fp16_compression=optimizations.gradient_compression,
+            average_aggregated_gradients=optimizations.average_aggregated_gradients,
         )
         if settings.training.use_apex_amp:
             self._configure_apex()
@@ -139,8 +136,11 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         self.training_loss = context.wrap_reducer(TrainingLoss(), name="loss", for_training=True, for_validation=False)
         logger.info(
             "Training on %d rows in batches of %d: %d batches an epoch, %d in all.",
-            num_training_rows, settings.training.global_batch_size, batches_per_epoch, num_batches,
-        )  # fmt: skip
+            num_training_rows,
+            settings.training.global_batch_size,
+            batches_per_epoch,
+            num_batches,
+        )
 
     def _configure_apex(self) -> None:
         if importlib.util.find_spec("apex") is None or not torch.cuda.is_available():
@@ -154,11 +154,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         self.model = self.context.models[0]
 
     def data_loader(
-        self,
-        rows: datasets.Dataset,
-        collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
-        *,
-        training: bool,
+        self, rows: datasets.Dataset, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], *, training: bool
     ) -> pytorch.DataLoader:
         """Batches of rows: shuffled, and grouped by length where asked for, if they are for training."""
         data = self.settings.data

@@ -1,0 +1,581 @@
+"""The experiment configuration: what is accepted, what it becomes, and what is said about mistakes."""
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+import itertools
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import yaml
+from conftest import PROJECT
+from determined.common import util
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.trainer_utils import SchedulerType
+
+from ner_data import NERDataConfig
+from transformer_trial.builders import AUTO_CLASSES
+from transformer_trial.config import (
+    LR_SCHEDULER_TYPES,
+    MODEL_MODES,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SchedulerConfig,
+    TrainingConfig,
+    TrialConfig,
+    parse_trial_config,
+)
+from transformer_trial.experiment import Length, SearcherConfig, parse_length, searcher_metric, training_length
+from transformer_trial.parsing import ConfigError, middle_of_range
+
+Values = Mapping[Any, Any]
+CLASSES = {"hyperparameters": (ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig), "data": (NERDataConfig,)}
+FIELDS = {section: {f.name: f for c in classes for f in dataclasses.fields(c)} for section, classes in CLASSES.items()}
+KEYS = [(section, key) for section, fields in FIELDS.items() for key in fields]
+
+HYPERPARAMETERS = {
+    "pretrained_model_name_or_path": "bert-base-uncased", "model_mode": "token-classification", "global_batch_size": 8,
+}  # fmt: skip
+DATA = {"dataset_name": "lhoestq/conll2003"}
+OWN_FILES = {"dataset_name": None, "train_file": "train.csv", "validation_file": "validation.csv"}
+FIXED = settings(deadline=None, derandomize=True)
+MISSING = ...
+"""Stands for a key that is not there."""
+
+# The parser of the `det` client and of train.py, and PyYAML as a stand-in for the one of the master, which is written
+# in Go. That one reads YAML 1.1 too, but takes y and n for booleans, and 5e-5 for a number.
+YAML_PARSERS: dict[str, Callable[[str], Any]] = {"client": util.yaml_safe_load, "master": yaml.safe_load}
+
+
+def parse(hyperparameters: Values = {}, data: Values = {}) -> TrialConfig[NERDataConfig]:  # noqa: B006
+    """Parse a small valid configuration in which these keys have other values, or are MISSING."""
+    sections = {**HYPERPARAMETERS, **hyperparameters}, {**DATA, **data}
+    hparams, data = ({key: value for key, value in section.items() if value is not MISSING} for section in sections)
+    return parse_trial_config(hparams, data, NERDataConfig)
+
+
+def parsed_value(section: str, key: str, edits: Values) -> Any:
+    """What the key becomes in a configuration with these edits to its section."""
+    config = parse(**{section: edits})
+    parts = [config.data] if section == "data" else [config.model, config.optimizer, config.scheduler, config.training]
+    (value,) = [getattr(part, key) for part in parts if hasattr(part, key)]
+    return value
+
+
+def problems_of(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> list[str]:
+    """The problems that the call reports, each of which has a line of its own in the message."""
+    with pytest.raises(ConfigError) as error:
+        function(*arguments, **keywords)
+    assert str(error.value).splitlines()[1:] == [f"  - {problem}" for problem in error.value.problems]
+    return error.value.problems
+
+
+NUMBER = "accepted is a number at least 0."
+COUNT = "accepted is a whole number at least 1."
+TEXT = "accepted is a text or null."
+TEXTS = "accepted is a list of texts or null."
+ARGUMENTS = "accepted is a mapping of names to numbers or texts or null."
+MODES = f"accepted is one of {', '.join(MODEL_MODES)}."
+SCHEDULES = f"accepted is one of {', '.join(LR_SCHEDULER_TYPES)}."
+NOT_BOOLEAN = "YAML parsers disagree on which words are true or false: take another text than true, yes, on, y, false, "
+IN_ORDER = "A search range needs the numbers minval and maxval, the smaller first."
+
+# By section: key, value, and what is said after the key: what was found, what is accepted, and what is nearest.
+MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
+    "hyperparameters": [
+        ("learning_rat", 1e-3, "unknown key (found 0.001). Did you mean learning_rate? Accepted: adafactor, adam_"),
+        ("Model_Mode", "base", "unknown key (found 'base'). Did you mean model_mode? Accepted: adafactor, adam_"),
+        ("dropout_of_nothing", 0.1, "unknown key (found 0.1). Remove it. Accepted: adafactor, adam_beta1, adam_beta2"),
+        ("train_file", "a.csv", "unknown key (found 'a.csv'). train_file belongs in the section data."),
+        ("max_seq_lenght", 9, "unknown key (found 9). max_seq_length belongs in the section data."),
+        ("model_mode", MISSING, f"missing. Accepted: one of {', '.join(MODEL_MODES)}."),
+        ("global_batch_size", MISSING, "missing. Accepted: a whole number at least 1."),
+        ("pretrained_model_name_or_path", MISSING, "missing. Give a hub name such as bert-base-uncased or a "),
+        ("learning_rate", "fast", f"found 'fast'; {NUMBER}"),
+        ("learning_rate", "", f"found ''; {NUMBER}"),
+        ("learning_rate", True, f"found True; {NUMBER}"),
+        ("learning_rate", [1e-5, 3e-5], f"found [1e-05, 3e-05]; {NUMBER}"),
+        ("learning_rate", None, f"found None; {NUMBER} Remove the key for its default, 5e-05."),
+        ("learning_rate", math.nan, f"found nan; {NUMBER}"),
+        ("learning_rate", -1e-5, f"found -1e-05; {NUMBER}"),
+        ("max_grad_norm", math.inf, f"found inf; {NUMBER}"),
+        ("max_grad_norm", 10**400, f"found 1{'0' * 76}...; {NUMBER}"),
+        ("adam_epsilon", {"value": 1}, f"found {{'value': 1}}; {NUMBER}"),
+        ("adam_beta2", 1, "found 1; accepted is a number at least 0 and below 1."),
+        ("warmup_ratio", 6, "found 6; accepted is a number at least 0 and at most 1."),
+        ("global_batch_size", None, f"found None; {COUNT}"),
+        ("global_batch_size", 8.5, f"found 8.5; {COUNT}"),
+        ("global_batch_size", "eight", f"found 'eight'; {COUNT}"),
+        ("global_batch_size", 0, f"found 0; {COUNT}"),
+        ("use_pretrained_weights", 1, "found 1; accepted is true or false."),
+        ("adafactor", "ja", "found 'ja'; accepted is true or false."),
+        ("revision", 2021, "found 2021; accepted is a text. Put 2021 in quotes: YAML reads it as something else"),
+        ("revision", None, "found None; accepted is a text. Remove the key for its default, 'main'."),
+        ("finetuning_task", ["ner"], f"found ['ner']; {TEXT}"),
+        ("lr_scheduler_kwargs", 0.5, f"found 0.5; {ARGUMENTS}"),
+        ("lr_scheduler_kwargs", {"power": None}, f"found {{'power': None}}; {ARGUMENTS}"),
+        ("model_mode", "causal_lm", f"found 'causal_lm'; {MODES} Did you mean causal-lm?"),
+        ("lr_scheduler_type", "Linear", f"found 'Linear'; {SCHEDULES} Did you mean linear?"),
+        ("lr_scheduler_type", "zigzag", f"found 'zigzag'; {SCHEDULES}"),
+        ("mixed_precision", "BF16", "found 'BF16'; accepted is one of none, bf16, fp16. Did you mean bf16?"),
+        ("mixed_precision", False, f"found False; accepted is one of none, bf16, fp16. {NOT_BOOLEAN}"),
+        ("learning_rate", {"type": "logg"}, f"found {{'type': 'logg'}}; {NUMBER} A search range has one of the types "),
+        ("learning_rate", {"type": "double"}, f"found {{'type': 'double'}}; {NUMBER} {IN_ORDER}"),
+    ],
+    "data": [
+        ("learning_rate", 1, "unknown key (found 1). learning_rate belongs in the section hyperparameters."),
+        ("max_train_sample", 9, "unknown key (found 9). Did you mean max_train_samples? Accepted: cache_dir, data"),
+        (8, "eight", "unknown key (found 'eight'). Remove it. Accepted: cache_dir, dataloader_num_workers, "),
+        ("dataset_name", False, f"found False; {TEXT} {NOT_BOOLEAN}"),
+        ("dataset_name", "no", f"found 'no'; {TEXT} {NOT_BOOLEAN}"),
+        ("text_column_name", "Off", f"found 'Off'; {TEXT} {NOT_BOOLEAN}"),
+        ("cache_dir", "None", f"found 'None'; {TEXT} Did you mean null?"),
+        ("cache_dir", "", f"found ''; {TEXT}"),
+        ("label_list", "O", f"found 'O'; {TEXTS}"),
+        ("label_list", [], f"found []; {TEXTS}"),
+        ("label_list", ["O", 1], f"found ['O', 1]; {TEXTS} Put 1 in quotes: YAML reads it as something "),
+        ("label_list", ["O", True], f"found ['O', True]; {TEXTS} {NOT_BOOLEAN}"),
+        ("label_all_tokens", "maybe", "found 'maybe'; accepted is true or false."),
+        ("metric_mode", "strickt", "found 'strickt'; accepted is one of default, strict. Did you mean strict?"),
+        ("validation_split_percentage", 100, "found 100; accepted is a number above 0 and below 100 or null."),
+        ("max_seq_length", 2, "found 2; accepted is a whole number at least 3 or null."),
+        ("max_seq_length", {"type": "const", "val": 8}, "found {'type': 'const', 'val': 8}; accepted is a whole "),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        pytest.param(section, *mistake, id=f"{mistake[0]}: {mistake[2].partition(';')[0][:60]}")
+        for section, mistakes in MISTAKES.items()
+        for mistake in mistakes
+    ],
+)
+def test_a_mistake_is_explained_with_what_was_found_what_is_accepted_and_what_is_nearest(
+    section: str, key: str, value: Any, said: str
+) -> None:
+    (problem,) = problems_of(parse, **{section: {key: value}})
+    assert problem.startswith(f"{section}.{key}: {said}")
+    assert len(problem) - len(said) < 1000
+
+
+# By section: the keys at odds, and what is said.
+CONTRADICTIONS: dict[str, list[tuple[Values, str]]] = {
+    "hyperparameters": [
+        ({"relative_step": True}, "relative_step: true has an effect with adafactor: true only. Set that, or remove"),
+        ({"scale_parameter": "yes"}, "scale_parameter: true has an effect with adafactor: true only. Set that, or rem"),
+        ({"num_warmup_steps": 9, "warmup_ratio": 0.1}, "warmup_ratio: 0.1 beside num_warmup_steps: 9. Both say how lo"),
+        ({"use_apex_amp": True, "mixed_precision": "fp16"}, "mixed_precision: fp16 beside use_apex_amp: true. Both lo"),
+        ({"pretrained_model_name_or_path": None, "model_name": "m"}, "pretrained_model_name_or_path: missing. Give a "),
+    ],
+    "data": [
+        ({"train_file": "a.csv"}, "dataset_name: 'lhoestq/conll2003' beside train_file. To train on your files set "),
+        ({"dataset_name": None}, "train_file: missing, and dataset_name is null. Set dataset_name to a hub name or "),
+        ({**OWN_FILES, "validation_file": None}, "validation_file: missing. Give one, or validation_split_percentage "),
+        ({**OWN_FILES, "dataset_config_name": "c"}, "dataset_config_name: 'c' without a dataset_name. Set that, or da"),
+        ({**OWN_FILES, "dataset_revision": "main"}, "dataset_revision: 'main' without a dataset_name. Set that, or da"),
+        ({"max_seq_length": 64, "doc_stride": 64}, "doc_stride: found 64; accepted is below max_seq_length, 64."),
+        ({"metric_scheme": "IOB2"}, "metric_scheme: IOB2 has an effect with metric_mode: strict only. Set that, or m"),
+        ({"label_list": ["O", "B-X", "O"]}, "label_list: O stands there twice; accepted is a list of different tags."),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("section", "edits", "said"),
+    [pytest.param(s, *case, id=str(case[0])) for s, cases in CONTRADICTIONS.items() for case in cases],
+)
+def test_keys_that_contradict_each_other_are_explained(section: str, edits: Values, said: str) -> None:
+    (problem,) = problems_of(parse, **{section: edits})
+    assert problem.startswith(f"{section}.{said}")
+
+
+def test_all_problems_of_both_sections_are_reported_at_once() -> None:
+    problems = problems_of(
+        parse,
+        {"model_mode": MISSING, "learning_rat": 1, "adam_beta1": "x", "use_apex_amp": 3, "relative_step": True},
+        {"dataset_name": None, "two\nlines": 1, "max_seq_length": "long", "metric_mode": None},
+    )
+    assert [problem.partition(": ")[0] for problem in problems] == [
+        "hyperparameters.learning_rat", "hyperparameters.model_mode", "hyperparameters.adam_beta1",
+        "hyperparameters.use_apex_amp", r"data.'two\nlines'", "data.max_seq_length", "data.metric_mode",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("section", [None, [], "token", 3, ["hf_token", "hf_abc"]], ids=repr)
+def test_a_section_that_is_no_mapping_is_refused(section: Any) -> None:
+    problems = problems_of(parse_trial_config, section, section, NERDataConfig)
+    assert [problem.partition(": found")[0] for problem in problems] == ["hyperparameters", "data"]
+    assert "hf_abc" not in " ".join(problems)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_auth_token", "hf_abc"), ("hf_token", "hf_abc"), ("HUB_API_KEY", "hf_abc"), ("token", ["hf_abc"]),
+        ("hub", {"user": "me", "auth": [{"password": "hf_abc"}]}), ("hub_password", 1234567),
+        ("learning_rate", {"token": "hf_abc"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_secrets_are_not_repeated_in_messages(key: str, value: Any) -> None:
+    (problem,) = problems_of(parse, {key: value})
+    assert "a value that is not repeated here (secrets belong in the environment, such as HF_TOKEN)" in problem
+    assert "hf_abc" not in problem and "1234567" not in problem
+
+
+@pytest.mark.parametrize(("value", "warned"), [(True, True), (False, False), (None, False)])
+def test_use_auth_token_is_accepted_and_explained(value: Any, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        parse({"use_auth_token": value})
+    assert ("the hub's token is read from HF_TOKEN" in caplog.text) is warned
+
+
+# By section: key, default, another sensible value.
+VALUES: dict[str, list[tuple[str, Any, Any]]] = {
+    "hyperparameters": [
+        ("pretrained_model_name_or_path", None, "bert-base-cased"), ("config_name", None, "models/my-config"),
+        ("tokenizer_name", None, "roberta-base"), ("model_name", None, "bert-large-cased"),
+        ("model_mode", MISSING, "token-classification"), ("finetuning_task", None, "ner"),
+        ("use_pretrained_weights", True, False), ("revision", "main", "refs/pr/1"), ("cache_dir", None, "~/.cache/hub"),
+        ("use_fast", True, False), ("do_lower_case", None, True), ("num_labels", None, 9),
+        ("trust_remote_code", False, True), ("ignore_mismatched_sizes", False, True), ("use_auth_token", False, True),
+        ("use_apex_amp", False, True), ("mixed_precision", "none", "bf16"), ("global_batch_size", MISSING, 32),
+        ("learning_rate", 5e-5, 3e-5), ("weight_decay", 0.0, 0.01), ("adafactor", False, True),
+        ("scale_parameter", False, True), ("relative_step", False, True), ("adam_beta1", 0.9, 0.8),
+        ("adam_beta2", 0.999, 0.98), ("adam_epsilon", 1e-8, 1e-6), ("max_grad_norm", 1.0, 0.0),
+        ("lr_scheduler_type", "linear", "cosine_with_restarts"), ("lr_scheduler_kwargs", None, {"num_cycles": 2}),
+        ("num_warmup_steps", 0, 500), ("warmup_ratio", 0.0, 0.1), ("num_training_steps", None, 5268),
+    ],
+    "data": [
+        ("dataset_name", None, "data/folder"), ("dataset_config_name", None, "en"), ("dataset_revision", None, "v1.0"),
+        ("train_file", None, "a.csv"), ("validation_file", None, "b.csv"), ("test_file", None, "c.csv"),
+        ("validation_split_percentage", None, 5.0), ("text_column_name", None, "words"),
+        ("label_column_name", None, "tags"), ("label_list", None, ["O", "B-PER", "I-PER"]),
+        ("preprocessing_num_workers", None, 4), ("dataloader_num_workers", 0, 2), ("cache_dir", None, "/tmp/data"),
+        ("overwrite_cache", False, True), ("max_seq_length", None, 128), ("doc_stride", None, 32),
+        ("pad_to_max_length", False, True), ("label_all_tokens", False, True), ("group_by_length", False, True),
+        ("max_train_samples", None, 100), ("max_eval_samples", None, 50), ("return_entity_level_metrics", False, True),
+        ("metric_mode", "default", "strict"), ("metric_scheme", None, "BILOU"),
+    ],
+}  # fmt: skip
+COMPANIONS: dict[str, Values] = {
+    **{key: {"adafactor": True} for key in ("scale_parameter", "relative_step")},
+    **{key: OWN_FILES for key in ("train_file", "validation_file", "test_file")},
+    "metric_scheme": {"metric_mode": "strict"},
+}
+"""What a key needs beside it."""
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "default", "other"),
+    [pytest.param(s, *value, id=f"{s}.{value[0]}") for s, values in VALUES.items() for value in values],
+)
+def test_a_key_has_its_default_and_takes_another_value(section: str, key: str, default: Any, other: Any) -> None:
+    field = FIELDS[section][key]
+    assert field.default == default or (default is MISSING and field.default is dataclasses.MISSING)
+    value = parsed_value(section, key, {**COMPANIONS.get(key, {}), key: other})
+    assert (value, type(value)) == (other, type(other))
+
+
+def test_the_keys_above_are_all_there_are() -> None:
+    assert sorted(KEYS) == sorted((section, value[0]) for section, values in VALUES.items() for value in values)
+    assert len(KEYS) == 56
+
+
+@pytest.mark.parametrize("config_class", [*CLASSES["hyperparameters"], DataConfig, NERDataConfig, SearcherConfig])
+def test_every_key_is_documented_beneath_it(config_class: type) -> None:
+    (definition,) = ast.parse(inspect.getsource(config_class)).body
+    assert isinstance(definition, ast.ClassDef)
+    documented = [
+        isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+        for statement, following in itertools.pairwise(definition.body)
+        if isinstance(statement, ast.AnnAssign)
+    ]
+    assert documented and all(documented)
+
+
+def test_choices_are_what_transformers_and_the_trial_know() -> None:
+    assert set(MODEL_MODES) == set(AUTO_CLASSES)
+    assert set(LR_SCHEDULER_TYPES) < {schedule.value for schedule in SchedulerType}
+
+
+@pytest.mark.parametrize("parser", YAML_PARSERS)
+@pytest.mark.parametrize("file", ["ner_config.yaml", "ner_search.yaml", "tests/fixtures/original_ner_config.yaml"])
+def test_shipped_and_original_configurations_are_accepted(file: str, parser: str) -> None:
+    config = YAML_PARSERS[parser]((PROJECT / file).read_text())
+    parsed = parse_trial_config(config["hyperparameters"], config["data"], NERDataConfig)
+    assert parsed.training.global_batch_size == 8 and parsed.optimizer.adam_epsilon == 1e-8
+    assert training_length(config).amount in (3, 5120)
+
+
+REFUSED = object()
+# By section.key: texts in a yaml, and the value that all of them stand for.
+READINGS: list[tuple[str, list[str], Any]] = [
+    ("hyperparameters.adafactor", ["true", "True", "yes", "Yes", "ON", "on", "y", "'yes'"], True),
+    ("hyperparameters.use_fast", ["false", "FALSE", "no", "No", "OFF", "off", "n", "'no'"], False),
+    ("hyperparameters.use_fast", ["0", "1", "null", "''", "none", "[no]"], REFUSED),
+    ("hyperparameters.learning_rate", ["5e-5", "5.0e-5", "'5e-5'", "0.00005", "+5E-05"], 5e-5),
+    ("hyperparameters.weight_decay", ["0", "0.0", "'0'", "0e0"], 0.0),
+    ("hyperparameters.global_batch_size", ["8", "'8'", "8.0", "8e0", "+8", "0x8", "0b1000"], 8),
+    ("hyperparameters.num_warmup_steps", ["1e3", "1_000", "1000."], 1000),
+    ("hyperparameters.lr_scheduler_kwargs", ["{lr_end: 1e-7, power: 2}", "{lr_end: '1e-7', power: 2.0}"],
+     {"lr_end": 1e-7, "power": 2}),
+    ("hyperparameters.mixed_precision", ["no", "off", "null", "16"], REFUSED),
+    ("data.max_seq_length", ["null", "~", "", "NULL"], None),
+    ("data.max_seq_length", ["yes", "no", "None", ".inf", ".nan", "1e400", "true", "12a"], REFUSED),
+    ("data.cache_dir", ["null", "~", "", "Null"], None),
+    ("data.dataset_revision", ["'2021'", '"2021"', "!!str 2021"], "2021"),
+    ("data.dataset_revision", ["2021", "1.0", "2021-01-01", "no", "'no'", "Off", "None"], REFUSED),
+    ("data.label_list", ["[O, B-ON, 'I-ON']", "['O', B-ON, I-ON]"], ["O", "B-ON", "I-ON"]),
+    ("data.label_list", ["[O, no]", "[O, 1]", "[O, Y]", "O", "no", "[O, null]"], REFUSED),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("parser", YAML_PARSERS)
+@pytest.mark.parametrize(
+    ("path", "text", "expected"),
+    [pytest.param(path, text, value, id=f"{path}: {text}") for path, texts, value in READINGS for text in texts],
+)
+def test_a_value_means_the_same_whichever_yaml_parser_reads_it(
+    path: str, text: str, expected: Any, parser: str
+) -> None:
+    section, key = path.split(".")
+    edits = YAML_PARSERS[parser](f"{key}: {text}")
+    if expected is REFUSED:
+        (problem,) = problems_of(parse, **{section: edits})
+        assert problem.startswith(f"{path}: found ")
+    else:
+        value = parsed_value(section, key, edits)
+        assert (value, type(value)) == (expected, type(expected))
+
+
+def outcome(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """What the call returns, or the exception that explains why not. Any other exception ends the test."""
+    with contextlib.suppress(ConfigError):
+        return function(*arguments, **keywords)
+    return ConfigError
+
+
+def yaml_texts(section: str, key: str) -> st.SearchStrategy[str]:
+    """Ways to write values of the key's type in a yaml, in and out of range."""
+    quoted = st.text(max_size=9).map(lambda text: yaml.safe_dump(text, default_style='"').strip())
+    numbers = st.builds(
+        lambda style, number: style.format(number),
+        st.sampled_from(["{!r}", "'{}'", "{:e}", "{:.3g}", "{:E}"]),
+        st.one_of(st.integers(-3, 3000).map(float), st.floats(allow_nan=False, allow_infinity=False)),
+    )
+    lists = st.lists(quoted, max_size=3).map(lambda texts: f"[{', '.join(texts)}]")
+    mappings = st.dictionaries(quoted, numbers, max_size=3).map(
+        lambda entries: f"{{{', '.join(f'{name}: {number}' for name, number in entries.items())}}}"
+    )
+    kinds: dict[type, st.SearchStrategy[str]] = {
+        bool: st.sampled_from(["true", "no", "On", "OFF", "yes", "'yes'", "n"]),
+        int: numbers | st.integers().map(str), float: numbers, str: quoted, list: lists, dict: mappings,
+    }  # fmt: skip
+    (kind,) = [type(other) for name, _, other in VALUES[section] if name == key]
+    return kinds[kind] | st.sampled_from(["null", "~"])
+
+
+@FIXED
+@given(st.sampled_from(KEYS).flatmap(lambda path: st.tuples(st.just(path), yaml_texts(*path))))
+def test_any_value_of_a_key_s_type_means_the_same_whichever_yaml_parser_reads_it(
+    case: tuple[tuple[str, str], str],
+) -> None:
+    (section, key), text = case
+    client, master = (read(f"{key}: {text}") for read in YAML_PARSERS.values())
+    assert outcome(parse, **{section: client}) == outcome(parse, **{section: master})
+
+
+PLAIN = st.lists(st.sampled_from([*"0189eE.+-_xoab~:", "no", "off", "true", "null"]), min_size=1).map("".join)
+
+
+@FIXED
+@given(st.sampled_from(KEYS), PLAIN.filter(lambda text: not text.lstrip("+-").startswith("0")))
+def test_a_plain_scalar_never_means_two_things(path: tuple[str, str], text: str) -> None:
+    """Where parsers disagree, one of them gets an error; but for octals such as 010, of which nothing can be seen."""
+    section, key = path
+    try:
+        readings = [read(f"{key}: {text}") for read in YAML_PARSERS.values()]
+    except Exception:  # not yaml
+        return
+    if all(isinstance(reading, dict) for reading in readings):
+        outcomes = [outcome(parse, **{section: reading}) for reading in readings]
+        accepted = [reading for reading in outcomes if reading is not ConfigError]
+        assert len(accepted) < 2 or accepted[0] == accepted[1]
+
+
+NUMBERS = st.integers() | st.floats() | st.just(10**400)
+JSON_LIKE = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(max_size=9),
+    lambda items: st.lists(items, max_size=3) | st.dictionaries(st.text(max_size=5), items, max_size=3),
+    max_leaves=5,
+)
+SEARCH_RANGES = st.fixed_dictionaries(
+    {"type": st.sampled_from(["const", "categorical", "int", "double", "log", "logg"])},
+    optional={key: NUMBERS | JSON_LIKE for key in ("val", "vals", "minval", "maxval", "base")},
+)
+
+
+def sections(*keys: str) -> st.SearchStrategy[dict[Any, Any]]:
+    names = st.sampled_from(keys) | st.text(max_size=9) | st.integers() | st.none()
+    return st.dictionaries(names, JSON_LIKE | SEARCH_RANGES, max_size=4)
+
+
+@FIXED
+@given(JSON_LIKE | sections(*FIELDS["hyperparameters"]), JSON_LIKE | sections(*FIELDS["data"]))
+def test_whatever_stands_in_the_sections_a_mistake_is_a_config_error(hparams: Any, data: Any) -> None:
+    if isinstance(hparams, dict) and isinstance(data, dict):
+        hparams, data = {**HYPERPARAMETERS, **hparams}, {**DATA, **data}
+    if outcome(parse_trial_config, hparams, data, NERDataConfig) is ConfigError:
+        assert problems_of(parse_trial_config, hparams, data, NERDataConfig)
+
+
+@FIXED
+@given(JSON_LIKE | sections("metric", "smaller_is_better", "max_length", "max_time", "time_metric"))
+def test_whatever_stands_in_the_searcher_a_mistake_is_a_config_error(searcher: Any) -> None:
+    length = outcome(training_length, {"searcher": searcher})
+    assert length is ConfigError or length.amount >= 1
+    metric = outcome(searcher_metric, {"searcher": searcher}, {"f1": True, "loss": False})
+    assert metric is ConfigError or metric in [("f1", False), ("loss", True)]
+
+
+@pytest.mark.parametrize(
+    ("search_range", "middle"),
+    [
+        pytest.param({"type": "const", "val": "linear"}, "linear", id="const"),
+        pytest.param({"type": "categorical", "vals": ["cosine", "linear"]}, "cosine", id="categorical"),
+        pytest.param({"type": "int", "minval": 8, "maxval": 33}, 20, id="int"),
+        pytest.param({"type": "double", "minval": 0, "maxval": 0.25}, 0.125, id="double"),
+        pytest.param({"type": "double", "minval": "1e-5", "maxval": "3e-5"}, 2e-5, id="as PyYAML reads 1e-5"),
+        pytest.param({"type": "log", "minval": -5.0, "maxval": -3.0}, 1e-4, id="log, of base 10"),
+        pytest.param({"type": "log", "base": 2, "minval": 2, "maxval": 4}, 8.0, id="log"),
+    ],
+)
+def test_a_search_range_stands_for_its_middle(search_range: dict[str, Any], middle: Any) -> None:
+    found = middle_of_range(search_range)
+    assert found == (pytest.approx(middle) if isinstance(middle, float) else middle)
+    assert type(found) is type(middle)
+
+
+def test_arguments_of_the_schedule_may_be_search_ranges() -> None:
+    config = parse({"lr_scheduler_kwargs": {"num_cycles": {"type": "int", "minval": 1, "maxval": 3}}})
+    assert config.scheduler.lr_scheduler_kwargs == {"num_cycles": 2}
+
+
+@pytest.mark.parametrize(
+    "search_range",
+    [
+        {"type": "double", "minval": 0}, {"type": "double", "minval": 1, "maxval": 0},
+        {"type": "double", "minval": "low", "maxval": "high"}, {"type": "double", "minval": False, "maxval": True},
+        {"type": "int", "minval": 0, "maxval": math.inf}, {"type": "int", "minval": 0, "maxval": 10**400},
+        {"type": "log", "minval": 1, "maxval": 2, "base": "x"}, {"type": "log", "minval": -1, "maxval": -1, "base": 0},
+        {"type": "log", "minval": 0, "maxval": 1, "base": -2}, {"type": "log", "minval": 999, "maxval": 999},
+        {"type": "categorical"}, {"type": "categorical", "vals": []}, {"type": "categorical", "vals": "1"},
+        {"type": "categorical", "vals": {"a": 1}}, {"type": "const", "value": 1}, {"type": ["double"]}, {"type": None},
+    ],
+    ids=lambda search_range: str(search_range)[:60],
+)  # fmt: skip
+def test_a_malformed_search_range_is_a_config_error(search_range: dict[str, Any]) -> None:
+    (problem,) = problems_of(parse, {"weight_decay": search_range})
+    assert problem.startswith("hyperparameters.weight_decay: found {'type': ")
+
+
+@pytest.mark.parametrize(
+    ("searcher", "length"),
+    [
+        ({"max_length": {"batches": 9}}, Length("batches", 9)), ({"max_length": {"epochs": "3"}}, Length("epochs", 3)),
+        ({"max_length": {"records": 1e3}}, Length("records", 1000)), ({"max_length": 50}, Length("batches", 50)),
+        ({"max_time": 5120, "time_metric": "batches"}, Length("batches", 5120)),
+        ({"max_time": "3", "time_metric": "epochs"}, Length("epochs", 3)),
+        ({"max_time": None, "max_length": {"epochs": 1}}, Length("epochs", 1)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_training_length_is_the_searcher_s(searcher: dict[str, Any], length: Length) -> None:
+    assert training_length({"searcher": searcher}) == length
+
+
+def test_a_length_is_counted_in_batches_of_which_records_make_one_at_least() -> None:
+    lengths = [Length("batches", 7), Length("epochs", 3), Length("records", 33), Length("records", 7)]
+    assert [length.in_batches(batches_per_epoch=10, global_batch_size=8) for length in lengths] == [7, 30, 4, 1]
+
+
+def test_a_period_may_be_zero_but_not_negative() -> None:
+    assert parse_length("min_validation_period", {"batches": 0}) == Length("batches", 0)
+    (problem,) = problems_of(parse_length, "min_validation_period", {"epochs": -1})
+    assert problem.startswith("min_validation_period: found {'epochs': -1}; accepted is one of {batches: N}, ")
+
+
+UNITS = "accepted is one of {batches: N}, {epochs: N} and {records: N}, with a whole number N of at least 1."
+EITHER = "accepted is one of batches, epochs or null."
+
+
+@pytest.mark.parametrize(
+    ("searcher", "said"),
+    [
+        (None, "searcher.max_length: missing, and there is no max_time; give max_length, such as {epochs: 3}, or "),
+        ("single", "searcher: found 'single'; accepted is a mapping of keys to values."),
+        ({"max_length": {"epoch": 3}}, f"searcher.max_length: found {{'epoch': 3}}; {UNITS} Did you mean epochs?"),
+        ({"max_length": {}}, f"searcher.max_length: found {{}}; {UNITS}"),
+        ({"max_length": {"epochs": 0}}, f"searcher.max_length: found {{'epochs': 0}}; {UNITS}"),
+        ({"max_length": {"epochs": 1.5}}, f"searcher.max_length: found {{'epochs': 1.5}}; {UNITS}"),
+        ({"max_length": {"epochs": True}}, f"searcher.max_length: found {{'epochs': True}}; {UNITS}"),
+        ({"max_length": "long"}, f"searcher.max_length: found 'long'; {UNITS}"),
+        ({"max_length": dict.fromkeys(("epochs", "batches"), 1)}, "searcher.max_length: found {'epochs': 1, 'batches'"),
+        ({"max_time": 3}, "searcher.time_metric: missing beside max_time. Accepted: one of batches, epochs."),
+        ({"max_time": 3, "time_metric": "epoch"}, f"searcher.time_metric: found 'epoch'; {EITHER} Did you mean e"),
+        ({"max_time": 0, "time_metric": "epochs"}, "searcher.max_time: found 0; accepted is a whole number at least 1"),
+    ],
+    ids=str,
+)
+def test_a_wrong_training_length_is_explained(searcher: Any, said: str) -> None:
+    (problem,) = problems_of(training_length, {"searcher": searcher})
+    assert problem.startswith(said)
+
+
+METRICS = {"f1": True, "accuracy_score": True, "validation_loss": False}
+KNOWN = "accepted is f1, accuracy_score, validation_loss."
+
+
+@pytest.mark.parametrize(
+    ("metric", "smaller_is_better", "expected"),
+    [
+        ("f1", {"smaller_is_better": False}, False),
+        ("f1", {"smaller_is_better": "no"}, False),  # as the client reads it
+        ("validation_loss", {"smaller_is_better": True}, True),
+        ("validation_loss", {"smaller_is_better": None}, True),
+        ("validation_loss", {}, True),
+    ],
+    ids=str,
+)
+def test_the_searcher_says_which_model_is_best(metric: str, smaller_is_better: Values, expected: bool) -> None:
+    searcher = {"metric": metric, **smaller_is_better}
+    for known in (METRICS, {}):
+        assert searcher_metric({"searcher": searcher}, known) == (metric, expected)
+
+
+@pytest.mark.parametrize(
+    ("searcher", "said"),
+    [
+        ({}, f"metric: found None; {KNOWN}"),
+        ({"metric": "F-1"}, f"metric: found 'F-1'; {KNOWN} Did you mean f1?"),
+        ({"metric": "accuracy"}, f"metric: found 'accuracy'; {KNOWN} Did you mean accuracy_score?"),
+        ({"metric": 1}, "metric: found 1; accepted is a text or null. Put 1 in quotes: YAML reads it as something "),
+        ({"metric": "f1"}, "smaller_is_better: found true (the default is true), which would keep the worst model "),
+        ({"metric": "f1", "smaller_is_better": "yes"}, "smaller_is_better: found true (the default is true), which "),
+        ({"metric": "validation_loss", "smaller_is_better": "no"}, "smaller_is_better: found false (the "),
+        ({"metric": "f1", "smaller_is_better": 0}, "smaller_is_better: found 0; accepted is true or false."),
+    ],
+    ids=str,
+)
+def test_a_wrong_searcher_metric_is_explained(searcher: dict[str, Any], said: str) -> None:
+    (problem,) = problems_of(searcher_metric, {"searcher": searcher}, METRICS)
+    assert problem.startswith(f"searcher.{said}")

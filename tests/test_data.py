@@ -1,0 +1,390 @@
+"""What the base does with data: loading and its errors, splits, the order of batches, and who of a node goes first."""
+
+import json
+import multiprocessing
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SAMPLE_DATA, SHARED_DATA, needs_wnut
+from determined import core
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transformer_trial.config import DataConfig
+from transformer_trial.data import (
+    SlotBatchSampler,
+    build_data_loader,
+    default_load_dataset,
+    local_chief_first,
+    select_splits,
+)
+from transformer_trial.parsing import TrialError
+
+FIXED = settings(max_examples=60, deadline=None, derandomize=True)
+
+sizes = {
+    "num_rows": st.integers(1, 150),
+    "global_batch_size": st.integers(1, 40),
+    "seed": st.none() | st.integers(0, 2**32 - 1),
+    "lengths": st.none() | st.integers(0, 2**32 - 1),
+}
+
+
+def build_sampler(
+    num_rows: int, global_batch_size: int, seed: int | None, lengths: int | None, *, num_slots: int = 1
+) -> SlotBatchSampler:
+    """A sampler over rows whose lengths, where it groups by them, are random numbers."""
+    row_lengths = None if lengths is None else np.random.default_rng(lengths).integers(1, 60, num_rows).tolist()
+    return SlotBatchSampler(num_rows, global_batch_size, num_slots, seed=seed, lengths=row_lengths)
+
+
+# ---------------------------------------------------------------------------------------------- the order of batches
+
+
+@FIXED
+@given(**sizes, num_slots=st.integers(1, 9))
+def test_an_epoch_has_every_row_once_in_full_batches(num_slots: int, num_rows: int, **arguments: Any) -> None:
+    sampler = build_sampler(num_rows, num_slots=num_slots, **arguments)
+
+    for _ in range(3):
+        pieces = list(sampler)
+        assert sorted(row for piece in pieces for row in piece) == list(range(num_rows))
+        assert len(pieces) == len(sampler)
+        assert len(pieces) % num_slots == 0
+        batch_sizes = [sum(map(len, pieces[i : i + num_slots])) for i in range(0, len(pieces), num_slots)]
+        size = arguments["global_batch_size"]
+        full, rest = divmod(num_rows, size)
+        assert sorted(batch_sizes, reverse=True) == [size] * full + [rest] * (rest > 0)
+
+
+@FIXED
+@given(**sizes, num_slots=st.integers(2, 9))
+def test_the_pieces_of_a_step_make_the_batch_of_a_single_slot(num_slots: int, **arguments: Any) -> None:
+    sampler, single = build_sampler(num_slots=num_slots, **arguments), build_sampler(**arguments)
+
+    for _ in range(2):
+        pieces, batches = list(sampler), list(single)
+        steps = [pieces[i : i + num_slots] for i in range(0, len(pieces), num_slots)]
+        assert [[row for piece in step for row in piece] for step in steps] == batches
+        assert all(max(map(len, step)) - min(map(len, step)) <= 1 for step in steps)
+
+
+@FIXED
+@given(**sizes, epoch=st.integers(0, 50))
+def test_the_order_follows_from_seed_and_epoch_alone(epoch: int, **arguments: Any) -> None:
+    sampler, other = build_sampler(**arguments), build_sampler(**arguments)
+    np.random.seed(epoch)
+    expected = [batch.tolist() for batch in sampler.global_batches(epoch)]
+
+    for _ in range(epoch):
+        list(other)
+    np.random.seed(epoch + 1)
+    torch.manual_seed(epoch)
+    assert list(other) == expected
+
+
+def test_another_epoch_and_another_seed_have_another_order() -> None:
+    orders = {
+        (seed, epoch): tuple(np.concatenate(SlotBatchSampler(50, 8, 1, seed=seed).global_batches(epoch)).tolist())
+        for seed in (1, 2)
+        for epoch in (0, 1)
+    }
+    assert len(set(orders.values())) == 4
+    assert all(order != tuple(range(50)) for order in orders.values())
+
+
+def test_without_a_seed_rows_keep_their_order() -> None:
+    sampler = SlotBatchSampler(5, 2, 2)
+    assert [list(sampler), list(sampler)] == [[[0], [1], [2], [3], [4], []]] * 2
+
+
+@needs_wnut
+def test_grouping_by_length_leaves_little_padding() -> None:
+    text = (SHARED_DATA / "wnut17" / "train.json").read_text()
+    lengths = np.array([len(json.loads(line)["tokens"]) for line in text.splitlines()])
+
+    def real_share(sampler: SlotBatchSampler) -> float:
+        batches = sampler.global_batches(0)
+        return float(lengths.sum() / sum(len(batch) * lengths[batch].max() for batch in batches))
+
+    assert real_share(SlotBatchSampler(len(lengths), 8, 1, seed=1)) < 0.7
+    grouped = SlotBatchSampler(len(lengths), 8, 1, seed=1, lengths=lengths.tolist())
+    assert real_share(grouped) > 0.95
+    # The order is still a random one: batches do not come sorted as they are made, 50 at a time.
+    longest = [int(lengths[batch].max()) for batch in grouped.global_batches(0)[:50]]
+    assert abs(np.corrcoef(longest, np.arange(50))[0, 1]) < 0.5
+
+
+# ---------------------------------------------------------------------------- the loaders that Determined makes of it
+
+
+def collate_numbers(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    return {"number": torch.tensor([row["number"] for row in rows], dtype=torch.long)}
+
+
+@settings(FIXED, max_examples=25)
+@given(
+    num_rows=st.integers(1, 40),
+    global_batch_size=st.integers(1, 12),
+    lengths=st.none() | st.integers(0, 9),
+    num_slots=st.integers(1, 5),
+    skip=st.integers(0, 30),
+)
+def test_the_slots_train_on_the_batch_of_each_step_also_when_they_resume(
+    num_slots: int, skip: int, **arguments: Any
+) -> None:
+    rows = datasets.Dataset.from_dict({"number": list(range(arguments["num_rows"]))})
+    reference = build_sampler(**arguments, seed=3)
+    per_epoch = len(reference)
+    num_steps = 3 * per_epoch
+    expected = [batch.tolist() for epoch in range(40) for batch in reference.global_batches(epoch)]
+
+    loaders = []
+    for rank in range(num_slots):
+        sampler = build_sampler(**arguments, seed=3, num_slots=num_slots)
+        loader = build_data_loader(rows, sampler, collate_numbers).get_data_loader(
+            repeat=True, skip=skip, num_replicas=num_slots, rank=rank
+        )
+        assert len(loader) == per_epoch  # which is what Determined takes for an epoch
+        loaders.append(iter(loader))
+    steps = [torch.cat([next(loader)["number"] for loader in loaders]).tolist() for _ in range(num_steps)]
+    assert steps == expected[skip : skip + num_steps]
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_rows", [pytest.param(1, id="fewer rows than slots"), 7, 16])
+def test_every_slot_validates_on_as_many_pieces(num_rows: int, num_slots: int) -> None:
+    rows = datasets.Dataset.from_dict({"number": list(range(num_rows))})
+    pieces = []
+    for rank in range(num_slots):
+        loader = build_data_loader(rows, SlotBatchSampler(num_rows, 4, num_slots), collate_numbers)
+        pieces.append([b["number"].tolist() for b in loader.get_data_loader(num_replicas=num_slots, rank=rank)])
+
+    assert len({len(of_slot) for of_slot in pieces}) == 1
+    assert len(pieces[0]) > 0  # else Determined refuses the loader
+    assert [n for step in zip(*pieces) for piece in step for n in piece] == list(range(num_rows))
+
+
+def test_processes_that_collate_do_not_change_the_batches() -> None:
+    rows = datasets.Dataset.from_dict({"number": list(range(21))})
+    batches = []
+    for num_workers in (0, 2):
+        loader = build_data_loader(rows, SlotBatchSampler(21, 4, 2, seed=5), collate_numbers, num_workers=num_workers)
+        batches.append([batch["number"].tolist() for batch in loader.get_data_loader(num_replicas=2, rank=1)])
+    assert batches[0] == batches[1]
+
+
+# ------------------------------------------------------------------------------------------------------------ loading
+
+
+@pytest.fixture
+def sample_rows() -> dict[str, list[dict[str, Any]]]:
+    return {
+        split: [json.loads(line) for line in (SAMPLE_DATA / f"{split}.json").read_text().splitlines()]
+        for split in ("train", "validation", "test")
+    }
+
+
+def write_jsonl(rows: list[dict[str, Any]], path: Path) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_json_list(rows: list[dict[str, Any]], path: Path) -> None:
+    path.write_text(json.dumps(rows, indent=1))
+
+
+def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
+    pd.DataFrame(rows).to_parquet(path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "write"),
+    [
+        pytest.param(".jsonl", write_jsonl, id="jsonl"),
+        pytest.param(".JSON", write_jsonl, id="json lines, ending in capitals"),
+        pytest.param(".json", write_json_list, id="json, one list"),
+        pytest.param(".parquet", write_parquet, id="parquet"),
+        pytest.param(" [1]*?.json", write_jsonl, id="a name with characters of patterns"),
+    ],
+)
+def test_files_are_read_as_they_were_written(
+    ending: str,
+    write: Callable[[list[dict[str, Any]], Path], None],
+    sample_rows: dict[str, list[dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    files: dict[str, Any] = {f"{split}_file": str(tmp_path / f"{split}{ending}") for split in sample_rows}
+    for split, rows in sample_rows.items():
+        write(rows, Path(files[f"{split}_file"]))
+
+    loaded = default_load_dataset(DataConfig(**files))
+    assert {split: rows.to_list() for split, rows in loaded.items()} == sample_rows
+
+
+def save_splits(rows: dict[str, list[dict[str, Any]]], folder: Path) -> None:
+    datasets.DatasetDict({s: datasets.Dataset.from_list(r) for s, r in rows.items()}).save_to_disk(folder)
+
+
+def save_train_alone(rows: dict[str, list[dict[str, Any]]], folder: Path) -> None:
+    datasets.Dataset.from_list(rows["train"]).save_to_disk(folder)
+
+
+def write_folder_of_files(rows: dict[str, list[dict[str, Any]]], folder: Path) -> None:
+    folder.mkdir()
+    for split in rows:
+        write_jsonl(rows[split], folder / f"{split}.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("write", "splits"),
+    [
+        pytest.param(save_splits, ("train", "validation", "test"), id="saved splits"),
+        pytest.param(save_train_alone, ("train",), id="a saved split"),
+        pytest.param(write_folder_of_files, ("train", "validation", "test"), id="files"),
+    ],
+)
+def test_a_local_folder_is_a_data_set(
+    write: Callable[[dict[str, list[dict[str, Any]]], Path], None],
+    splits: tuple[str, ...],
+    sample_rows: dict[str, list[dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    write(sample_rows, tmp_path / "folder")
+    loaded = default_load_dataset(DataConfig(dataset_name=str(tmp_path / "folder")))
+    assert {split: rows.to_list() for split, rows in loaded.items()} == {split: sample_rows[split] for split in splits}
+
+
+@pytest.mark.parametrize("overwrite_cache", [False, True])
+def test_a_file_that_changed_is_read_anew(overwrite_cache: bool, tmp_path: Path) -> None:
+    config = DataConfig(train_file=str(tmp_path / "train.jsonl"), overwrite_cache=overwrite_cache)
+    for number in (1, 2):
+        (tmp_path / "train.jsonl").write_text(json.dumps({"number": number}) + "\n" * number)
+        assert default_load_dataset(config)["train"].to_list() == [{"number": number}]
+
+
+# ------------------------------------------------------------------------------------------------------------- splits
+
+
+def make_splits(**sizes: int) -> datasets.DatasetDict:
+    return datasets.DatasetDict(
+        {s: datasets.Dataset.from_dict({"number": [f"{s}{i}" for i in range(n)]}) for s, n in sizes.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "options", "expected"),
+    [
+        pytest.param({"train": 9, "validation": 4, "test": 2}, {}, {"train": 9, "validation": 4, "test": 2}, id="all"),
+        pytest.param({"train": 9, "validation": 4}, {"max_train_samples": 3}, {"train": 3, "validation": 4}, id="few"),
+        pytest.param({"train": 9, "validation": 4}, {"max_eval_samples": 3}, {"train": 9, "validation": 3}, id="eval"),
+        pytest.param({"train": 9, "validation": 4}, {"max_train_samples": 99}, {"train": 9, "validation": 4}, id="99"),
+        pytest.param(
+            {"train": 9, "validation": 4}, {"validation_split_percentage": 50}, {"train": 9, "validation": 4},
+            id="a validation split is kept",
+        ),
+    ],
+)  # fmt: skip
+def test_splits_keep_their_first_rows(found: dict[str, int], options: dict[str, Any], expected: dict[str, int]) -> None:
+    selected = select_splits(make_splits(**found), DataConfig(dataset_name="d", **options))
+    assert {split: rows["number"][:] for split, rows in selected.items()} == {
+        split: [f"{split}{i}" for i in range(n)] for split, n in expected.items()
+    }
+
+
+def test_the_first_rows_of_train_become_the_validation_split() -> None:
+    config = DataConfig(dataset_name="d", validation_split_percentage=20, max_train_samples=5, max_eval_samples=1)
+    found = make_splits(train=10)
+    selected = select_splits(found, config)
+    assert selected["validation"]["number"][:] == ["train0"]
+    assert selected["train"]["number"][:] == ["train2", "train3", "train4", "train5", "train6"]
+    assert list(found) == ["train"]  # what was handed over is left as it was
+
+
+@pytest.mark.parametrize(
+    ("percentage", "said"),
+    [
+        pytest.param(None, ["no validation split", "train, test", "data.validation_split_percentage"], id="none"),
+        pytest.param(4, ["4% of 10 rows", "leaves 0 to validate", "validation_file"], id="nothing to validate on"),
+        pytest.param(96, ["96% of 10 rows", "0 to train on", "validation_file"], id="nothing to train on"),
+    ],
+)
+def test_a_validation_split_that_cannot_be_made_is_refused(percentage: float | None, said: list[str]) -> None:
+    config = DataConfig(dataset_name="d", validation_split_percentage=percentage)
+    with pytest.raises(TrialError) as raised:
+        select_splits(make_splits(train=10, test=3), config)
+    assert [text for text in said if text not in str(raised.value)] == []
+
+
+# ------------------------------------------------------------------------------------------- the first of a node first
+
+
+def enter_in_turn(rank: int, ports: tuple[int, int], folder: Path, failing_node: int | None, reports: Any) -> None:
+    """One of four processes on two nodes: the first of each makes the node's cache, the other one needs it."""
+    distributed = core.DistributedContext(
+        rank=rank, size=4, local_rank=rank % 2, local_size=2, cross_rank=rank // 2, cross_size=2,
+        chief_ip="127.0.0.1", pub_port=ports[0], pull_port=ports[1],
+    )  # fmt: skip
+    cache = folder / f"node{rank // 2}"
+    try:
+        with local_chief_first(distributed):
+            found = cache.exists()
+            if rank // 2 == failing_node:
+                raise OSError("the disk is full")
+            cache.touch()
+        reports.put((rank, found))
+    except Exception as error:
+        reports.put((rank, f"{type(error).__name__}: {error}"))
+    finally:
+        distributed.close()
+
+
+@pytest.mark.parametrize(
+    ("failing_node", "expected"),
+    [
+        pytest.param(None, {0: False, 1: True, 2: False, 3: True}, id="the others find the cache"),
+        pytest.param(
+            1,
+            {
+                0: False,
+                1: True,
+                2: "OSError: the disk is full",
+                3: "TrialError: The first process of this node failed, and this one with it: OSError: the disk is full",
+            },
+            id="a failure reaches the node",
+        ),
+    ],
+)
+def test_one_process_of_each_node_goes_first(
+    failing_node: int | None, expected: dict[int, bool | str], tmp_path: Path
+) -> None:
+    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as two:
+        ports = (one.getsockname()[1], two.getsockname()[1])
+    fork = multiprocessing.get_context("fork")
+    reports: Any = fork.Queue()
+    processes = [
+        fork.Process(target=enter_in_turn, args=(rank, ports, tmp_path, failing_node, reports)) for rank in range(4)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        assert dict(reports.get(timeout=60) for _ in processes) == expected
+        for process in processes:
+            process.join(timeout=60)
+        assert [process.exitcode for process in processes] == [0] * 4
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_a_single_process_just_goes_and_keeps_its_error() -> None:
+    with local_chief_first(core.DummyDistributedContext()):
+        pass
+    with pytest.raises(OSError, match="the disk is full"), local_chief_first(core.DummyDistributedContext()):
+        raise OSError("the disk is full")

@@ -1,0 +1,144 @@
+"""What Determined's own parts of an experiment configuration tell a trial: its length, metric, seed and periods."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformer_trial.parsing import ConfigError, Section, did_you_mean, read_known, read_number, setting, shown
+
+LENGTH_UNITS = ("batches", "epochs", "records")
+
+
+@dataclass(frozen=True)
+class HarnessConfig(Section):
+    """The top-level keys that Determined's harness reads for `entrypoint: module:TrialClass`, with its defaults."""
+
+    min_validation_period: Any = setting(0)
+    """How often to validate, such as `{batches: 500}`; 0 is at the end only."""
+    min_checkpoint_period: Any = setting(0)
+    """How often to save a checkpoint beside those of `checkpoint_policy`."""
+    scheduling_unit: int = setting(100, minimum=1)
+    """Batches between two reports of training metrics."""
+    checkpoint_policy: str = setting("best", choices=("best", "all", "none"))
+    """After which validations to save a checkpoint."""
+    perform_initial_validation: bool = setting(False)
+    """Validate before training too."""
+
+
+@dataclass(frozen=True)
+class OptimizationsConfig(Section):
+    """The `optimizations` section, as far as torch has a use for it."""
+
+    aggregation_frequency: int = setting(1, minimum=1)
+    """Batches whose gradients make one optimizer step."""
+    average_aggregated_gradients: bool = setting(True)
+    """Whether they are averaged, or summed up."""
+    gradient_compression: bool = setting(False)
+    """Under Horovod: exchange gradients in fp16."""
+
+
+@dataclass(frozen=True)
+class ReproducibilityConfig(Section):
+    """The `reproducibility` section."""
+
+    experiment_seed: int = setting(42, minimum=0, maximum=2**32 - 1)
+    """The seed off cluster, by default that of TrainingArguments; on a cluster each trial derives its own from it."""
+
+
+@dataclass(frozen=True)
+class ProfilingConfig(Section):
+    """The `profiling` section."""
+
+    enabled: bool = setting(False)
+    """Collect system metrics, on a cluster."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a training is, or how often something happens in it, in the units of Determined."""
+
+    unit: str
+    """One of LENGTH_UNITS."""
+    amount: int
+
+    def in_batches(self, batches_per_epoch: int, global_batch_size: int) -> int:
+        """The same in training batches; records are rounded down to batches as Determined does, but to one at least."""
+        if self.unit == "epochs":
+            return self.amount * batches_per_epoch
+        return self.amount if self.unit == "batches" else max(self.amount // global_batch_size, 1)
+
+
+def parse_length(key: str, value: Any, *, minimum: int = 0) -> Length:
+    """`{epochs: 3}`, `{batches: 100}` or `{records: 800}` as a Length; a bare number counts batches.
+
+    Raises:
+        ConfigError: If the value, named by its `key`, is none of these, or less than the minimum.
+    """
+    entries = value if isinstance(value, Mapping) else {"batches": value}
+    with contextlib.suppress(ValueError):
+        ((unit, amount),) = entries.items()
+        number = read_number(amount)
+        if unit in LENGTH_UNITS and isinstance(number, int) and number >= minimum:
+            return Length(unit, number)
+    accepted = f"one of {{batches: N}}, {{epochs: N}} and {{records: N}}, with a whole number N of at least {minimum}"
+    advice = " ".join(did_you_mean(str(unit), LENGTH_UNITS) for unit in entries if unit not in LENGTH_UNITS)
+    raise ConfigError([f"{key}: found {shown(key, value)}; accepted is {accepted}. {advice}".rstrip()])
+
+
+@dataclass(frozen=True)
+class SearcherConfig(Section):
+    """What a trial reads of the `searcher` section; its other keys are Determined's own."""
+
+    metric: str | None = setting(None)
+    """The validation metric that decides which model is best."""
+    smaller_is_better: bool = setting(True)
+    """Whether that is the one with the smallest value of it."""
+    max_length: Any = setting(None)
+    """How long a trial trains, such as `{epochs: 3}`."""
+    max_time: int | None = setting(None, minimum=1)
+    """The same as a number, of what `time_metric` says."""
+    time_metric: str | None = setting(None, choices=("batches", "epochs"))
+    """The unit of `max_time`."""
+
+    def conflicts(self) -> Iterator[str]:
+        if self.max_time is not None and self.time_metric is None:
+            yield "searcher.time_metric: missing beside max_time. Accepted: one of batches, epochs."
+
+
+def training_length(experiment_config: Mapping[str, Any]) -> Length:
+    """How long the searcher lets a trial train: `max_length`, or `max_time` counted in `time_metric`.
+
+    Raises:
+        ConfigError: If neither is there, or is a length of at least one batch or epoch.
+    """
+    searcher = read_known("searcher", experiment_config, SearcherConfig)
+    if searcher.max_length is not None:
+        return parse_length("searcher.max_length", searcher.max_length, minimum=1)
+    if searcher.max_time is not None and searcher.time_metric is not None:
+        return Length(searcher.time_metric, searcher.max_time)
+    advice = "give max_length, such as {epochs: 3}, or max_time with time_metric: epochs or batches"
+    raise ConfigError([f"searcher.max_length: missing, and there is no max_time; {advice}."])
+
+
+def searcher_metric(experiment_config: Mapping[str, Any], better_when_larger: Mapping[str, bool]) -> tuple[str, bool]:
+    """The validation metric that decides which model is best, and whether smaller is better.
+
+    Args:
+        experiment_config: Of which the section `searcher` is read.
+        better_when_larger: The metrics that a trial reports; empty accepts any.
+
+    Raises:
+        ConfigError: If there is none, or the trial reports no such metric, or the wrong end of it is called the better.
+    """
+    searcher = read_known("searcher", experiment_config, SearcherConfig)
+    metric, smaller_is_better = searcher.metric, searcher.smaller_is_better
+    if metric is None or (better_when_larger and metric not in better_when_larger):
+        accepted = ", ".join(better_when_larger) or "the name of a validation metric"
+        advice = did_you_mean(str(metric), better_when_larger)
+        raise ConfigError([f"searcher.metric: found {metric!r}; accepted is {accepted}. {advice}".rstrip()])
+    if better_when_larger and smaller_is_better == better_when_larger[metric]:
+        right = str(not smaller_is_better).lower()
+        wrong = f"searcher.smaller_is_better: found {str(smaller_is_better).lower()} (the default is true)"
+        raise ConfigError([f"{wrong}, which would keep the worst model by {metric}; accepted is {right}."])
+    return metric, smaller_is_better
