@@ -21,7 +21,7 @@ from transformer_trial.builders import build_using_auto
 from transformer_trial.config import TrialConfig
 from transformer_trial.data import local_chief_first, select_splits
 from transformer_trial.experiment import searcher_metric
-from transformer_trial.parsing import ConfigError, TrialError
+from transformer_trial.parsing import ConfigError
 from transformer_trial.trial import BaseTransformerTrial
 
 logger = logging.getLogger(__name__)
@@ -93,50 +93,39 @@ class NERTrial(BaseTransformerTrial):
         with local_chief_first(context.distributed):
             splits = self.load_datasets()
             columns = ner_data.find_columns(splits, settings.data, settings.model.finetuning_task or "ner")
-            rows = select_splits(ner_data.check_rows(splits, columns, settings.data), settings.data)
-            metadata = ner_utils.get_dataset_metadata(rows, columns.label_names or settings.data.label_list)
-            if settings.model.num_labels not in (None, metadata.num_labels):
-                raise ConfigError(
-                    [
-                        f"hyperparameters.num_labels: found {settings.model.num_labels}, but the data has "
-                        f"{metadata.num_labels}: {', '.join(metadata.label_list)}. Remove the key."
-                    ]
-                )
-
-            directions = ner_utils.metric_directions(
-                metadata.label_list, entity_level=settings.data.return_entity_level_metrics
-            )
-            self.searcher_metric = searcher_metric(self.experiment_config, directions)
+            rows = ner_data.check_rows(splits, columns, settings.data)
+            metadata = ner_utils.get_dataset_metadata(rows, columns.label_names)
+            metric_options = self._check_against_labels(metadata)
 
             self.config, self.tokenizer, self.model = build_using_auto(settings.model, metadata.label_list)
             self.label_list = [self.config.id2label[i] for i in range(metadata.num_labels)]
-            self._prepare_tokenizer()
-            self.tokenized_datasets = self.build_tokenized_datasets(rows)
+            ner_utils.prepare_tokenizer(self.tokenizer)
+            if self.config.pad_token_id is None:
+                self.config.pad_token_id = self.tokenizer.pad_token_id
+            self.tokenized_datasets = self.build_tokenized_datasets(select_splits(rows, settings.data))
 
-        metric_options = {
-            "mode": settings.data.metric_mode,
-            "scheme": settings.data.metric_scheme,
-            "entity_level": settings.data.return_entity_level_metrics,
-        }
         self.wrap(num_training_rows=self.tokenized_datasets["train"].num_rows)
         self.reducer = context.wrap_reducer(WordPredictions(self.label_list, metric_options), for_training=False)
 
-    def _prepare_tokenizer(self) -> None:
-        try:
-            ner_utils.prepare_tokenizer(self.tokenizer)
-        except ValueError as error:
-            raise TrialError(f"hyperparameters.tokenizer_name (or pretrained_model_name_or_path): {error}") from None
-        if self.config.pad_token_id is None:
-            self.config.pad_token_id = self.tokenizer.pad_token_id
+    def _check_against_labels(self, metadata: ner_utils.DatasetMetadata) -> dict[str, Any]:
+        """Check the settings that depend on the labels, and return the arguments of `ner_utils.compute_metrics`."""
+        data, num_labels = self.settings.data, self.settings.model.num_labels
+        if num_labels not in (None, metadata.num_labels):
+            tags = f"{metadata.num_labels} tags: {', '.join(metadata.label_list)}"
+            problem = f"hyperparameters.num_labels: found {num_labels}, but the data has {tags}. Remove the key."
+            raise ConfigError([problem])
+        entity_level, scheme = data.return_entity_level_metrics, None
+        directions = ner_utils.metric_directions(metadata.label_list, entity_level=entity_level)
+        self.searcher_metric = searcher_metric(self.experiment_config, directions)
+        if data.metric_mode == "strict":
+            scheme = ner_utils.choose_metric_scheme(metadata.label_list, data.metric_scheme)
+        return {"mode": data.metric_mode, "scheme": scheme, "entity_level": entity_level}
 
     def build_tokenized_datasets(self, rows: datasets.DatasetDict) -> datasets.DatasetDict:
         """One row for each window of each sentence; see `ner_utils.tokenize_and_align` for the columns."""
         data = self.settings.data
-        try:
-            self.max_seq_length = ner_utils.choose_max_seq_length(self.tokenizer, self.model, data.max_seq_length)
-            doc_stride = ner_utils.choose_doc_stride(self.tokenizer, self.max_seq_length, data.doc_stride)
-        except ValueError as error:
-            raise ConfigError([str(error)]) from None
+        self.max_seq_length = ner_utils.choose_max_seq_length(self.tokenizer, self.model, data.max_seq_length)
+        doc_stride = ner_utils.choose_doc_stride(self.tokenizer, self.max_seq_length, data.doc_stride)
         return ner_utils.build_tokenized_datasets(
             rows,
             self.tokenizer,
@@ -159,11 +148,13 @@ class NERTrial(BaseTransformerTrial):
         return [name for name in names if name not in ("labels", *ner_utils.WORD_COLUMNS)]
 
     def _data_loader(self, split: str, column_names: list[str]) -> pytorch.DataLoader:
+        mixed = self.settings.training.mixed_precision != "none"
         collate = ner_utils.WordCollator(
             self.tokenizer,
             column_names,
             max_length=self.max_seq_length if self.settings.data.pad_to_max_length else None,
-            pad_to_multiple_of=None if self.settings.training.mixed_precision == "none" else 8,
+            # The matrix units of GPUs like such lengths; the model may have no position beyond max_seq_length.
+            pad_to_multiple_of=8 if mixed and self.max_seq_length % 8 == 0 else None,
         )
         rows = self.tokenized_datasets[split].select_columns(column_names)
         return self.data_loader(rows, collate, training=split == "train")

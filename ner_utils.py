@@ -14,6 +14,8 @@ from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
 from tokenizers import pre_tokenizers
 
+from transformer_trial.parsing import ConfigError, TrialError
+
 logger = logging.getLogger(__name__)
 
 IGNORED_LABEL_ID = -100
@@ -67,16 +69,17 @@ def prepare_tokenizer(tokenizer: Any) -> None:
     """Make a tokenizer ready for words that were split before: it must be fast, see spaces and be able to pad.
 
     Raises:
-        ValueError: If it is a slow one, which cannot tell which word a sub-token belongs to.
+        TrialError: If it is a slow one, which cannot tell which word a sub-token belongs to.
     """
     if not tokenizer.is_fast:
-        raise ValueError(
-            f"{type(tokenizer).__name__} is a slow tokenizer, which cannot tell which word a sub-token belongs to. "
-            "Accepted are fast ones (use_fast: true, and a tokenizer.json)."
+        raise TrialError(
+            f"hyperparameters.tokenizer_name (or pretrained_model_name_or_path): {type(tokenizer).__name__} is a slow "
+            "tokenizer, which cannot tell which word a sub-token belongs to. Accepted are fast ones (use_fast: true, "
+            "and a tokenizer.json)."
         )
     if tokenizer.pad_token is None:  # any will do: what it pads is masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
-    # Such tokenizers have other sub-tokens for a word after a space, which is how they met most words in training.
+    # Where sub-tokens hold the space before them, as Ġ or ▁, the model met most words in the form that has it.
     splitter = tokenizer.backend_tokenizer.pre_tokenizer
     parts = splitter and [splitter.pre_tokenize_str(text)[0][0] for text in ("a", " a")]
     if parts in (["a", "Ġa"], ["a", "▁a"]):
@@ -93,7 +96,7 @@ def choose_max_seq_length(tokenizer: Any, model: torch.nn.Module, requested: int
     """Sub-tokens of a model input, special tokens included: as requested, or as many as tokenizer and model take.
 
     Raises:
-        ValueError: If more are requested than the model has positions for.
+        TrialError: If more are requested than the model has positions for.
     """
     positions = [
         module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
@@ -106,7 +109,8 @@ def choose_max_seq_length(tokenizer: Any, model: torch.nn.Module, requested: int
         known = [length for length in (tokenizer.model_max_length, limit) if length is not None and length < 1e9]
         return min(known, default=512)
     if limit is not None and requested > limit:
-        raise ValueError(f"data.max_seq_length: found {requested}; accepted is at most {limit}, the model's positions.")
+        accepted = f"at most {limit}, the model's positions"
+        raise ConfigError([f"data.max_seq_length: found {requested}; accepted is {accepted}."])
     return requested
 
 
@@ -114,14 +118,15 @@ def choose_doc_stride(tokenizer: Any, max_seq_length: int, requested: int | None
     """Sub-tokens that two windows share: as requested, or 128, or half a window's content if that is less.
 
     Raises:
-        ValueError: If windows that share so many could not move on.
+        TrialError: If windows that share so many could not move on.
     """
     content = max_seq_length - tokenizer.num_special_tokens_to_add()
     if content < 1 or (requested is not None and requested >= content):
-        raise ValueError(
+        problem = (
             f"data.max_seq_length: {max_seq_length} leaves {content} sub-tokens beside the special ones, and "
             f"data.doc_stride: {requested} of them are shared by two windows. Accepted is a doc_stride below that."
         )
+        raise ConfigError([problem])
     return min(128, content // 2) if requested is None else requested
 
 
@@ -249,8 +254,6 @@ def build_tokenized_datasets(
     overwrite_cache: bool = False,
 ) -> datasets.DatasetDict:
     """Apply `tokenize_and_align` to every split, or find its result in the cache of the datasets library."""
-    # A tokenizer keeps the truncation it was last used with, and the cache's key covers all that it keeps.
-    tokenizer(["a"], is_split_into_words=True, truncation=True, max_length=max_seq_length, stride=doc_stride)
     arguments = {
         "tokenizer": tokenizer,
         "label_list": list(label_list),
@@ -368,7 +371,7 @@ def choose_metric_scheme(label_list: Sequence[str], requested: str | None) -> st
     """The scheme that mode "strict" goes by: as requested, or the one that the tags look like.
 
     Raises:
-        ValueError: If seqeval would refuse the tags.
+        TrialError: If seqeval would refuse the tags.
 
     Example:
         >>> choose_metric_scheme(["B-PER", "I-PER", "O"], None)
@@ -379,10 +382,11 @@ def choose_metric_scheme(label_list: Sequence[str], requested: str | None) -> st
             return seqeval_schemes.auto_detect([label_list]).__name__
         seqeval_schemes.Entities([label_list], getattr(seqeval_schemes, requested))
     except (ValueError, KeyError) as error:
-        raise ValueError(
+        problem = (
             f"data.metric_scheme: {requested or 'null'} does not suit the tags {', '.join(label_list)} ({error}). Name "
             "the scheme that they follow, or set metric_mode: default, which takes any tags."
-        ) from None
+        )
+        raise ConfigError([problem]) from None
     return requested
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import SAMPLE_DATA, SHARED_DATA, needs_wnut
 from determined import core
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from transformer_trial.config import DataConfig
@@ -27,7 +27,7 @@ from transformer_trial.data import (
 )
 from transformer_trial.parsing import TrialError
 
-FIXED = settings(max_examples=60, deadline=None, derandomize=True)
+FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 sizes = {
     "num_rows": st.integers(1, 150),

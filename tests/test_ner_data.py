@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import SAMPLE_DATA
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ner_data import Columns, NERDataConfig, check_rows, find_columns, read_list
 from transformer_trial.data import default_load_dataset, select_splits
 from transformer_trial.parsing import TrialError
 
-FIXED = settings(max_examples=50, deadline=None, derandomize=True)
+FIXED = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 NAMES = ["O", "B-PER", "I-PER", "B-ORG"]
 

@@ -17,7 +17,7 @@ import torch
 import transformers
 from conftest import SAMPLE_DATA, SAMPLE_MODEL, SHARED_DATA, needs_wnut
 from determined import pytorch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from run_ner_reference import tokenize as run_ner_tokenize
 from seqeval import metrics as seqeval_metrics
@@ -44,7 +44,7 @@ from ner_utils import (
     tokenize_and_align,
 )
 
-FIXED = settings(max_examples=60, deadline=None, derandomize=True)
+FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 LABELS = ["I-PER", "O", "B-PER", "B-ORG"]  # in no order, and B-ORG without its I-ORG
 SPECIAL_TOKENS = ["<s>", "</s>", "<pad>", "<unk>"]
@@ -322,6 +322,7 @@ def test_a_sentence_of_no_subtoken_is_one_row() -> None:
         pytest.param(["O", "B-X", "I-X"], ["O", "I-X", "I-X"], id="I exists"),
         pytest.param(["O", "B-X", "I-Y", "B-Y"], ["O", "B-X", "I-Y", "I-Y"], id="I of another type"),
         pytest.param(["O", "S-X", "E-X", "X", "B", "B-"], ["O", "S-X", "E-X", "X", "B", "B-"], id="no B"),
+        pytest.param(["S-X", "I-X", "B-X", "E-X"], ["S-X", "I-X", "I-X", "E-X"], id="other prefixes"),
         pytest.param(["B-a-b", "I-a-b"], ["I-a-b", "I-a-b"], id="a type with a hyphen"),
     ],
 )
