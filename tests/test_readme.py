@@ -56,7 +56,9 @@ def test_every_key_stands_in_the_readme_with_its_default_and_meaning(section: st
 
 def test_every_make_target_and_file_that_the_readme_names_exists() -> None:
     makefile = (PROJECT / "Makefile").read_text()
-    for target in set(re.findall(r"`?make ([a-z-]+)`?", README)):
+    targets = set(re.findall(r"^make ([a-z-]+)|(?<=`)make ([a-z-]+)(?=`)", README, flags=re.MULTILINE))
+    assert {"train", "test"} <= {name for pair in targets for name in pair}
+    for target in (first or second for first, second in targets):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"make {target}"
     for path in set(re.findall(r"^\| `([a-z_/]+(?:\.\w+|/))` \|", README, flags=re.MULTILINE)):
         assert (PROJECT / path).exists(), path
