@@ -40,7 +40,8 @@ test: check
 	touch $@
 
 test-cluster-stack: .venv-cluster/done
-	.venv-cluster/bin/python -m pytest -m "not current_stack_only" tests/test_trial.py tests/test_ner_utils.py tests/test_ner_data.py
+	.venv-cluster/bin/python -m pytest tests/test_trial.py tests/test_base.py \
+		tests/test_ner_utils.py tests/test_ner_data.py tests/test_data.py tests/test_distributed.py
 
 clean:
 	rm -rf .venv .venv-cluster outputs
