@@ -80,6 +80,8 @@ def find_columns(splits: datasets.DatasetDict, config: NERDataConfig, task: str)
     Raises:
         TrialError: If a split has no such column, or names its tags otherwise than another one or `label_list`.
     """
+    if "train" not in splits:
+        raise TrialError(f"There is no train split; found are {', '.join(splits) or 'none'}.")
     found = splits["train"].column_names
     usual = {"text_column_name": ("tokens", 0), "label_column_name": (f"{task}_tags", 1)}
     names = {}

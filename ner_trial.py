@@ -38,7 +38,7 @@ class WordPredictions(pytorch.MetricReducer):
     """
 
     def __init__(self, label_list: Sequence[str], metric_options: dict[str, Any]) -> None:
-        self.label_list = label_list
+        self.tags = [ner_utils.entity_tag(label) for label in label_list]
         self.metric_options = metric_options
         self.reset()
 
@@ -68,7 +68,7 @@ class WordPredictions(pytorch.MetricReducer):
     def cross_slot_reduce(self, per_slot_metrics: Sequence[tuple[ner_utils.Array, float, int]]) -> dict[str, float]:
         words, loss_sums, counts = zip(*per_slot_metrics)
         sentence_ids, word_ids, gold_ids, predicted_ids = np.concatenate(words, axis=1)
-        gold, predicted = ner_utils.group_by_sentence(sentence_ids, word_ids, gold_ids, predicted_ids, self.label_list)
+        gold, predicted = ner_utils.group_by_sentence(sentence_ids, word_ids, gold_ids, predicted_ids, self.tags)
         metrics = ner_utils.compute_metrics(gold, predicted, **self.metric_options)
         return {**metrics, "validation_loss": sum(loss_sums) / max(sum(counts), 1)}
 
@@ -114,12 +114,12 @@ class NERTrial(BaseTransformerTrial):
             tags = f"{metadata.num_labels} tags: {', '.join(metadata.label_list)}"
             problem = f"hyperparameters.num_labels: found {num_labels}, but the data has {tags}. Remove the key."
             raise ConfigError([problem])
-        entity_level, scheme = data.return_entity_level_metrics, None
-        directions = ner_utils.metric_directions(metadata.label_list, entity_level=entity_level)
-        self.searcher_metric = searcher_metric(self.experiment_config, directions)
+        types = ner_utils.find_entity_types(metadata.label_list) if data.return_entity_level_metrics else []
+        self.searcher_metric = searcher_metric(self.experiment_config, ner_utils.metric_directions(types))
+        scheme = None
         if data.metric_mode == "strict":
             scheme = ner_utils.choose_metric_scheme(metadata.label_list, data.metric_scheme)
-        return {"mode": data.metric_mode, "scheme": scheme, "entity_level": entity_level}
+        return {"mode": data.metric_mode, "scheme": scheme, "entity_types": types}
 
     def build_tokenized_datasets(self, rows: datasets.DatasetDict) -> datasets.DatasetDict:
         """One row for each window of each sentence; see `ner_utils.tokenize_and_align` for the columns."""

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,8 +102,11 @@ def choose_max_seq_length(tokenizer: Any, model: torch.nn.Module, requested: int
     positions = [
         module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
         for name, module in model.named_modules()
-        if name.endswith(("position_embeddings", "wpe")) and isinstance(module, torch.nn.Embedding)
+        if name.endswith(("position_embeddings", "wpe", "embed_positions")) and isinstance(module, torch.nn.Embedding)
     ]
+    of_config: Any = getattr(model, "config", None)
+    if positions and hasattr(of_config, "max_position_embeddings"):  # BART's embed_positions has rows beside these
+        positions.append(of_config.max_position_embeddings)
     limit = min(positions, default=None)
     if requested is None:
         # Tokenizers that know no limit say 1e30.
@@ -121,12 +125,12 @@ def choose_doc_stride(tokenizer: Any, max_seq_length: int, requested: int | None
         TrialError: If windows that share so many could not move on.
     """
     content = max_seq_length - tokenizer.num_special_tokens_to_add()
-    if content < 1 or (requested is not None and requested >= content):
-        problem = (
-            f"data.max_seq_length: {max_seq_length} leaves {content} sub-tokens beside the special ones, and "
-            f"data.doc_stride: {requested} of them are shared by two windows. Accepted is a doc_stride below that."
-        )
-        raise ConfigError([problem])
+    leaves = f"data.max_seq_length: {max_seq_length} leaves {content} sub-tokens beside the special ones"
+    if content < 1:
+        raise ConfigError([f"{leaves}. Accepted is at least {max_seq_length + 1 - content}."])
+    if requested is not None and requested >= content:
+        shared = f"data.doc_stride: {requested} of them are shared by two windows"
+        raise ConfigError([f"{leaves}, and {shared}. Accepted is a doc_stride below {content}."])
     return min(128, content // 2) if requested is None else requested
 
 
@@ -332,7 +336,7 @@ def compute_metrics(
     *,
     mode: str = "default",
     scheme: str | None = None,
-    entity_level: bool = False,
+    entity_types: Sequence[str] = (),
 ) -> dict[str, float]:
     """Word accuracy, and entity-level precision, recall and F1 (micro averages) by seqeval.
 
@@ -342,8 +346,8 @@ def compute_metrics(
         mode: "default" finds entities as conlleval does: an I-X after O begins one. "strict" finds only those that
             keep the rules of the scheme.
         scheme: IOB1, IOB2, IOE1, IOE2, IOBES or BILOU, for mode "strict"; None guesses from the gold tags.
-        entity_level: Report each entity type too, named as in run_ner.py: `PER_precision`, `PER_recall`, `PER_f1` and
-            `PER_number`.
+        entity_types: Report each of these too, named as in run_ner.py: `PER_precision`, `PER_recall`, `PER_f1` and
+            `PER_number`; all 0 where there is no such entity.
 
     Example:
         >>> compute_metrics([["B-PER", "I-PER", "O"]], [["B-PER", "O", "O"]])["accuracy_score"]
@@ -359,11 +363,10 @@ def compute_metrics(
     overall = scores.pop("micro avg", {})
     names = {"precision": "precision", "recall": "recall", "f1": "f1-score"}
     metrics |= {name: overall.get(seqeval_name, 0.0) for name, seqeval_name in names.items()}
-    if entity_level:
-        for entity_type, score in scores.items():
-            if entity_type not in ("macro avg", "weighted avg"):
-                metrics |= {f"{entity_type}_{name}": score[seqeval_name] for name, seqeval_name in names.items()}
-                metrics[f"{entity_type}_number"] = score["support"]
+    for entity_type in entity_types:
+        score = scores.get(entity_type, {})
+        metrics |= {f"{entity_type}_{name}": score.get(seqeval_name, 0.0) for name, seqeval_name in names.items()}
+        metrics[f"{entity_type}_number"] = score.get("support", 0)
     return {name: float(value) for name, value in metrics.items()}
 
 
@@ -384,19 +387,25 @@ def choose_metric_scheme(label_list: Sequence[str], requested: str | None) -> st
     except (ValueError, KeyError) as error:
         problem = (
             f"data.metric_scheme: {requested or 'null'} does not suit the tags {', '.join(label_list)} ({error}). Name "
-            "the scheme that they follow, or set metric_mode: default, which takes any tags."
+            "the scheme that they follow, or set metric_mode: default."
         )
         raise ConfigError([problem]) from None
     return requested
 
 
-def metric_directions(label_list: Sequence[str], *, entity_level: bool) -> dict[str, bool]:
+def entity_tag(label: str) -> str:
+    """The label as seqeval understands it: a type without a prefix, such as PER, is inside an entity of that type."""
+    return label if label == OUTSIDE or re.match(r"[BIESLU]-.", label) else f"I-{label}"
+
+
+def find_entity_types(label_list: Sequence[str]) -> list[str]:
+    return sorted({entity_tag(label)[2:] for label in label_list if label != OUTSIDE})
+
+
+def metric_directions(entity_types: Sequence[str]) -> dict[str, bool]:
     """The metrics of a validation by name, and whether more of each is better."""
     directions = dict.fromkeys(("accuracy_score", "precision", "recall", "f1"), True) | {"validation_loss": False}
-    if entity_level:
-        types = sorted({label[2:] for label in label_list if label[1:2] == "-"})
-        directions |= {f"{t}_{name}": True for t in types for name in ("precision", "recall", "f1")}
-    return directions
+    return directions | {f"{t}_{name}": True for t in entity_types for name in ("precision", "recall", "f1")}
 
 
 def group_by_sentence(

@@ -21,6 +21,7 @@ from transformer_trial.builders import (
     group_parameters_for_optimizer,
 )
 from transformer_trial.config import MODEL_MODES, ModelConfig, OptimizerConfig
+from transformer_trial.parsing import TrialError
 from transformer_trial.trial import BaseTransformerTrial
 
 
@@ -90,6 +91,24 @@ def test_every_model_mode_is_built(mode: str, pretrained: bool, tmp_path: Path) 
     saved = AUTO_CLASSES[mode].from_pretrained(folder).state_dict()
     matrices = [name for name, weight in model.state_dict().items() if weight.ndim == 2]
     assert all(torch.equal(model.state_dict()[name], saved[name]) for name in matrices) == pretrained
+
+
+def test_a_head_that_the_architecture_lacks_is_a_clear_error() -> None:
+    model_config = ModelConfig(
+        model_mode="next-sentence", pretrained_model_name_or_path=str(SAMPLE_MODEL), use_pretrained_weights=False
+    )
+    with pytest.raises(
+        TrialError, match=r"hyperparameters\.model_mode: cannot load a model of the config RoFormerConfig"
+    ):
+        build_using_auto(model_config)
+
+
+def test_damaged_weights_are_a_clear_error(tiny_model: Path, tmp_path: Path) -> None:
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[: 1000 if file.suffix == ".safetensors" else None])
+    model_config = ModelConfig(model_mode="token-classification", pretrained_model_name_or_path=str(tmp_path))
+    with pytest.raises(TrialError, match=r"hyperparameters\.model_name .*: cannot load .* with AutoModelForToken"):
+        build_using_auto(model_config)
 
 
 @pytest.mark.parametrize("architecture", ["Bert", "DistilBert", "Roberta", "Electra", "DebertaV2", "ModernBert", "T5"])

@@ -177,8 +177,6 @@ CONTRADICTIONS: dict[str, list[tuple[Values, str]]] = {
     ],
     "data": [
         ({"train_file": "a.csv"}, "dataset_name: 'lhoestq/conll2003' beside train_file. To train on your files set "),
-        ({"dataset_name": None}, "train_file: missing, and dataset_name is null. Set dataset_name to a hub name or "),
-        ({**OWN_FILES, "validation_file": None}, "validation_file: missing. Give one, or validation_split_percentage "),
         ({**OWN_FILES, "dataset_config_name": "c"}, "dataset_config_name: 'c' without a dataset_name. Set that, or da"),
         ({**OWN_FILES, "dataset_revision": "main"}, "dataset_revision: 'main' without a dataset_name. Set that, or da"),
         ({"max_seq_length": 64, "doc_stride": 64}, "doc_stride: found 64; accepted is below max_seq_length, 64."),

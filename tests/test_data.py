@@ -388,3 +388,17 @@ def test_a_single_process_just_goes_and_keeps_its_error() -> None:
         pass
     with pytest.raises(OSError, match="the disk is full"), local_chief_first(core.DummyDistributedContext()):
         raise OSError("the disk is full")
+
+
+def test_without_a_data_set_or_files_the_message_says_what_to_set() -> None:
+    with pytest.raises(TrialError, match=r"data\.train_file: missing, and dataset_name is null\. Set dataset_name"):
+        default_load_dataset(DataConfig())
+
+
+@pytest.mark.parametrize("empty", ["train", "validation"])
+def test_a_split_without_rows_is_an_error(empty: str) -> None:
+    rows = {"tokens": [["a"]], "ner_tags": [["O"]]}
+    splits = datasets.DatasetDict({s: datasets.Dataset.from_dict(rows) for s in ("train", "validation")})
+    splits[empty] = splits[empty].select([])
+    with pytest.raises(TrialError, match=f"The {empty} split has no rows"):
+        select_splits(splits, DataConfig())

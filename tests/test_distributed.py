@@ -76,6 +76,10 @@ def test_processes_together_do_what_one_does(
         for line, expected_line in zip(lines, expected):
             assert line.pop("group") == expected_line.pop("group") == group
             assert line == pytest.approx(expected_line, rel=2e-4)
+    for name in ("together", "alone"):  # no trace of data-parallel training, which Determined's loader would stumble on
+        checkpoint = next((tmp_path / name / "run").glob("checkpoints/determined/*/state_dict.pth"))
+        (saved,) = torch.load(checkpoint, weights_only=False)["models_state_dict"]
+        assert "classifier.weight" in saved
     weights, expected_weights = (
         safetensors.torch.load_file(tmp_path / name / "run" / "model" / "model.safetensors")
         for name in ("together", "alone")

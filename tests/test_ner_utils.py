@@ -37,6 +37,8 @@ from ner_utils import (
     choose_metric_scheme,
     compute_metrics,
     continuation_ids,
+    entity_tag,
+    find_entity_types,
     get_dataset_metadata,
     group_by_sentence,
     metric_directions,
@@ -517,13 +519,14 @@ def test_windows_share_what_is_asked_for_or_128_subtokens(
 
 
 @pytest.mark.parametrize(
-    ("max_seq_length", "requested"),
-    [pytest.param(10, 8, id="all of the content"), pytest.param(2, None, id="no content")],
+    ("max_seq_length", "requested", "message"),
+    [
+        pytest.param(10, 8, r"leaves 8 .*doc_stride: 8 .*Accepted is a doc_stride below 8", id="all of the content"),
+        pytest.param(2, None, r"leaves 0 .*Accepted is at least 3\.", id="no content"),
+    ],
 )
-def test_windows_that_could_not_move_on_are_refused(max_seq_length: int, requested: int | None) -> None:
-    with pytest.raises(
-        ValueError, match=rf"data.max_seq_length: {max_seq_length} leaves.*data.doc_stride: {requested}"
-    ):
+def test_windows_that_could_not_move_on_are_refused(max_seq_length: int, requested: int | None, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"data\.max_seq_length: {max_seq_length} {message}"):
         choose_doc_stride(tokenizer_of("WordPiece"), max_seq_length, requested)
 
 
@@ -766,9 +769,9 @@ def assert_seqeval_agrees(gold: list[list[str]], predicted: list[list[str]], mod
             f"{name}_f1": 2 * right / (len(real) + len(claimed)),
             f"{name}_number": len(real),
         }
-    assert compute_metrics(gold, predicted, mode=mode, scheme=scheme, entity_level=True) == pytest.approx(
-        by_type, abs=1e-12
-    )
+    types = sorted({entity[1] for entity in of_gold | of_predicted})
+    found_by_type = compute_metrics(gold, predicted, mode=mode, scheme=scheme, entity_types=types)
+    assert found_by_type == pytest.approx(by_type, abs=1e-12)
     assert all(type(value) is float for value in metrics.values())
 
 
@@ -805,7 +808,7 @@ def test_metrics_equal_a_count_by_hand() -> None:
     gold = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "I-ORG"]]
     predicted = [["B-PER", "I-PER", "O", "O"], ["B-ORG", "I-ORG", "O"]]
     # Words: 3 of 7. Entities: PER is right, LOC is missed, ORG is elsewhere: 1 of 2 claimed, 1 of 3 real.
-    assert compute_metrics(gold, predicted, entity_level=True) == pytest.approx(
+    assert compute_metrics(gold, predicted, entity_types=["PER", "LOC", "ORG"]) == pytest.approx(
         {
             "accuracy_score": 3 / 7, "precision": 1 / 2, "recall": 1 / 3, "f1": 2 / 5,
             "PER_precision": 1, "PER_recall": 1, "PER_f1": 1, "PER_number": 1,
@@ -834,7 +837,7 @@ def test_without_a_right_entity_scores_are_zero_and_nothing_warns(
     mode: str, gold: list[list[str]], predicted: list[list[str]], accuracy: float, types: set[str],
     recwarn: pytest.WarningsRecorder,
 ) -> None:  # fmt: skip
-    metrics = compute_metrics(gold, predicted, mode=mode, scheme="IOB2", entity_level=True)
+    metrics = compute_metrics(gold, predicted, mode=mode, scheme="IOB2", entity_types=sorted(types))
     assert metrics.pop("accuracy_score") == accuracy
     scores = [name for name in metrics if not name.endswith("_number")]
     assert set(scores) == {"precision", "recall", "f1"} | {
@@ -879,12 +882,23 @@ def test_a_scheme_that_does_not_suit_the_tags_is_refused(labels: list[str], requ
         choose_metric_scheme(labels, requested)
 
 
-@pytest.mark.parametrize("entity_level", [False, True])
-def test_every_metric_has_a_direction(entity_level: bool) -> None:
+def test_plain_type_names_are_scored_as_entities_of_that_type() -> None:
+    labels = ["O", "ORG", "PER"]
+    assert find_entity_types(labels) == ["ORG", "PER"]
+    tags = [[entity_tag(label) for label in ("ORG", "ORG", "O", "PER")]]
+    metrics = compute_metrics(tags, tags, entity_types=["ORG", "PER"])
+    assert metrics["f1"] == metrics["ORG_number"] == metrics["PER_number"] == 1
+    assert [entity_tag(label) for label in ("B-ORG", "I-a-b", "S-X", "O", "B", "PER")] == [
+        "B-ORG", "I-a-b", "S-X", "O", "I-B", "I-PER",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("entity_types", [[], ["PER", "a-b", "LOC", "never-seen"]])
+def test_every_metric_has_a_direction(entity_types: list[str]) -> None:
     labels = ["O", "B-PER", "I-PER", "B-a-b", "S-LOC"]
-    directions = metric_directions(labels, entity_level=entity_level)
-    reported = compute_metrics([labels], [labels], entity_level=entity_level)
-    numbers = {"PER_number", "a-b_number", "LOC_number"} if entity_level else set()
+    directions = metric_directions(entity_types)
+    reported = compute_metrics([labels], [labels], entity_types=entity_types)
+    numbers = {f"{name}_number" for name in entity_types}
     assert set(directions) == (set(reported) - numbers) | {"validation_loss"}
     assert [name for name, larger_is_better in directions.items() if not larger_is_better] == ["validation_loss"]
 

@@ -150,6 +150,24 @@ def test_entity_level_metrics_are_named_as_in_run_ner(config: dict[str, Any], fi
     assert {"LOC_precision", "LOC_recall", "LOC_f1", "LOC_number"} < metrics.keys()
 
 
+def test_a_type_that_validation_lacks_scores_zero_and_can_be_searched_by(
+    config: dict[str, Any], fit: Callable[..., Any]
+) -> None:
+    config["data"] |= {"return_entity_level_metrics": True, "max_eval_samples": 1}
+    config["searcher"] |= {"max_length": {"batches": 1}, "metric": "MISC_f1"}
+    (metrics,) = read_metrics(fit(config).output_dir, "validation")
+    assert {"LOC_f1", "MISC_f1", "ORG_f1", "PER_f1"} <= metrics.keys()
+
+
+def test_more_sub_tokens_than_rotary_positions_are_refused(config: dict[str, Any], fit: Callable[..., Any]) -> None:
+    config["hyperparameters"] |= {
+        "pretrained_model_name_or_path": str(PROJECT / "sample" / "model"), "use_pretrained_weights": False,
+    }  # fmt: skip
+    config["data"]["max_seq_length"] = 256
+    with pytest.raises(TrialError, match="max_seq_length: found 256; accepted is at most 128"):
+        fit(config)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_learns_about_what_fp32_does(
     config: dict[str, Any], fit: Callable[..., Any], precision: str
@@ -305,7 +323,7 @@ def test_users_load_their_data_by_overriding_one_method(config: dict[str, Any], 
             data = datasets.Dataset.from_dict(rows)
             return datasets.DatasetDict(train=data, validation=data)
 
-    config["data"] |= {"text_column_name": "words", "label_column_name": "tags"}
+    config["data"] = {"text_column_name": "words", "label_column_name": "tags"}
     config["searcher"]["max_length"]["batches"] = 2
     trial = fit(config, OwnDataTrial)
     assert trial.label_list == ["B-PER", "O"]
@@ -354,8 +372,10 @@ def test_all_schedules_train(config: dict[str, Any], fit: Callable[..., Any]) ->
     rates = {}
     for kind in LR_SCHEDULER_TYPES:
         config["hyperparameters"] |= {
-            "lr_scheduler_type": kind, "num_warmup_steps": 2, "lr_scheduler_kwargs": arguments.get(kind),
-        }  # fmt: skip
+            "lr_scheduler_type": kind,
+            "num_warmup_steps": 0 if kind == "constant" else 2,
+            "lr_scheduler_kwargs": arguments.get(kind),
+        }
         lines = read_metrics(fit(config).output_dir, "training")
         rates[kind] = [line["learning_rate"] for line in lines]
     assert all(np.isfinite(rate).all() for rate in rates.values())

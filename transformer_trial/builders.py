@@ -1,8 +1,9 @@
 """Config, tokenizer, model, optimizer and schedule, from the slices of the configuration that describe them."""
 
+import contextlib
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -48,34 +49,25 @@ def build_using_auto(
         "cache_dir": model_config.cache_dir,
         "trust_remote_code": model_config.trust_remote_code,
     }
-    shared_name = model_config.pretrained_model_name_or_path
-    config_arguments = {
-        key: value
-        for key, value in (("finetuning_task", model_config.finetuning_task), ("num_labels", model_config.num_labels))
-        if value is not None and not (key == "num_labels" and label_names is not None)
-    }
-    config = _load(
-        transformers.AutoConfig, "config_name", model_config.config_name or shared_name, hub_arguments, config_arguments
-    )
+
+    def load(auto_class: Any, key: str, **arguments: Any) -> Any:
+        name = getattr(model_config, key) or model_config.pretrained_model_name_or_path
+        with _explained(f"hyperparameters.{key} (or pretrained_model_name_or_path)", f"{name!r}", auto_class):
+            return auto_class.from_pretrained(name, **hub_arguments, **arguments)
+
+    num_labels = model_config.num_labels if label_names is None else None
+    config = load(transformers.AutoConfig, "config_name", **({"num_labels": num_labels} if num_labels else {}))
+    if model_config.finetuning_task is not None:
+        config.finetuning_task = model_config.finetuning_task
     lower_case = {} if model_config.do_lower_case is None else {"do_lower_case": model_config.do_lower_case}
-    tokenizer = _load(
-        transformers.AutoTokenizer,
-        "tokenizer_name",
-        model_config.tokenizer_name or shared_name,
-        hub_arguments,
-        {"use_fast": model_config.use_fast, **lower_case},
-    )
+    tokenizer = load(transformers.AutoTokenizer, "tokenizer_name", use_fast=model_config.use_fast, **lower_case)
     new_head = label_names is not None and _name_labels(config, label_names)
     auto_class = AUTO_CLASSES[model_config.model_mode]
     if not model_config.use_pretrained_weights:
-        model = auto_class.from_config(config, trust_remote_code=model_config.trust_remote_code)
-        return config, tokenizer, model
-    model, loaded = _load(
-        auto_class,
-        "model_name",
-        model_config.model_name or shared_name,
-        hub_arguments,
-        {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True},
+        with _explained("hyperparameters.model_mode", f"a model of the config {type(config).__name__}", auto_class):
+            return config, tokenizer, auto_class.from_config(config, trust_remote_code=model_config.trust_remote_code)
+    model, loaded = load(
+        auto_class, "model_name", config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
     _check_mismatched(model, loaded["mismatched_keys"], model_config, new_head=new_head)
     if new_head:
@@ -83,16 +75,16 @@ def build_using_auto(
     return config, tokenizer, model
 
 
-def _load(auto_class: Any, key: str, name: str | None, hub_arguments: dict[str, Any], arguments: dict[str, Any]) -> Any:
-    """`auto_class.from_pretrained(name, ...)`, with its failures as TrialErrors."""
+@contextlib.contextmanager
+def _explained(key: str, what: str, auto_class: Any) -> Iterator[None]:
+    """Turn whatever transformers, the hub or a damaged file raise in the body into a TrialError."""
     try:
-        return auto_class.from_pretrained(name, **hub_arguments, **arguments)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise TrialError(
-            f"hyperparameters.{key} (or pretrained_model_name_or_path): cannot load {name!r} with "
-            f"{auto_class.__name__}: {reason} Accepted are a model's name on the Hugging Face hub and a local folder; "
-            "private models need a token in HF_TOKEN."
+            f"{key}: cannot load {what} with {auto_class.__name__}: {reason} Accepted are a model's name on the "
+            "Hugging Face hub and a local folder with whole files; private models need a token in HF_TOKEN."
         ) from error
 
 

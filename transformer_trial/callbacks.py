@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from determined import pytorch
 
+from transformer_trial.parsing import TrialError
+
 if TYPE_CHECKING:
     from transformer_trial.trial import BaseTransformerTrial
 
@@ -68,7 +70,16 @@ class Reports(pytorch.PyTorchCallback):
             logger.warning("The training loss is no longer a number. A lower learning_rate usually helps.")
         if self.metrics_file is not None:
             with self.metrics_file.open("a") as file:
-                file.write(json.dumps({"group": group, "batches": batches, **numbers}) + "\n")
+                known = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+                file.write(json.dumps({"group": group, "batches": batches, **known}) + "\n")
+
+
+class PlainCheckpoints(pytorch.PyTorchCallback):
+    """Names weights in checkpoints as one process does, so that Determined's loader finds them."""
+
+    def on_checkpoint_save_start(self, checkpoint: dict[str, Any]) -> None:
+        for weights in checkpoint["models_state_dict"]:
+            torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(weights, "module.")
 
 
 class BestModel(pytorch.PyTorchCallback):
@@ -85,12 +96,15 @@ class BestModel(pytorch.PyTorchCallback):
         self.metric, smaller_is_better = trial.searcher_metric
         self.sign = 1 if smaller_is_better else -1
         self.best = math.inf
+        self.best_batches, self.best_checkpoint = -1, ""
 
     def on_validation_end(self, metrics: dict[str, Any]) -> None:
+        if self.metric not in metrics:
+            raise TrialError(f"searcher.metric: found {self.metric!r}; validation reports {', '.join(metrics)}.")
         value = self.sign * float(metrics[self.metric])
         if self.trial.context.distributed.rank != 0 or not value < self.best:
             return
-        self.best = value
+        self.best, self.best_batches = value, self.trial.batches_trained
         new = self.folder.with_name(f"{self.folder.name}.new")
         shutil.rmtree(new, ignore_errors=True)
         model = getattr(self.trial.model, "module", self.trial.model)  # without its wrapper for data-parallel training
@@ -99,6 +113,16 @@ class BestModel(pytorch.PyTorchCallback):
         shutil.rmtree(self.folder, ignore_errors=True)
         new.rename(self.folder)
         logger.info("%s is the best so far by %s: saved in %s", metrics[self.metric], self.metric, self.folder)
+
+    def on_checkpoint_upload_end(self, uuid: str) -> None:
+        """Leave, of the checkpoints beside this folder, the best and the newest: what remains of them on a cluster."""
+        if not self.trial.keeps_best_checkpoint or self.trial.context.distributed.rank != 0:
+            return
+        if self.trial.batches_trained == self.best_batches:
+            self.best_checkpoint = uuid
+        for checkpoint in self.folder.parent.glob("checkpoints/determined/*"):
+            if checkpoint.name not in (uuid, self.best_checkpoint):
+                shutil.rmtree(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -109,7 +133,9 @@ class BestModel(pytorch.PyTorchCallback):
 
 def build_callbacks(trial: "BaseTransformerTrial") -> dict[str, pytorch.PyTorchCallback]:
     """What every trial reports and, where it has an output folder, keeps there."""
+    callbacks: dict[str, pytorch.PyTorchCallback] = {"plain_checkpoints": PlainCheckpoints()}
     folder = trial.output_dir
-    if folder is None:
-        return {"reports": Reports(trial, None)}
-    return {"reports": Reports(trial, folder / "metrics.jsonl"), "best_model": BestModel(trial, folder / "model")}
+    callbacks["reports"] = Reports(trial, None if folder is None else folder / "metrics.jsonl")
+    if folder is not None:
+        callbacks["best_model"] = BestModel(trial, folder / "model")
+    return callbacks

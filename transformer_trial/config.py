@@ -134,6 +134,14 @@ class SchedulerConfig(Section):
                 f"hyperparameters.warmup_ratio: {self.warmup_ratio} beside num_warmup_steps: {self.num_warmup_steps}. "
                 "Both say how long the warm-up is; remove one."
             )
+        without_effect = {
+            "constant": ["num_warmup_steps", "warmup_ratio", "lr_scheduler_kwargs"],
+            "constant_with_warmup": ["lr_scheduler_kwargs"],
+        }
+        for key in without_effect.get(self.lr_scheduler_type, []):
+            if getattr(self, key):
+                kind = self.lr_scheduler_type
+                yield f"hyperparameters.{key}: without effect under lr_scheduler_type: {kind}. Remove it."
 
 
 @dataclass(frozen=True)
@@ -201,20 +209,10 @@ class DataConfig(Section):
                 f"data.dataset_name: {self.dataset_name!r} beside {', '.join(files)}. "
                 "To train on your files set dataset_name: null; to train on the data set set the files to null."
             )
-        if self.dataset_name is None and self.train_file is None:
-            yield (
-                "data.train_file: missing, and dataset_name is null. Set dataset_name to a hub name or folder, "
-                "or train_file (and validation_file) to your .csv, .json, .jsonl or .parquet files."
-            )
         if self.dataset_name is None:
             for key in ("dataset_config_name", "dataset_revision"):
                 if getattr(self, key) is not None:
                     yield f"data.{key}: {getattr(self, key)!r} without a dataset_name. Set that, or {key}: null."
-            if self.train_file and self.validation_file is None and self.validation_split_percentage is None:
-                yield (
-                    "data.validation_file: missing. Give one, or validation_split_percentage (5, say) to validate on "
-                    "the first rows of train_file."
-                )
         if self.doc_stride is not None and self.max_seq_length is not None and self.doc_stride >= self.max_seq_length:
             # Said here without a model; `ner_utils.choose_doc_stride` knows how many special tokens there are besides.
             yield f"data.doc_stride: found {self.doc_stride}; accepted is below max_seq_length, {self.max_seq_length}."

@@ -14,7 +14,7 @@ import torch.utils.data
 from determined import core, pytorch
 
 from transformer_trial.config import DataConfig
-from transformer_trial.parsing import TrialError
+from transformer_trial.parsing import ConfigError, TrialError
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,12 @@ def default_load_dataset(config: DataConfig) -> datasets.DatasetDict:
     """
     if config.dataset_name is not None:
         return _load_named(config.dataset_name, config)
+    if config.train_file is None:
+        problem = (
+            "data.train_file: missing, and dataset_name is null. Set dataset_name to a hub name or folder, "
+            "or train_file (and validation_file) to your .csv, .json, .jsonl or .parquet files."
+        )
+        raise ConfigError([problem])
     files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
     return datasets.DatasetDict({s: _load_file(f"data.{s}_file", f, config) for s, f in files.items() if f is not None})
 
@@ -157,6 +163,9 @@ def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.
             )
         splits["validation"] = train.select(range(num_validation_rows))
         splits["train"] = train.select(range(num_validation_rows, train.num_rows))
+    for split in ("train", "validation"):
+        if splits[split].num_rows == 0:
+            raise TrialError(f"The {split} split has no rows. Give one with at least one row.")
     for split, limit in (("train", config.max_train_samples), ("validation", config.max_eval_samples)):
         if limit is not None:
             splits[split] = splits[split].select(range(min(limit, splits[split].num_rows)))

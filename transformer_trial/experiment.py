@@ -34,8 +34,6 @@ class OptimizationsConfig(Section):
     """Batches whose gradients make one optimizer step."""
     average_aggregated_gradients: bool = setting(True)
     """Whether they are averaged, or summed up."""
-    gradient_compression: bool = setting(False)
-    """Under Horovod: exchange gradients in fp16."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train a trial without a cluster, under torchrun, or as the entrypoint of an experiment."
     )
-    parser.add_argument("config_file", nargs="?", default="ner_config.yaml", metavar="CONFIG.yaml")
+    parser.add_argument("config_file", nargs="?", metavar="CONFIG.yaml", help="default: ner_config.yaml")
     parser.add_argument(
         "--config",
         action="append",
@@ -80,6 +80,9 @@ def run(trial_class: type[BaseTransformerTrial], arguments: Sequence[str] | None
     set_up_logging(on_cluster)
     try:
         if info is not None and on_cluster:
+            given = {"CONFIG.yaml": options.config_file, "--config": options.overrides, "--test": options.test}
+            if ignored := [name for name, value in (given | {"--output-dir": options.output_dir}).items() if value]:
+                logger.warning("On a cluster the experiment's own configuration counts, not %s.", ", ".join(ignored))
             train(trial_class, with_length(info.trial._config, options), options, output_dir=None)
             return
         config = with_length(read_config(options), options)
@@ -89,7 +92,7 @@ def run(trial_class: type[BaseTransformerTrial], arguments: Sequence[str] | None
         # a copy of it.
         os.chdir(project)
         train(trial_class, config, options, output_dir)
-    except TrialError as error:
+    except (TrialError, det.errors.InvalidExperimentException) as error:
         logger.error("%s", error)
         sys.exit(1)
 
@@ -107,7 +110,7 @@ def set_up_logging(on_cluster: bool) -> None:
 
 def read_config(options: argparse.Namespace) -> dict[str, Any]:
     """The yaml with its overrides, read by the functions that `det` reads it with."""
-    path = Path(options.config_file)
+    path = Path(options.config_file or "ner_config.yaml")
     if not path.is_file():
         raise TrialError(f"{path}: no such file (looked for {path.absolute()}). Give an experiment configuration.")
     try:
@@ -182,7 +185,6 @@ def train(
             if distributed is not None:
                 output_dir = distributed.broadcast(output_dir)
             check_output_dir(output_dir)
-            output_dir.mkdir(parents=True, exist_ok=True)
             # Off cluster Determined keeps checkpoints in the user's data folder; this moves that folder.
             os.environ["XDG_DATA_HOME"] = str(output_dir / "checkpoints")
         context = stack.enter_context(
@@ -195,7 +197,10 @@ def train(
             )
         )
         trial = trial_class(context)
-        trial.output_dir = output_dir
+        if output_dir is not None:
+            output_dir.mkdir(parents=True, exist_ok=True)  # not before: a mistake leaves no empty folder behind
+            trial.output_dir = output_dir
+            trial.keeps_best_checkpoint = harness.checkpoint_policy == "best"
         if sys.stderr.isatty() and not on_cluster and context.distributed.rank == 0:
             stack.enter_context(tqdm.contrib.logging.logging_redirect_tqdm())
             bar = stack.enter_context(tqdm.tqdm(total=trial.num_training_batches, unit="batch", leave=False))
@@ -206,7 +211,7 @@ def train(
             validation_period=as_period("min_validation_period", harness.min_validation_period, batch_size),
             checkpoint_period=as_period("min_checkpoint_period", harness.min_checkpoint_period, batch_size),
             reporting_period=pytorch.Batch(harness.scheduling_unit),
-            # Determined knows the best validation on a cluster only, and would say so in a warning.
+            # Determined knows the best validation on a cluster only; off cluster the trial removes the others.
             checkpoint_policy="all" if policy == "best" and not on_cluster else policy,
             latest_checkpoint=latest_checkpoint,
             step_zero_validation=harness.perform_initial_validation,

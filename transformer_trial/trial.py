@@ -78,6 +78,11 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
 
     def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
         allow_determined_checkpoints()
+        if context.distributed.size > 1 and not torch.distributed.is_initialized():
+            raise TrialError(
+                "Several slots need torch's own launcher: entrypoint: python3 -m determined.launch.torch_distributed "
+                "python3 train.py, or ner_trial:NERTrial. Horovod is not supported."
+            )
         self.context = context
         self.experiment_config = context.get_experiment_config()
         data = self.experiment_config.get("data") or {}
@@ -90,6 +95,8 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         self.batches_trained = 0
         self.output_dir: Path | None = None
         """Where metrics and the best model are kept; None keeps them in Determined only."""
+        self.keeps_best_checkpoint = False
+        """Off cluster: of the checkpoints under `output_dir`, keep the best and the newest only."""
         self.on_batch_end: Callable[[], object] | None = None
         """Called after every training batch, to move a progress bar."""
 
@@ -120,7 +127,6 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         self.model = context.wrap_model(self.model)
         self.optimizer = context.wrap_optimizer(
             build_default_optimizer(self.model, settings.optimizer),
-            fp16_compression=optimizations.gradient_compression,
             average_aggregated_gradients=optimizations.average_aggregated_gradients,
         )
         if settings.training.use_apex_amp:
