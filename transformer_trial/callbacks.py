@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from determined import pytorch
 
-from transformer_trial.parsing import TrialError
+from transformer_trial.experiment import HarnessConfig
+from transformer_trial.parsing import TrialError, read_known
 
 if TYPE_CHECKING:
     from transformer_trial.trial import BaseTransformerTrial
@@ -97,6 +98,7 @@ class BestModel(pytorch.PyTorchCallback):
         self.sign = 1 if smaller_is_better else -1
         self.best = math.inf
         self.best_batches, self.best_checkpoint = -1, ""
+        self.checkpoint_policy = read_known("", trial.experiment_config, HarnessConfig).checkpoint_policy
 
     def on_validation_end(self, metrics: dict[str, Any]) -> None:
         if self.metric not in metrics:
@@ -116,7 +118,7 @@ class BestModel(pytorch.PyTorchCallback):
 
     def on_checkpoint_upload_end(self, uuid: str) -> None:
         """Leave, of the checkpoints beside this folder, the best and the newest: what remains of them on a cluster."""
-        if not self.trial.keeps_best_checkpoint or self.trial.context.distributed.rank != 0:
+        if self.checkpoint_policy != "best" or self.trial.context.distributed.rank != 0:
             return
         if self.trial.batches_trained == self.best_batches:
             self.best_checkpoint = uuid

@@ -200,7 +200,6 @@ def train(
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)  # not before: a mistake leaves no empty folder behind
             trial.output_dir = output_dir
-            trial.keeps_best_checkpoint = harness.checkpoint_policy == "best"
         if sys.stderr.isatty() and not on_cluster and context.distributed.rank == 0:
             stack.enter_context(tqdm.contrib.logging.logging_redirect_tqdm())
             bar = stack.enter_context(tqdm.tqdm(total=trial.num_training_batches, unit="batch", leave=False))
@@ -211,7 +210,7 @@ def train(
             validation_period=as_period("min_validation_period", harness.min_validation_period, batch_size),
             checkpoint_period=as_period("min_checkpoint_period", harness.min_checkpoint_period, batch_size),
             reporting_period=pytorch.Batch(harness.scheduling_unit),
-            # Determined knows the best validation on a cluster only; off cluster the trial removes the others.
+            # Determined knows the best validation on a cluster only; off cluster BestModel removes the others.
             checkpoint_policy="all" if policy == "best" and not on_cluster else policy,
             latest_checkpoint=latest_checkpoint,
             step_zero_validation=harness.perform_initial_validation,

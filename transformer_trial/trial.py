@@ -95,8 +95,6 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         self.batches_trained = 0
         self.output_dir: Path | None = None
         """Where metrics and the best model are kept; None keeps them in Determined only."""
-        self.keeps_best_checkpoint = False
-        """Off cluster: of the checkpoints under `output_dir`, keep the best and the newest only."""
         self.on_batch_end: Callable[[], object] | None = None
         """Called after every training batch, to move a progress bar."""
 
