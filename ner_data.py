@@ -1,27 +1,48 @@
 """Files and hub data sets in, checked rows of words and tags out. Nothing here knows of tokens or models."""
 
-import ast
-import io
+import glob
+import hashlib
 import itertools
-import json
 import logging
+import os
 import re
-import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.packaged_modules.generator.generator import Generator
 
+import ner_cells
+import ner_files
+from ner_cells import BLANKS, WordError, holds_spans, read_sentence
+from ner_files import Record
 from transformer_trial.config import DataConfig
-from transformer_trial.parsing import TrialError, setting
+from transformer_trial.data import configured_files, default_load_dataset
+from transformer_trial.parsing import TrialError, setting, shown
 
 logger = logging.getLogger(__name__)
 
 METRIC_SCHEMES = ("IOB1", "IOB2", "IOE1", "IOE2", "IOBES", "BILOU")
 
-CHECKED_FEATURES = datasets.Features(
-    {"tokens": datasets.List(datasets.Value("string")), "tags": datasets.List(datasets.Value("string"))}
+LABEL_SCHEMES = ("IOB1", "IOB2", "IOE1", "IOE2", "BIOES", "BILOU", "plain")
+
+TEXT_NAMES = ("tokens", "words", "token", "word", "form", "text", "sentence")
+LABEL_NAMES = ("tags", "tag", "labels", "label", "ner", "entities", "spans")  # after {task}_tags
+SENTENCE_NAMES = ("sentence #", "sentence_id", "sentence_idx", "sent_id", "sentence_number")
+SPAN_NAMES = ("entities", "spans")
+"""What the columns are usually called, in upper or lower case, those of annotation tools included."""
+
+NUM_FIRST = 100
+"""Records that tell which columns there are."""
+
+SENTENCE_FEATURES = datasets.Features(
+    {
+        "tokens": datasets.List(datasets.Value("string")),
+        "tags": datasets.List(datasets.Value("string")),
+        "place": datasets.Value("string"),
+    }
 )
 
 
@@ -29,12 +50,20 @@ CHECKED_FEATURES = datasets.Features(
 class NERDataConfig(DataConfig):
     """The `data` section for named-entity recognition."""
 
-    text_column_name: str | None = setting(None)
-    """Column of the words; by default `tokens`, else the first."""
-    label_column_name: str | None = setting(None)
-    """Column of the tags, one a word; by default `{finetuning_task}_tags`, else the second."""
+    file_format: str | None = setting(None, choices=ner_files.FORMAT_NAMES)
+    """Format of the files; by default each file's ending tells."""
+    text_column_name: str | int | None = setting(None)
+    """Column of the words, or of the text that `entities` mark; by default `tokens` or another usual name, else the
+    first. Of CoNLL columns also the number, from 0, or from the end as -1."""
+    label_column_name: str | int | None = setting(None)
+    """Column of the tags, one a word, or of the spans; by default `{finetuning_task}_tags` or another usual name, else
+    the second. Of CoNLL columns by default the last that holds tags."""
+    sentence_column_name: str | None = setting(None)
+    """Column of the sentence's id where a row is a word; by default `Sentence #` or another usual name."""
     label_list: list[str] | None = setting(None)
     """All tags there can be, in their order: the names of tags that are numbers, or a check on tags that are texts."""
+    label_scheme: str | None = setting(None, choices=LABEL_SCHEMES)
+    """How tags mark entities; by default what the tags look like. `plain` are types without a prefix."""
     label_all_tokens: bool = setting(False)
     """Train on every sub-token of a word, not on its first one only. Metrics stay word by word."""
     return_entity_level_metrics: bool = setting(False)
@@ -42,7 +71,7 @@ class NERDataConfig(DataConfig):
     metric_mode: str = setting("default", choices=("default", "strict"))
     """How seqeval finds entities: `default` as conlleval does, `strict` only where the scheme's rules are kept."""
     metric_scheme: str | None = setting(None, choices=METRIC_SCHEMES)
-    """The tags' scheme under metric_mode: strict; by default the one that the data's tags look like."""
+    """The scheme whose rules metric_mode: strict goes by; by default the tags' own."""
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
@@ -54,195 +83,376 @@ class NERDataConfig(DataConfig):
         if self.label_list is not None and len(set(self.label_list)) != len(self.label_list):
             twice = sorted({name for name in self.label_list if self.label_list.count(name) > 1})
             yield f"data.label_list: {', '.join(twice)} stands there twice; accepted is a list of different tags."
+        if self.file_format is not None and self.dataset_name is not None:
+            yield f"data.file_format: {self.file_format} has an effect on files only. Set file_format: null."
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a split comes from: files, or rows that the datasets library has loaded."""
+
+    name: str
+    """What a message calls it."""
+    records: Callable[[], Iterator[Record]]
+    """Read it, from the beginning."""
+    fingerprint: Callable[[], str]
+    """Another one whenever the contents are others."""
+    label_names: Callable[[str], tuple[str, ...]]
+    """What the numbers of a column stand for, where the source says."""
+
+
+def load_splits(config: NERDataConfig) -> Mapping[str, Any]:
+    """The splits train, validation and test, as far as there are any: a `Source` for files, else a `Dataset`.
+
+    Raises:
+        TrialError: If there is no train split, or a file is not there.
+    """
+    if config.dataset_name is not None:
+        return default_load_dataset(config)
+    files = configured_files(config).items()
+    return {split: source_of_files(f"data.{split}_file", file, config) for split, file in files}
+
+
+def names_columns(cells: list[str]) -> bool:
+    """Whether these cells are a table's header: at least two of them are usual names of columns."""
+    known = {*TEXT_NAMES, *LABEL_NAMES, *SENTENCE_NAMES}
+    return sum(c.lower() in known or bool(re.fullmatch(r"(?i).*[ _](tag|label)s?", c)) for c in cells) >= 2
+
+
+def source_of_files(key: str, pattern: str, config: NERDataConfig) -> Source:
+    """The files that a path or a glob such as data/*.conll names, in the order of their names."""
+    whole = Path(pattern).expanduser()
+    # Not `whole.exists`: without permission it raises an error.
+    paths = [whole] if os.path.exists(whole) else [Path(name) for name in sorted(glob.glob(str(whole), recursive=True))]
+    for path in paths or [whole]:
+        if not os.path.isfile(path):
+            exists = "is no file" if os.path.exists(path) else "does not exist, or lies where this user may not look"
+            what = "is a folder" if os.path.isdir(path) else exists
+            raise TrialError(
+                f"{key}: {path} {what} (looked for {path.absolute()}). Give a file, or a glob such as data/*.json; on "
+                "a cluster, a path relative to the folder that was uploaded, or one on a mounted disk."
+            )
+
+    given = (config.text_column_name, config.label_column_name, config.sentence_column_name)
+
+    def is_header(cells: list[str]) -> bool:
+        return names_columns(cells) or any(name in cells and not str(name).isdigit() for name in given)
+
+    def records() -> Iterator[Record]:
+        for path in paths:
+            has_rows = False
+            for record in ner_files.read_records(path, config.file_format, is_header):
+                has_rows = True
+                yield record
+            if not has_rows:
+                raise TrialError(f"{path}: has no rows. Give a file with at least one.")
+
+    def label_names(column: str) -> tuple[str, ...]:
+        found = {
+            path: ner_files.class_names(path, column)
+            for path in paths
+            if (config.file_format or ner_files.format_of(path)) == "parquet"
+        }
+        return _only_names({str(path): names for path, names in found.items() if names})
+
+    def fingerprint() -> str:
+        digest = hashlib.sha256(f"{config.file_format} {given}".encode())
+        for path in paths:
+            digest.update(str(path).encode())
+            try:
+                with path.open("rb") as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+            except OSError as error:
+                raise TrialError(
+                    f"{key}: {path}: cannot be read: {error.strerror}. Check its owner and permissions."
+                ) from None
+        return digest.hexdigest()
+
+    return Source(pattern, records, fingerprint, label_names)
+
+
+def source_of_rows(name: str, rows: datasets.Dataset) -> Source:
+    """The rows of a split that the datasets library has loaded."""
+
+    def records() -> Iterator[Record]:
+        for number, cells in enumerate(rows, start=1):
+            yield Record(f"{name}, row {number}", cells)
+
+    def label_names(column: str) -> tuple[str, ...]:
+        return ner_files.names_of_feature(rows.features.get(column))
+
+    return Source(name, records, lambda: rows._fingerprint, label_names)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the rows of a data set hold their words and tags."""
+    """Where the records hold their words and tags."""
 
     text: str
-    label: str
-    label_names: tuple[str, ...] | None
-    """The tags that the numbers of the label column stand for, where the data set or `label_list` says."""
+    label: str | None
+    """None where there are no tags, in text to predict on."""
+    sentence: str | None = None
+    """The sentence's id, where a record is a word."""
+    has_spans: bool = False
+    """Whether the label column holds the entities of a text."""
+    num_unnamed: int = 0
+    """How many columns there are, where they have no names."""
 
 
-def find_columns(splits: datasets.DatasetDict, config: NERDataConfig, task: str) -> Columns:
+def find_columns(
+    first: Record,
+    config: NERDataConfig,
+    task: str,
+    like: Columns | None = None,
+    *,
+    needs_tags: bool = True,
+    following: Sequence[Record] = (),
+) -> Columns:
     """Find the columns of words and tags by their configured, else their usual names, else their places.
 
     The order of these is that of Hugging Face's run_ner.py (Apache-2.0,
-    https://github.com/huggingface/transformers/tree/main/examples/pytorch/token-classification).
+    https://github.com/huggingface/transformers/tree/main/examples/pytorch/token-classification), whose only usual names
+    are tokens and {task}_tags.
 
     Args:
-        splits: As they were loaded.
+        first: The first record of the source.
         config: The `data` section.
         task: `finetuning_task`, whose tags are looked for in the column `{task}_tags`.
+        like: The columns of the train split. Where they have names, another split has to have them too.
+        needs_tags: Whether there has to be a column of tags; if not, only one with a usual or configured name is.
+        following: The next records, as far as they are at hand.
 
     Raises:
-        TrialError: If a split has no such column, or names its tags otherwise than another one or `label_list`.
+        TrialError: If there is no such column.
+    """
+    names, records = list(first.cells), [first, *following]
+    if any(re.search(r"(^|\s)(O|[BIESLUMW]-\S+)($|\s)|[\[{]", name) for name in names):
+        raise TrialError(
+            f"{first.place}: the line before holds {', '.join(names)[:60]!r}, which looks like data; accepted is a "
+            "first line with the columns' names."
+        )
+    numbered = bool(first.places) and names[0] == "0"
+    by_lower = {name.lower(): name for name in reversed(names)}
+
+    def find(key: str, usual: Sequence[str], place: int, holds: str) -> Any:
+        given: Any = getattr(config, key)
+        if isinstance(given, int) or (given is not None and numbered and re.fullmatch(r"-?\d+", given)):
+            found = names[int(given)] if -len(names) <= int(given) < len(names) else None
+        elif given is not None:
+            found = given if given in names else None
+        else:
+            found = next((by_lower[name] for name in usual if name in by_lower), None)
+            others = [name for name in names if name != sentence and not re.match("$|Unnamed: ", name)]
+            found = others[place] if found is None and 0 <= place < len(others) else found
+        if found is None and (needs_tags or given is not None or key != "label_column_name"):
+            missing = repr(usual[0] if given is None else given)
+            raise TrialError(
+                f"{first.place}: no column {missing}; found {', '.join(names)}. Set data.{key} to the column that "
+                f"holds the {holds}."
+            )
+        return found
+
+    sentence = None
+    if config.sentence_column_name is not None:
+        sentence = find("sentence_column_name", SENTENCE_NAMES, -1, "sentence's id")
+    elif not first.places:
+        sentence = next((by_lower[name] for name in SENTENCE_NAMES if name in by_lower), None)
+    text_names: Sequence[str] = TEXT_NAMES
+    label_names: Sequence[str] = (f"{task}_tags", *LABEL_NAMES)
+    places = (0, 1 if needs_tags else -1)
+    if first.places:
+        places = _places(records, needs_tags=needs_tags)
+    if not numbered and like is not None and not like.text.isdigit():
+        text_names, label_names, places = (like.text.lower(),), (str(like.label).lower(),), (-1, -1)
+    text = find("text_column_name", text_names, places[0], "words of each sentence")
+    label = find("label_column_name", label_names, places[1], "tags of each sentence")
+    if label in SPAN_NAMES and config.text_column_name is None and "text" in names:
+        text = "text"  # an annotation tool's tokens hold more than the words
+    if text == label:
+        raise TrialError(
+            f"{first.place}: {label!r} is the column of the words and of the tags; found {', '.join(names)}. Set "
+            "data.text_column_name and data.label_column_name to two columns."
+        )
+    cells = [(record.cells.get(text), record.cells.get(str(label))) for record in records]
+    one_word = all(_is_word(word) and _is_tag(word if label is None else tag) for word, tag in cells)
+    if config.sentence_column_name is None and not one_word:
+        sentence = None  # a row is a sentence, and this is its number
+    telling = [pair for pair in cells if pair[1] != []] or cells
+    has_spans = any(holds_spans(*pair) for pair in telling)
+    return Columns(text, label, sentence, has_spans, len(names) if numbered else 0)
+
+
+def _is_word(cell: Any) -> bool:
+    """Whether a cell can be one word; a quote that is left open makes several lines of it."""
+    return cell is None or (isinstance(cell, (str, int, float)) and not re.search(r"[\t\r\n]", str(cell)))
+
+
+def _is_tag(cell: Any) -> bool:
+    return _is_word(cell) and not re.search(r"^\[| ", str(cell))
+
+
+def _places(records: Sequence[Record], *, needs_tags: bool) -> tuple[int, int]:
+    """Of CoNLL columns: that of the words, which a count of them may precede, and the last one that holds tags.
+
+    -1 stands for none: numbers that do not count the words of a sentence are neither count nor words.
+    """
+    names = list(records[0].cells)
+    columns = [[record.cells.get(name, []) for record in records] for name in names]
+    text = 0
+    if len(names) > 2 and all(str(cell).isdigit() for cells in columns[0] for cell in cells):
+        counts = all(cells in ([str(i + start) for i in range(len(cells))] for start in (0, 1)) for cells in columns[0])
+        text = 1 if counts else -1
+    tags, used = -1, -1
+    for place, column in enumerate(columns):
+        flat = [str(cell or "") for cells in column for cell in cells]
+        used = place if any(re.search(r"[^\W_]", cell) for cell in flat) else used
+        tags = place if 2 * sum(bool(re.fullmatch("0|O|[BIESLUMW]-.+", cell)) for cell in flat) > len(flat) else tags
+    last = used if needs_tags and names[0] != "ID" else -1
+    return text, tags if tags > max(text, 0) else last
+
+
+def read_splits(
+    splits: Mapping[str, Any], config: NERDataConfig, task: str
+) -> tuple[datasets.DatasetDict, tuple[str, ...] | None]:
+    """Read and check every sentence of every split, or find them in the cache of the datasets library.
+
+    Args:
+        splits: From `load_splits`, or a `DatasetDict` of one's own.
+        config: The `data` section.
+        task: As for `find_columns`.
+
+    Returns:
+        Rows with the columns `tokens` and `tags`, texts, as many tags as words, and `place`, where they were found;
+        and what numbers among the tags stood for, where something said so.
+
+    Raises:
+        TrialError: At the first sentence that is not right.
     """
     if "train" not in splits:
         raise TrialError(f"There is no train split; found are {', '.join(splits) or 'none'}.")
-    found = splits["train"].column_names
-    usual = {"text_column_name": ("tokens", 0), "label_column_name": (f"{task}_tags", 1)}
-    names = {}
-    for key, (name, place) in usual.items():
-        names[key] = getattr(config, key) or (name if name in found or len(found) <= place else found[place])
-        for split, rows in splits.items():
-            if names[key] not in rows.column_names:
-                raise TrialError(
-                    f"{source_of(split, config)}: no column {names[key]!r}; found {', '.join(rows.column_names)}. "
-                    f"Set data.{key} to the column that holds the "
-                    f"{'words' if place == 0 else 'tags'} of each sentence."
-                )
-    text, label = names["text_column_name"], names["label_column_name"]
-    if text == label:
-        raise TrialError(f"data.label_column_name: {label!r} is the column of the words too; name the one of the tags.")
-    logger.info("Words are in the column %r, tags in %r.", text, label)
-    known = {source_of(split, config): _label_names(rows.features[label]) for split, rows in splits.items()}
-    known["data.label_list"] = tuple(config.label_list or ())
-    known = {source: names for source, names in known.items() if names}
-    if len(set(known.values())) > 1:
-        different = "; ".join(f"{source} has {', '.join(names)}" for source, names in known.items())
+    name = config.dataset_name or "the data set"
+    sources = {
+        split: rows if isinstance(rows, Source) else source_of_rows(f"{name} ({split} split)", rows)
+        for split, rows in splits.items()
+    }
+    columns: dict[str, Columns] = {}
+    for split, source in sorted(sources.items(), key=lambda item: item[0] != "train"):
+        first = list(itertools.islice(source.records(), NUM_FIRST))
+        if not first:
+            raise TrialError(f"{source.name}: has no rows. Give a file with at least one.")
+        columns[split] = find_columns(first[0], config, task, columns.get("train"), following=first[1:])
+    named = {source.name: source.label_names(str(columns[split].label)) for split, source in sources.items()}
+    named["data.label_list"] = tuple(config.label_list or ())
+    label_names = _only_names(named) or None
+    rows = {}
+    for split, source in sources.items():
+        where = columns[split]
+        logger.info("%s: words are in the column %r, tags in %r.", source.name, where.text, where.label)
+        arguments = {"source": source, "columns": where, "label_names": label_names}
+        rows[split] = _cached(split, config, [source.fingerprint(), where, label_names], arguments)
+    return datasets.DatasetDict(rows), label_names
+
+
+def _only_names(named: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """What numbers stand for; TrialError if not all that say so say the same."""
+    named = {name: names for name, names in named.items() if names}
+    if len(set(named.values())) > 1:
+        different = "; ".join(f"{name} has {', '.join(names)[:200]}" for name, names in list(named.items())[:2])
         raise TrialError(
-            f"The numbers of the column {label!r} stand for different tags: {different}. Save all splits with the same "
+            f"The numbers among the tags stand for different tags: {different}. Save all splits with the same "
             "ClassLabel, and remove data.label_list."
         )
-    return Columns(text, label, next(iter(known.values()), None))
+    return next(iter(named.values()), ())
 
 
-def _label_names(feature: Any) -> tuple[str, ...]:
-    inner = getattr(feature, "feature", None)
-    return tuple(inner.names) if isinstance(inner, datasets.ClassLabel) else ()
+def _cached(split: str, config: NERDataConfig, key: list[Any], arguments: dict[str, Any]) -> datasets.Dataset:
+    code = [Path(str(file)).read_bytes() for file in (__file__, ner_cells.__file__, ner_files.__file__)]
+    builder = Generator(
+        generator=read_sentences,
+        gen_kwargs=arguments,
+        features=SENTENCE_FEATURES,
+        split=datasets.NamedSplit(split),
+        config_id=datasets.fingerprint.Hasher.hash([split, key, code]),
+        cache_dir=config.cache_dir,
+    )
+    try:
+        builder.download_and_prepare(download_mode="force_redownload" if config.overwrite_cache else None)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise error.__cause__ or error from None
+    return builder.as_dataset(split)
 
 
-def source_of(split: str, config: NERDataConfig) -> str:
-    """The file, or the data set's split, that a message is about."""
-    file: str | None = getattr(config, f"{split}_file", None)
-    return file or f"{config.dataset_name} ({split} split)"
+def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    """The checked sentences of a source, one after the other."""
+    records, names = source.records(), (columns.text, str(columns.label))
+    if columns.sentence is not None:
+        records = join_words(records, columns)
+    only_words, num_sentences = True, 0
+    for record in records:
+        num_sentences += 1
+        missing = [name for name in names if name not in record.cells]
+        if missing:
+            found = ", ".join(record.cells)
+            raise TrialError(f"{record.place}: no column {missing[0]!r} as in the first row; found {found}.")
+        if columns.num_unnamed not in (0, len(record.cells)):
+            raise TrialError(
+                f"{record.place}: found {len(record.cells)} columns, but {columns.num_unnamed} in the first sentence. "
+                "Give all files of a split the same columns."
+            )
+        text, label = (record.cells[name] for name in names)
+        try:
+            words, tags = read_sentence(text, label, label_names, has_spans=columns.has_spans)
+        except ValueError as error:
+            number = error.number if isinstance(error, WordError) else 1
+            place = record.places[number - 1] if record.places else record.place
+            raise TrialError(
+                f"{place}: {error} (Words are read from the column {names[0]!r}, tags from {names[1]!r}.)"
+            ) from None
+        only_words = only_words and words == [text] and not columns.has_spans
+        yield {"tokens": words, "tags": tags, "place": record.place}
+    if only_words and num_sentences > 1:
+        raise TrialError(
+            f"{source.name}: every row is a single word. If rows are words, name the column of the sentence's id with "
+            "data.sentence_column_name; without one, write CoNLL columns with a blank line between sentences."
+        )
 
 
-def check_rows(splits: datasets.DatasetDict, columns: Columns, config: NERDataConfig) -> datasets.DatasetDict:
-    """Read the cells of every row, and check them.
-
-    Args:
-        splits: As they were loaded, cells being lists, or lists written as Python or JSON text.
-        columns: From `find_columns`.
-        config: The `data` section.
-
-    Returns:
-        The same rows with two columns of texts, `tokens` and `tags`, as many tags as words in each.
-
-    Raises:
-        TrialError: At the first row that is not so; it names file and row, counted from 1 without a header.
-    """
-
-    def check(rows: dict[str, list[Any]], indices: list[int], split: str) -> dict[str, list[list[str]]]:
-        checked: dict[str, list[list[str]]] = {"tokens": [], "tags": []}
-        for index, text, label in zip(indices, rows[columns.text], rows[columns.label]):
-            try:
-                words = read_words(text)
-                tags = read_tags(label, columns.label_names)
-                "".join([*words, *tags]).encode()  # fails on half a surrogate pair, which no column could hold
-                if len(words) != len(tags):
-                    raise ValueError(
-                        f"found {len(words)} words but {len(tags)} tags (words: {_start(words)}; tags: "
-                        f"{_start(tags)}). Every word needs one tag."
-                    )
-            except ValueError as error:
+def join_words(records: Iterator[Record], columns: Columns) -> Iterator[Record]:
+    """Sentences from records that are words; where the id is missing, the word goes with the one before."""
+    sentence = str(columns.sentence)
+    names = [name for name in (columns.text, columns.label) if name is not None]
+    seen: set[Any] = set()
+    current: Any = None
+    places, cells = list[str](), dict[str, list[Any]]()
+    for record in records:
+        if places and places[0].rpartition(", ")[0] != record.place.rpartition(", ")[0]:
+            current, seen = None, set()  # another file, which may count anew
+        for name in names:
+            cell = record.cells.get(name)
+            is_one = _is_tag(cell) if name == columns.label else _is_word(cell)
+            if not is_one or not isinstance(cell, (str, int)) or str(cell).strip(BLANKS) == "":
                 raise TrialError(
-                    f"{source_of(split, config)}, row {index + 1}: {error} "
-                    f"(Words are read from the column {columns.text!r}, tags from {columns.label!r}.)"
-                ) from None
-            checked["tokens"].append(words)
-            checked["tags"].append(tags)
-        return checked
-
-    return datasets.DatasetDict(
-        {
-            split: rows.select_columns([columns.text, columns.label]).map(
-                check,
-                batched=True,
-                with_indices=True,
-                fn_kwargs={"split": split},
-                remove_columns=[columns.text, columns.label],
-                features=CHECKED_FEATURES,
-                num_proc=config.preprocessing_num_workers,
-                load_from_cache_file=not config.overwrite_cache,
-                desc=f"Checking {split} rows",
-            )
-            for split, rows in splits.items()
-        }
-    )
-
-
-def read_words(cell: Any) -> list[str]:
-    """The words of a cell; ValueError if it holds something else than a list of texts."""
-    words = read_list(cell, "words")
-    for place, word in enumerate(words, start=1):
-        if not isinstance(word, str):
-            raise ValueError(f"word {place} is {word!r}; accepted are texts. Write it in quotes, or leave it out.")
-    if not words:
-        raise ValueError("found a sentence without words. Remove the row.")
-    return words
-
-
-def read_tags(cell: Any, names: Sequence[str] | None) -> list[str]:
-    """The tags of a cell as texts; `names` are what numbers stand for, and what texts have to be among."""
-    tags = read_list(cell, "tags")
-    for place, tag in enumerate(tags, start=1):
-        if isinstance(tag, bool) or not isinstance(tag, (int, str)) or tag == "":
-            raise ValueError(f"tag {place} is {tag!r}; accepted are texts such as 'B-PER', or whole numbers.")
-        if isinstance(tag, int) and names is None:
-            raise ValueError(
-                f"tag {place} is the number {tag}, and nothing says what it stands for. Name the tags in their order "
-                "with data.label_list, such as [O, B-PER, I-PER]."
-            )
-        if isinstance(tag, int) and names is not None and not 0 <= tag < len(names):
-            raise ValueError(
-                f"tag {place} is the number {tag}; accepted are 0 to {len(names) - 1}: {', '.join(names)}."
-            )
-        if isinstance(tag, str) and names is not None and tag not in names:
-            raise ValueError(
-                f"tag {place} is {tag!r}; accepted are {', '.join(names)}. Correct it, or add it to data.label_list."
-            )
-    return [names[tag] if names is not None and isinstance(tag, int) else tag for tag in tags]
-
-
-def read_list(cell: Any, what: str) -> list[Any]:
-    """A list, or the list that a text writes down as JSON or Python; ValueError if it is neither.
-
-    Example:
-        >>> read_list("['EU', 'rejects']", "words")
-        ['EU', 'rejects']
-    """
-    if isinstance(cell, list):
-        return cell
-    if isinstance(cell, str):
-        for read in (json.loads, _read_python):
-            try:
-                value = read(cell)
-            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
-                continue
-            if isinstance(value, (list, tuple)):
-                return list(value)
-    found = repr(cell) if len(repr(cell)) <= 80 else repr(cell)[:77] + "..."
-    raise ValueError(
-        f"the {what} are {found}; accepted is a list, or one written as JSON (json.dumps) or Python text, such as "
-        '["EU", "rejects"].'
-    )
-
-
-def _read_python(text: str) -> Any:
-    text = text.strip()
-    if re.search(r"""['"]\s+['"]""", text):
-        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-        kinds = [token.type for token in tokens if token.type not in (tokenize.NL, tokenize.NEWLINE)]
-        # A printed NumPy array has no commas, and Python would glue its words together.
-        if any(pair == (tokenize.STRING, tokenize.STRING) for pair in itertools.pairwise(kinds)):
-            raise ValueError
-    return ast.literal_eval(text)
-
-
-def _start(items: Sequence[str]) -> str:
-    text = " ".join(items[:6])
-    return f"{text[:60]} ..." if len(items) > 6 or len(text) > 60 else text
+                    f"{record.place}: found {shown('', cell)} in the column {name!r}; accepted is one word and its "
+                    f"tag, since the column {sentence!r} says that a row is a word."
+                )
+        identity = record.cells.get(sentence)
+        if isinstance(identity, (list, dict)):
+            raise TrialError(f"{record.place}: found {shown('', identity)} in the column {sentence!r}; number it.")
+        if identity is None or identity in ("", current) or identity != identity:  # NaN, as pandas fills up
+            if current is None:
+                raise TrialError(f"{record.place}: found no sentence's id in the column {sentence!r}; number it.")
+        else:
+            if identity in seen:
+                raise TrialError(
+                    f"{record.place}: the sentence {identity!r} goes on here, after another one. Put the words of each "
+                    "sentence one after the other, and give each sentence an id of its own."
+                )
+            if cells:
+                yield Record(places[0], cells, places)
+            seen.add(identity)
+            current, places, cells = identity, [], {name: [] for name in names}
+        places.append(record.place)
+        for name in names:
+            cells[name].append(record.cells[name])
+    yield Record(places[0], cells, places)

@@ -4,23 +4,31 @@ A port of the token-classification example of Determined's model-hub (Apache-2.0
 run_ner.py (Apache-2.0, https://github.com/huggingface/transformers/tree/main/examples/pytorch/token-classification).
 """
 
+import itertools
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from determined import pytorch
 from torch.nn import functional
 
+import ner_card
 import ner_data
+import ner_inspect
+import ner_labels
+import ner_predict
+import ner_report
 import ner_utils
 from ner_utils import IGNORED_LABEL_ID, NO_POSITION
+from transformer_trial.batches import local_chief_first
 from transformer_trial.builders import build_using_auto
 from transformer_trial.config import TrialConfig
-from transformer_trial.data import local_chief_first, select_splits
+from transformer_trial.data import select_splits
 from transformer_trial.experiment import searcher_metric
+from transformer_trial.export import recipe, versions
 from transformer_trial.parsing import ConfigError
 from transformer_trial.trial import BaseTransformerTrial
 
@@ -34,16 +42,17 @@ class WordPredictions(pytorch.MetricReducer):
 
     Args:
         label_list: The tags in the order of their ids.
+        label_scheme: The scheme by which they mark entities.
         metric_options: For `ner_utils.compute_metrics`.
     """
 
-    def __init__(self, label_list: Sequence[str], metric_options: dict[str, Any]) -> None:
-        self.tags = [ner_utils.entity_tag(label) for label in label_list]
+    def __init__(self, label_list: Sequence[str], label_scheme: str, metric_options: dict[str, Any]) -> None:
+        self.tags = [ner_labels.entity_tag(label, label_scheme) for label in label_list]
         self.metric_options = metric_options
         self.reset()
 
     def reset(self) -> None:
-        self.words: list[ner_utils.Array] = []  # each (4, words): sentence, place in it, gold and predicted label
+        self.words: list[ner_labels.Array] = []  # each (4, words): sentence, place in it, gold and predicted label
         self.loss_sum = 0.0
         self.num_loss_words = 0
 
@@ -62,13 +71,14 @@ class WordPredictions(pytorch.MetricReducer):
         self.loss_sum += float(loss_sum)
         self.num_loss_words += int((batch["word_positions"] != NO_POSITION).sum())
 
-    def per_slot_reduce(self) -> tuple[ner_utils.Array, float, int]:
+    def per_slot_reduce(self) -> tuple[ner_labels.Array, float, int]:
         return np.concatenate(self.words, axis=1), self.loss_sum, self.num_loss_words
 
-    def cross_slot_reduce(self, per_slot_metrics: Sequence[tuple[ner_utils.Array, float, int]]) -> dict[str, float]:
+    def cross_slot_reduce(self, per_slot_metrics: Sequence[tuple[ner_labels.Array, float, int]]) -> dict[str, float]:
+        """The metrics. What they were computed from stays in `last_words`, (4, words), for a report."""
         words, loss_sums, counts = zip(*per_slot_metrics)
-        sentence_ids, word_ids, gold_ids, predicted_ids = np.concatenate(words, axis=1)
-        gold, predicted = ner_utils.group_by_sentence(sentence_ids, word_ids, gold_ids, predicted_ids, self.tags)
+        self.last_words = np.concatenate(words, axis=1)
+        gold, predicted = ner_utils.group_by_sentence(self.last_words, self.tags)
         metrics = ner_utils.compute_metrics(gold, predicted, **self.metric_options)
         return {**metrics, "validation_loss": sum(loss_sums) / max(sum(counts), 1)}
 
@@ -90,22 +100,52 @@ class NERTrial(BaseTransformerTrial):
             mode = settings.model.model_mode
             raise ConfigError([f"hyperparameters.model_mode: found {mode!r}; NERTrial accepts token-classification."])
 
+        data = settings.data
         with local_chief_first(context.distributed):
-            splits = self.load_datasets()
-            columns = ner_data.find_columns(splits, settings.data, settings.model.finetuning_task or "ner")
-            rows = ner_data.check_rows(splits, columns, settings.data)
-            metadata = ner_utils.get_dataset_metadata(rows, columns.label_names)
-            metric_options = self._check_against_labels(metadata)
+            rows, label_names = ner_data.read_splits(
+                self.load_datasets(), data, settings.model.finetuning_task or "ner"
+            )
+            metadata = ner_utils.get_dataset_metadata(rows, label_names, data.label_scheme)
+            self.metric_options = metric_options = self._check_against_labels(metadata)
 
             self.config, self.tokenizer, self.model = build_using_auto(settings.model, metadata.label_list)
             self.label_list = [self.config.id2label[i] for i in range(metadata.num_labels)]
+            self.label_scheme = metadata.label_scheme
             ner_utils.prepare_tokenizer(self.tokenizer)
             if self.config.pad_token_id is None:
                 self.config.pad_token_id = self.tokenizer.pad_token_id
-            self.tokenized_datasets = self.build_tokenized_datasets(select_splits(rows, settings.data))
 
+            self.rows = rows = select_splits(rows, data)
+            self.max_seq_length = ner_utils.choose_max_seq_length(self.tokenizer, self.model, data.max_seq_length)
+            doc_stride = ner_utils.choose_doc_stride(self.tokenizer, self.max_seq_length, data.doc_stride)
+            self.tokenized_datasets = ner_utils.build_tokenized_datasets(
+                rows,
+                self.tokenizer,
+                self.label_list,
+                self.max_seq_length,
+                doc_stride,
+                label_all_tokens=data.label_all_tokens,
+                num_workers=data.preprocessing_num_workers,
+                overwrite_cache=data.overwrite_cache,
+            )
+        self.config.ner = {  # what ner_predict.py has to know of an export
+            "label_scheme": self.label_scheme,
+            "max_seq_length": self.max_seq_length,
+            "doc_stride": doc_stride,
+            "metric_options": {"mode": metric_options["mode"], "scheme": metric_options["scheme"]},
+        }
+        if context.distributed.rank == 0:
+            self.data_report = ner_inspect.describe_data(rows, self.tokenized_datasets, metadata)
+            logger.info("%s", ner_inspect.format_data(self.data_report))
+
+        self.reports: dict[str, dict[str, Any]] = {}
         self.wrap(num_training_rows=self.tokenized_datasets["train"].num_rows)
-        self.reducer = context.wrap_reducer(WordPredictions(self.label_list, metric_options), for_training=False)
+        words = WordPredictions(self.label_list, self.label_scheme, metric_options)
+        self.reducer = context.wrap_reducer(words, for_training=False)
+
+    def load_datasets(self) -> Any:
+        """The splits of the data set or the files that `data` names; see the class for how to override it."""
+        return ner_data.load_splits(self.settings.data)
 
     def _check_against_labels(self, metadata: ner_utils.DatasetMetadata) -> dict[str, Any]:
         """Check the settings that depend on the labels, and return the arguments of `ner_utils.compute_metrics`."""
@@ -114,28 +154,12 @@ class NERTrial(BaseTransformerTrial):
             tags = f"{metadata.num_labels} tags: {', '.join(metadata.label_list)}"
             problem = f"hyperparameters.num_labels: found {num_labels}, but the data has {tags}. Remove the key."
             raise ConfigError([problem])
-        types = ner_utils.find_entity_types(metadata.label_list) if data.return_entity_level_metrics else []
+        labels = (metadata.label_list, metadata.label_scheme)
+        types = ner_labels.find_entity_types(*labels) if data.return_entity_level_metrics else []
         self.searcher_metric = searcher_metric(self.experiment_config, ner_utils.metric_directions(types))
-        scheme = None
-        if data.metric_mode == "strict":
-            scheme = ner_utils.choose_metric_scheme(metadata.label_list, data.metric_scheme)
+        strict = data.metric_mode == "strict"
+        scheme = ner_labels.choose_metric_scheme(*labels, data.metric_scheme) if strict else None
         return {"mode": data.metric_mode, "scheme": scheme, "entity_types": types}
-
-    def build_tokenized_datasets(self, rows: datasets.DatasetDict) -> datasets.DatasetDict:
-        """One row for each window of each sentence; see `ner_utils.tokenize_and_align` for the columns."""
-        data = self.settings.data
-        self.max_seq_length = ner_utils.choose_max_seq_length(self.tokenizer, self.model, data.max_seq_length)
-        doc_stride = ner_utils.choose_doc_stride(self.tokenizer, self.max_seq_length, data.doc_stride)
-        return ner_utils.build_tokenized_datasets(
-            rows,
-            self.tokenizer,
-            self.label_list,
-            self.max_seq_length,
-            doc_stride,
-            label_all_tokens=data.label_all_tokens,
-            num_workers=data.preprocessing_num_workers,
-            overwrite_cache=data.overwrite_cache,
-        )
 
     def build_training_data_loader(self) -> pytorch.DataLoader:
         return self._data_loader("train", [*self._input_names(), "labels"])
@@ -176,8 +200,7 @@ class NERTrial(BaseTransformerTrial):
         with self.autocast():
             logits = self.model(**{name: batch[name] for name in self._input_names()})["logits"]
         positions = batch["word_positions"]
-        rows = torch.arange(len(positions), device=positions.device)[:, None]
-        word_logits = logits[rows, positions.clamp(min=0)].float()  # (row, sub-token, label) -> (row, word, label)
+        word_logits = ner_utils.select_words(logits, positions)  # (row, sub-token, label) -> (row, word, label)
         has_position = positions != NO_POSITION
         labels = batch["word_labels"].where(has_position, IGNORED_LABEL_ID)
         loss_sum = functional.cross_entropy(
@@ -186,3 +209,53 @@ class NERTrial(BaseTransformerTrial):
         predicted = word_logits.argmax(-1).where(has_position, NO_POSITION)
         self.reducer.update(batch, predicted, loss_sum)
         return {}  # the metrics are the reducer's
+
+    def evaluate_best(self, folder: Path) -> dict[str, float]:
+        """Write the validation's report, and the test split's predictions and report; return the test metrics."""
+        validation = self._error_report()
+        words = self.reducer.last_words
+        tags = ner_utils.group_by_sentence(words, self.label_list)
+        for sentence, gold, predicted in zip(np.unique(words[0]).tolist(), *tags):
+            row = self.rows["validation"][sentence]
+            validation.add(row["tokens"], gold, predicted, row["place"])
+        self.reports = {"validation": validation.as_dict()}
+        title = f"{self.experiment_config.get('name')}, batch {self.batches_trained}"
+        ner_report.write_report(self.reports["validation"], folder / "report", f"{title}: validation")
+        if "test" not in self.rows:
+            return {}
+        report = self._error_report()
+        self._predict_test(folder / "test", report)
+        self.reports["test"] = report.as_dict()
+        ner_report.write_report(self.reports["test"], folder / "test" / "report", f"{title}: test")
+        overall, types = self.reports["test"]["overall"], self.reports["test"]["types"]
+        metrics = {"accuracy_score": self.reports["test"]["accuracy"]}
+        metrics |= {name: overall[name] for name in ner_report.SCORES}
+        for name in self.metric_options["entity_types"]:
+            scores = types.get(name, {})
+            metrics |= {f"{name}_{score}": scores.get(score, 0.0) for score in ner_report.SCORES}
+            metrics[f"{name}_number"] = scores.get("support", 0)
+        return metrics
+
+    def _error_report(self) -> ner_report.ErrorReport:
+        return ner_report.ErrorReport(self.label_scheme, self.metric_options["mode"], self.metric_options["scheme"])
+
+    def _predict_test(self, folder: Path, report: ner_report.ErrorReport) -> None:
+        model = getattr(self.model, "module", self.model)  # alone: the other slots take no part
+        tagger = ner_predict.Tagger(model, self.tokenizer)
+        rows = itertools.islice(self.rows["test"], self.settings.training.global_batch_size if self.test_mode else None)
+        sentences = (ner_predict.Sentence(row["tokens"], gold=row["tags"], place=row["place"]) for row in rows)
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.autocast(), (folder / "predictions.new").open("wb", buffering=0) as output:
+            ner_predict.write_predictions(tagger.tag(sentences), tagger, output, report)
+        (folder / "predictions.new").replace(folder / "predictions.jsonl")
+
+    def model_card(self) -> str:
+        return ner_card.model_card(
+            str(self.experiment_config.get("name")),
+            self.config.ner,
+            self.data_report or {},
+            self.reports,
+            batches=self.batches_trained,
+            recipe=recipe(self.settings),
+            versions=versions(("determined", "torch", "transformers", "datasets", "seqeval")),
+        )

@@ -2,19 +2,23 @@
 
 import itertools
 import logging
-import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import torch
 import transformers
+from datasets.fingerprint import Hasher
 from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
 from tokenizers import pre_tokenizers
 
+import ner_labels
+from ner_labels import OUTSIDE, Array
 from transformer_trial.parsing import ConfigError, TrialError
 
 logger = logging.getLogger(__name__)
@@ -25,45 +29,44 @@ IGNORED_LABEL_ID = -100
 NO_POSITION = -1
 """Position of a word that the tokenizer gives no sub-token, and padding of the columns that count words."""
 
-OUTSIDE = "O"
-"""The tag of a word outside of any entity, and the prediction for a word without sub-tokens."""
-
 WORD_FILLS = {"word_ids": NO_POSITION, "word_positions": NO_POSITION, "word_labels": IGNORED_LABEL_ID}
 """The columns of tokenized rows that hold one number a word, and what they are padded with."""
 
 WORD_COLUMNS = (*WORD_FILLS, "sentence_id")
 """Columns of tokenized rows that evaluation needs beside the model's inputs."""
 
-Array = np.ndarray[Any, Any]
-
 
 @dataclass(frozen=True)
 class DatasetMetadata:
-    """What the model's head has to know of the data."""
+    """What the model's head and the metrics have to know of the data."""
 
     label_list: list[str]
     """The tags, in the order of their ids."""
+    label_scheme: str
+    """The scheme by which they mark entities."""
 
     @property
     def num_labels(self) -> int:
         return len(self.label_list)
 
 
-def get_dataset_metadata(rows: datasets.DatasetDict, label_names: Sequence[str] | None = None) -> DatasetMetadata:
-    """Learn the labels.
+def get_dataset_metadata(
+    rows: datasets.DatasetDict, label_names: Sequence[str] | None = None, label_scheme: str | None = None
+) -> DatasetMetadata:
+    """Learn the labels and their scheme.
 
     Args:
-        rows: Checked rows, with a column `tags` of texts.
+        rows: Checked rows, with the columns `tags`, of texts, and `place`.
         label_names: All tags in their order, where the data set or the user says; otherwise they are the sorted tags
             of all splits together, so that one which only the validation split has is known too.
+        label_scheme: The scheme, where the user says; otherwise what the tags look like.
+
+    Raises:
+        TrialError: If the tags mix schemes.
     """
-    if label_names is not None:
-        return DatasetMetadata(list(label_names))
-    found = {split: {tag for tags in data["tags"] for tag in tags} for split, data in rows.items()}
-    for split, tags in found.items():
-        if unseen := sorted(tags - found["train"]):
-            logger.warning("The tags %s of the %s split cannot be learned: train has none.", ", ".join(unseen), split)
-    return DatasetMetadata(sorted(set().union(*found.values())))
+    tags = {split: ner_labels.read_tags(data) for split, data in rows.items()}
+    found = sorted({name for of_split in tags.values() for name in of_split.names})
+    return DatasetMetadata(list(label_names or found), ner_labels.find_label_scheme(tags, label_scheme))
 
 
 def prepare_tokenizer(tokenizer: Any) -> None:
@@ -181,6 +184,48 @@ def continuation_ids(label_list: Sequence[str]) -> list[int]:
     return [ids.get(f"I-{label[2:]}", i) if label.startswith("B-") else i for i, label in enumerate(label_list)]
 
 
+class Window(NamedTuple):
+    """A stretch of a sentence that fits into the model."""
+
+    sentence: int
+    """The place of its sentence."""
+    inputs: dict[str, list[int]]
+    """The model's inputs, each (sub-token,)."""
+    word_ids: list[int | None]
+    """The word that each sub-token belongs to, None for special ones, (sub-token,)."""
+    scored: list[tuple[int, int]]
+    """The words that are trained on and scored in this window, and where; see `assign_words`."""
+
+
+def cut_windows(sentences: list[list[str]], tokenizer: Any, max_seq_length: int, doc_stride: int) -> Iterator[Window]:
+    """The windows of sentences, those in which some word is scored, by sentence and in the order of the text.
+
+    Args:
+        sentences: The words of each.
+        tokenizer: A fast one.
+        max_seq_length: Sub-tokens of a window, special tokens included.
+        doc_stride: Sub-tokens that two windows of a sentence share.
+    """
+    encoded = tokenizer(
+        sentences,
+        is_split_into_words=True,
+        truncation=True,
+        max_length=max_seq_length,
+        stride=doc_stride,
+        return_overflowing_tokens=True,
+    )
+    names = [name for name in tokenizer.model_input_names if name in encoded]
+    sentence_of = encoded["overflow_to_sample_mapping"]
+    for sentence, group in itertools.groupby(range(len(sentence_of)), key=sentence_of.__getitem__):
+        # In the order of the text: a tokenizer that truncates on the left begins with the last window.
+        windows = sorted(group, reverse=tokenizer.truncation_side == "left")
+        word_ids = [encoded.word_ids(window) for window in windows]
+        assigned = assign_words(word_ids, doc_stride, len(sentences[sentence]))
+        for window, words, scored in zip(windows, word_ids, assigned):
+            if scored:  # else all its words are scored in its neighbours
+                yield Window(sentence, {name: encoded[name][window] for name in names}, words, scored)
+
+
 def tokenize_and_align(
     rows: dict[str, list[Any]],
     indices: list[int],
@@ -207,43 +252,27 @@ def tokenize_and_align(
         `word_labels`, (window, word), the words that are scored in this window, where, and their labels' ids; and of
         `sentence_id`.
     """
-    encoded = tokenizer(
-        rows["tokens"],
-        is_split_into_words=True,
-        truncation=True,
-        max_length=max_seq_length,
-        stride=doc_stride,
-        return_overflowing_tokens=True,
-    )
     label_ids = {label: i for i, label in enumerate(label_list)}
     further_ids = continuation_ids(label_list)
-    inputs = [name for name in tokenizer.model_input_names if name in encoded]
-    columns: dict[str, list[Any]] = {name: [] for name in (*inputs, "labels", *WORD_COLUMNS)}
-    sentence_of = encoded["overflow_to_sample_mapping"]
-    for sentence, group in itertools.groupby(range(len(sentence_of)), key=sentence_of.__getitem__):
-        # In the order of the text: a tokenizer that truncates on the left begins with the last window.
-        windows = sorted(group, reverse=tokenizer.truncation_side == "left")
-        word_ids = [encoded.word_ids(window) for window in windows]
-        tags = rows["tags"][sentence]
-        for window, words, scored in zip(windows, word_ids, assign_words(word_ids, doc_stride, len(tags))):
-            if not scored:
-                continue  # all its words are scored in its neighbours
-            labels = [IGNORED_LABEL_ID] * len(words)
-            for word, position in scored:
-                if position != NO_POSITION:
-                    labels[position] = label_ids[tags[word]]
-                    further = position + 1
-                    while label_all_tokens and further < len(words) and words[further] == word:
-                        labels[further] = further_ids[labels[position]]
-                        further += 1
-            for name in inputs:
-                columns[name].append(encoded[name][window])
-            columns["labels"].append(labels)
-            columns["word_ids"].append([word for word, _ in scored])
-            columns["word_positions"].append([position for _, position in scored])
-            columns["word_labels"].append([label_ids[tags[word]] for word, _ in scored])
-            columns["sentence_id"].append(indices[sentence])
-    return columns
+    columns: dict[str, list[Any]] = defaultdict(list)
+    for window in cut_windows(rows["tokens"], tokenizer, max_seq_length, doc_stride):
+        tags, words = rows["tags"][window.sentence], window.word_ids
+        labels = [IGNORED_LABEL_ID] * len(words)
+        for word, position in window.scored:
+            if position != NO_POSITION:
+                labels[position] = label_ids[tags[word]]
+                further = position + 1
+                while label_all_tokens and further < len(words) and words[further] == word:
+                    labels[further] = further_ids[labels[position]]
+                    further += 1
+        for name, values in window.inputs.items():
+            columns[name].append(values)
+        columns["labels"].append(labels)
+        columns["word_ids"].append([word for word, _ in window.scored])
+        columns["word_positions"].append([position for _, position in window.scored])
+        columns["word_labels"].append([label_ids[tags[word]] for word, _ in window.scored])
+        columns["sentence_id"].append(indices[window.sentence])
+    return dict(columns)
 
 
 def build_tokenized_datasets(
@@ -258,6 +287,7 @@ def build_tokenized_datasets(
     overwrite_cache: bool = False,
 ) -> datasets.DatasetDict:
     """Apply `tokenize_and_align` to every split, or find its result in the cache of the datasets library."""
+    code = Path(__file__).read_bytes()  # the library would not notice another one of these functions
     arguments = {
         "tokenizer": tokenizer,
         "label_list": list(label_list),
@@ -275,6 +305,7 @@ def build_tokenized_datasets(
                 remove_columns=data.column_names,
                 num_proc=num_workers,
                 load_from_cache_file=not overwrite_cache,
+                new_fingerprint=Hasher.hash([data._fingerprint, arguments, code]),
                 desc=f"Tokenizing {split} rows",
             )
             for split, data in rows.items()
@@ -330,6 +361,20 @@ class WordCollator:
         return batch
 
 
+def select_words(logits: torch.Tensor, word_positions: torch.Tensor) -> torch.Tensor:
+    """The logits of each word, in fp32; of a word without position they mean nothing.
+
+    Args:
+        logits: (row, sub-token, label).
+        word_positions: (row, word), with NO_POSITION for padding and words without sub-tokens.
+
+    Returns:
+        (row, word, label).
+    """
+    rows = torch.arange(len(word_positions), device=word_positions.device)[:, None]
+    return logits[rows, word_positions.clamp(min=0)].float()
+
+
 def compute_metrics(
     gold: Sequence[Sequence[str]],
     predicted: Sequence[Sequence[str]],
@@ -370,58 +415,23 @@ def compute_metrics(
     return {name: float(value) for name, value in metrics.items()}
 
 
-def choose_metric_scheme(label_list: Sequence[str], requested: str | None) -> str:
-    """The scheme that mode "strict" goes by: as requested, or the one that the tags look like.
-
-    Raises:
-        TrialError: If seqeval would refuse the tags.
-
-    Example:
-        >>> choose_metric_scheme(["B-PER", "I-PER", "O"], None)
-        'IOB2'
-    """
-    try:
-        if requested is None:
-            return seqeval_schemes.auto_detect([label_list]).__name__
-        seqeval_schemes.Entities([label_list], getattr(seqeval_schemes, requested))
-    except (ValueError, KeyError) as error:
-        problem = (
-            f"data.metric_scheme: {requested or 'null'} does not suit the tags {', '.join(label_list)} ({error}). Name "
-            "the scheme that they follow, or set metric_mode: default."
-        )
-        raise ConfigError([problem]) from None
-    return requested
-
-
-def entity_tag(label: str) -> str:
-    """The label as seqeval understands it: a type without a prefix, such as PER, is inside an entity of that type."""
-    return label if label == OUTSIDE or re.match(r"[BIESLU]-.", label) else f"I-{label}"
-
-
-def find_entity_types(label_list: Sequence[str]) -> list[str]:
-    return sorted({entity_tag(label)[2:] for label in label_list if label != OUTSIDE})
-
-
 def metric_directions(entity_types: Sequence[str]) -> dict[str, bool]:
     """The metrics of a validation by name, and whether more of each is better."""
     directions = dict.fromkeys(("accuracy_score", "precision", "recall", "f1"), True) | {"validation_loss": False}
     return directions | {f"{t}_{name}": True for t in entity_types for name in ("precision", "recall", "f1")}
 
 
-def group_by_sentence(
-    sentence_ids: Array, word_ids: Array, gold_ids: Array, predicted_ids: Array, label_list: Sequence[str]
-) -> tuple[list[list[str]], list[list[str]]]:
-    """Gold and predicted tags of each sentence, from words in any order.
+def group_by_sentence(words: Array, label_list: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
+    """Gold and predicted tags of each sentence, in the order of the sentences' numbers, from words in any order.
 
     Args:
-        sentence_ids: Sentence of each word, (words,).
-        word_ids: Place of each word in its sentence, (words,).
-        gold_ids: Label of each word, (words,).
-        predicted_ids: Predicted label of each word, (words,); NO_POSITION stands for O.
+        words: Of each word its sentence, its place there, its label and its predicted label, (4, words); NO_POSITION
+            as the latter stands for O.
         label_list: The tags in the order of their ids.
     """
+    sentence_ids, word_ids, *label_ids = words
     order = np.lexsort((word_ids, sentence_ids))
     starts = np.flatnonzero(np.diff(sentence_ids[order])) + 1
     tags = np.array([*label_list, OUTSIDE], dtype=object)  # the last one is found by NO_POSITION, -1
-    gold, predicted = (np.split(tags[ids[order]], starts) for ids in (gold_ids, predicted_ids))
+    gold, predicted = (np.split(tags[ids[order]], starts) for ids in label_ids)
     return [part.tolist() for part in gold], [part.tolist() for part in predicted]

@@ -17,14 +17,9 @@ from determined import core
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from transformer_trial.batches import SlotBatchSampler, build_data_loader, local_chief_first
 from transformer_trial.config import DataConfig
-from transformer_trial.data import (
-    SlotBatchSampler,
-    build_data_loader,
-    default_load_dataset,
-    local_chief_first,
-    select_splits,
-)
+from transformer_trial.data import default_load_dataset, select_splits
 from transformer_trial.parsing import TrialError
 
 FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -3,7 +3,6 @@
 import functools
 import itertools
 import json
-import logging
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,11 +33,8 @@ from ner_utils import (
     build_tokenized_datasets,
     choose_doc_stride,
     choose_max_seq_length,
-    choose_metric_scheme,
     compute_metrics,
     continuation_ids,
-    entity_tag,
-    find_entity_types,
     get_dataset_metadata,
     group_by_sentence,
     metric_directions,
@@ -695,26 +691,19 @@ def test_columns_that_are_not_asked_for_are_not_collated() -> None:
 
 def make_rows(**tags: list[list[str]]) -> datasets.DatasetDict:
     return datasets.DatasetDict(
-        {split: datasets.Dataset.from_dict({"tags": of_split}) for split, of_split in tags.items()}
+        {
+            split: datasets.Dataset.from_dict({"tags": of_split, "place": [f"{split}, row 1"] * len(of_split)})
+            for split, of_split in tags.items()
+        }
     )
 
 
-def test_the_labels_are_the_sorted_tags_of_all_splits(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_labels_are_the_sorted_tags_of_all_splits() -> None:
     rows = make_rows(train=[["O", "B-PER"], ["O"]], validation=[["B-LOC", "O"]], test=[["B-ORG", "B-PER", "B-MISC"]])
-    with caplog.at_level(logging.WARNING):
-        metadata = get_dataset_metadata(rows)
+    metadata = get_dataset_metadata(rows)
     assert metadata.label_list == ["B-LOC", "B-MISC", "B-ORG", "B-PER", "O"]
     assert metadata.num_labels == 5
-    assert caplog.messages == [
-        "The tags B-LOC of the validation split cannot be learned: train has none.",
-        "The tags B-MISC, B-ORG of the test split cannot be learned: train has none.",
-    ]
-
-
-def test_labels_that_train_has_cause_no_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        get_dataset_metadata(make_rows(train=[["O", "B-PER"]], validation=[["O"]]))
-    assert caplog.messages == []
+    assert metadata.label_scheme == "IOB2"
 
 
 def test_given_names_keep_their_order_also_where_no_row_has_them() -> None:
@@ -845,52 +834,6 @@ def test_without_a_right_entity_scores_are_zero_and_nothing_warns(
     }
     assert [metrics[name] for name in scores] == [0.0] * len(scores)
     assert len(recwarn) == 0
-
-
-@pytest.mark.filterwarnings("ignore::RuntimeWarning:numpy")
-@pytest.mark.parametrize(
-    ("labels", "requested", "expected"),
-    [
-        pytest.param(["I-X", "O", "B-X"], None, "IOB2", id="IOB2"),
-        pytest.param(["I-X", "O", "E-X"], None, "IOE2", id="IOE2"),
-        pytest.param(["B-X", "I-X", "O", "E-X", "S-X"], None, "IOBES", id="IOBES"),
-        pytest.param(["B-X", "I-X", "O", "L-X", "U-X"], None, "BILOU", id="BILOU"),
-        pytest.param(["I-X", "O", "B-X"], "IOB1", "IOB1", id="as requested"),
-        pytest.param(["I-X", "O"], "IOB1", "IOB1", id="as requested, where nothing could be guessed"),
-    ],
-)
-def test_the_scheme_is_as_requested_or_what_the_tags_look_like(
-    labels: list[str], requested: str | None, expected: str
-) -> None:
-    assert choose_metric_scheme(labels, requested) == expected
-    for tags in itertools.product(labels, repeat=2):  # then seqeval refuses no tags, whatever turns up
-        compute_metrics([list(tags)], [labels[:2]], mode="strict", scheme=expected)
-
-
-@pytest.mark.parametrize(
-    ("labels", "requested"),
-    [
-        pytest.param(["I-X", "O"], None, id="too few to guess"),
-        pytest.param(["B-X", "E-X", "L-X", "O"], None, id="mixed"),
-        pytest.param(["PER", "O"], None, id="no prefixes"),
-        pytest.param(["PER", "O"], "IOB2", id="no prefixes, but a scheme"),
-        pytest.param(["I-X", "O", "B-X"], "IOE2", id="another scheme"),
-    ],
-)
-def test_a_scheme_that_does_not_suit_the_tags_is_refused(labels: list[str], requested: str | None) -> None:
-    with pytest.raises(ValueError, match=rf"data.metric_scheme: {requested or 'null'} does not suit the tags .*\bO\b"):
-        choose_metric_scheme(labels, requested)
-
-
-def test_plain_type_names_are_scored_as_entities_of_that_type() -> None:
-    labels = ["O", "ORG", "PER"]
-    assert find_entity_types(labels) == ["ORG", "PER"]
-    tags = [[entity_tag(label) for label in ("ORG", "ORG", "O", "PER")]]
-    metrics = compute_metrics(tags, tags, entity_types=["ORG", "PER"])
-    assert metrics["f1"] == metrics["ORG_number"] == metrics["PER_number"] == 1
-    assert [entity_tag(label) for label in ("B-ORG", "I-a-b", "S-X", "O", "B", "PER")] == [
-        "B-ORG", "I-a-b", "S-X", "O", "I-B", "I-PER",
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("entity_types", [[], ["PER", "a-b", "LOC", "never-seen"]])

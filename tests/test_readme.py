@@ -27,7 +27,7 @@ def documented_fields(config_class: type) -> dict[str, str]:
                 for field, text in zip(node.body, node.body[1:]):
                     if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
                         assert isinstance(field.target, ast.Name) and isinstance(text.value, ast.Constant)
-                        documented[field.target.id] = str(text.value.value)
+                        documented[field.target.id] = " ".join(str(text.value.value).split())
     return documented
 
 

@@ -154,6 +154,10 @@ class TrainingConfig(Section):
     """Mixed precision by NVIDIA Apex, where the image has it."""
     mixed_precision: str = setting("none", choices=("none", "bf16", "fp16"))
     """Mixed precision by PyTorch itself: forward passes in this type, weights and optimizer in fp32."""
+    early_stopping_patience: int | None = setting(None, minimum=1)
+    """Stop after so many validations without a better value of the searcher's metric."""
+    export_model: bool = setting(True)
+    """Keep the model as `from_pretrained` reads it: locally the best in DIR/model, on a cluster in each checkpoint."""
 
     def conflicts(self) -> Iterator[str]:
         if self.use_apex_amp and self.mixed_precision != "none":
@@ -174,7 +178,7 @@ class DataConfig(Section):
     dataset_revision: str | None = setting(None)
     """Branch, tag or commit of that data set on the hub."""
     train_file: str | None = setting(None)
-    """Training rows: .csv, .json, .jsonl or .parquet."""
+    """Training rows: a file, or several by a glob such as data/*.json; plain or .gz."""
     validation_file: str | None = setting(None)
     """Validation rows, in the same format."""
     test_file: str | None = setting(None)

@@ -1,39 +1,17 @@
-"""Data sets in, batches out, for any task: loading, splitting, and which rows each slot trains on at each step."""
+"""Data sets in, for any task: loading and splitting. Nothing here imports Determined."""
 
-import contextlib
 import glob
-import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
-import numpy as np
-import torch.utils.data
-from determined import core, pytorch
 
 from transformer_trial.config import DataConfig
 from transformer_trial.parsing import ConfigError, TrialError
 
-logger = logging.getLogger(__name__)
-
-FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-
-FILE_ADVICE = {
-    "csv": "Write it as UTF-8, with csv.writer or DataFrame.to_csv, which put quotes where they are needed.",
-    "json": "Write each row as a JSON object (json.dumps) on a line of its own, as UTF-8.",
-    "parquet": "Write it anew, with DataFrame.to_parquet, say.",
-}
-
-SIGNS_OF_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
-"""What the datasets library says of them; the latter of parquet files."""
+FILE_BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 # Data sets that came with a loading script, which datasets >= 4 refuses to run, and the same data without one.
 SCRIPT_FREE_NAMES = dict.fromkeys(("conll2003", "eriktks/conll2003", "tner/conll2003"), "lhoestq/conll2003")
-
-# Sorting so many global batches by length makes 96% to 98% of the tokens real, and leaves the order random enough.
-LENGTH_GROUP_BATCHES = 50
 
 
 def default_load_dataset(config: DataConfig) -> datasets.DatasetDict:
@@ -50,14 +28,24 @@ def default_load_dataset(config: DataConfig) -> datasets.DatasetDict:
     """
     if config.dataset_name is not None:
         return _load_named(config.dataset_name, config)
+    files = configured_files(config).items()
+    return datasets.DatasetDict({split: _load_file(f"data.{split}_file", file, config) for split, file in files})
+
+
+def configured_files(config: DataConfig) -> dict[str, str]:
+    """The file, or glob, of each split that has one.
+
+    Raises:
+        ConfigError: If train has none.
+    """
+    files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
     if config.train_file is None:
         problem = (
-            "data.train_file: missing, and dataset_name is null. Set dataset_name to a hub name or folder, "
-            "or train_file (and validation_file) to your .csv, .json, .jsonl or .parquet files."
+            "data.train_file: missing, and dataset_name is null. Set dataset_name to a hub name or folder, or "
+            "train_file (and validation_file) to your files."
         )
         raise ConfigError([problem])
-    files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
-    return datasets.DatasetDict({s: _load_file(f"data.{s}_file", f, config) for s, f in files.items() if f is not None})
+    return {split: file for split, file in files.items() if file is not None}
 
 
 def _load_named(name: str, config: DataConfig) -> datasets.DatasetDict:
@@ -98,46 +86,15 @@ def _cache_options(config: DataConfig) -> dict[str, str | None]:
 
 
 def _load_file(key: str, file: str, config: DataConfig) -> datasets.Dataset:
-    path = Path(file).expanduser()
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise TrialError(
-            f"{key}: {file} {what} (looked for {path.absolute()}). Give a file; on a cluster, a path relative to the "
-            "folder that was uploaded, or one on a mounted disk."
-        )
-    file_format = FILE_FORMATS.get(path.suffix.lower())
-    if file_format is None:
-        raise TrialError(f"{key}: {file} ends in {path.suffix!r}; accepted are {', '.join(FILE_FORMATS)}.")
-    # pandas would read the word "null" of a csv cell as a missing value.
-    arguments = {"keep_default_na": False} if file_format == "csv" else {}
-    no_rows = TrialError(f"{key}: {file} has no rows. Give a file with at least one.")
-    if path.stat().st_size == 0:
-        raise no_rows
+    builder = FILE_BUILDERS.get(Path(file.removesuffix(".gz")).suffix.lower())
+    if builder is None:
+        raise TrialError(f"{key}: {file} ends in none of {', '.join(FILE_BUILDERS)}, with or without .gz.")
+    pattern = glob.escape(file) if Path(file).exists() else file
     try:
-        rows = datasets.load_dataset(
-            file_format, data_files=glob.escape(str(path)), split="train", **_cache_options(config), **arguments
-        )
-        rows.data.validate(full=True)  # else a text that is not UTF-8 is found out when it is read
+        return datasets.load_dataset(builder, data_files=pattern, split="train", **_cache_options(config))
     except Exception as error:
-        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
-        if any(sign in reason for sign in SIGNS_OF_NO_ROWS):
-            raise no_rows from None
-        why = (_broken_line(path) if file_format == "json" else None) or reason or type(error).__name__
-        raise TrialError(f"{key}: cannot read {file} as {file_format}: {why}. {FILE_ADVICE[file_format]}") from error
-    return rows
-
-
-def _broken_line(path: Path) -> str | None:
-    """What is wrong with the first bad line of a file of JSON lines; the library counts from another line's number."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.startswith(b"["):
-                return None  # all rows in one list
-            try:
-                json.loads(line if line.strip() else "{}")
-            except ValueError as error:
-                return f"line {number}: {getattr(error, 'msg', error)}"
-    return None
+        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".") or type(error).__name__
+        raise TrialError(f"{key}: cannot read {file} as {builder}: {reason}.") from error
 
 
 def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.DatasetDict:
@@ -170,115 +127,3 @@ def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.
         if limit is not None:
             splits[split] = splits[split].select(range(min(limit, splits[split].num_rows)))
     return splits
-
-
-class SlotBatchSampler(torch.utils.data.BatchSampler):
-    """Yields the rows of each global batch, in as many pieces as there are slots, one piece after the other.
-
-    Determined deals the pieces out to the slots in turn, over and over, so that step k of the training is always the
-    k-th global batch of the epoch, and every row is seen once an epoch. A piece may be empty: the last batch can have
-    fewer rows than there are slots. The order is a function of seed and epoch alone, so that a resumed training, which
-    skips what it has seen, meets the same batches.
-
-    Args:
-        num_rows: Rows of the data set.
-        global_batch_size: Rows of a batch, over all slots.
-        num_slots: Pieces that a batch is split into.
-        seed: Shuffles anew every epoch; None keeps the rows in their order.
-        lengths: Sub-tokens of each row. Where given, rows of similar length share a batch.
-    """
-
-    def __init__(
-        self,
-        num_rows: int,
-        global_batch_size: int,
-        num_slots: int,
-        *,
-        seed: int | None = None,
-        lengths: Sequence[int] | None = None,
-    ) -> None:
-        self.num_rows = num_rows
-        self.global_batch_size = global_batch_size
-        self.num_slots = num_slots
-        self.seed = seed
-        self.lengths = None if lengths is None else np.asarray(lengths)
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        """Pieces an epoch: a multiple of the number of slots."""
-        return -(-self.num_rows // self.global_batch_size) * self.num_slots
-
-    def __iter__(self) -> Iterator[list[int]]:
-        batches = self.global_batches(self.epoch)
-        self.epoch += 1
-        for batch in batches:
-            for piece in np.array_split(batch, self.num_slots):
-                yield piece.tolist()
-
-    def global_batches(self, epoch: int) -> list[np.ndarray[Any, Any]]:
-        """The row numbers of each global batch of an epoch."""
-        order = np.arange(self.num_rows)
-        if self.seed is not None:
-            random = np.random.default_rng([self.seed, epoch])
-            order = random.permutation(order)
-        if self.lengths is None:
-            return self._chunks(order, self.global_batch_size)
-        groups = self._chunks(order, LENGTH_GROUP_BATCHES * self.global_batch_size)
-        batches = [
-            batch
-            for group in groups
-            for batch in self._chunks(group[np.argsort(-self.lengths[group], kind="stable")], self.global_batch_size)
-        ]
-        if self.seed is not None:
-            batches = [batches[i] for i in random.permutation(len(batches))]
-        return batches
-
-    @staticmethod
-    def _chunks(order: np.ndarray[Any, Any], size: int) -> list[np.ndarray[Any, Any]]:
-        return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-def build_data_loader(
-    rows: datasets.Dataset,
-    sampler: SlotBatchSampler,
-    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
-    *,
-    num_workers: int = 0,
-) -> pytorch.DataLoader:
-    """The loader that Determined repeats, skips in and shards.
-
-    Args:
-        rows: Tokenized rows.
-        sampler: Decides which rows make a batch.
-        collate: Turns rows into a dict of tensors, also where there are none: a slot's piece of a batch may be empty.
-        num_workers: Processes that collate.
-    """
-    return pytorch.DataLoader(
-        rows,
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=num_workers > 0,
-    )
-
-
-@contextlib.contextmanager
-def local_chief_first(distributed: core.DistributedContext) -> Iterator[None]:
-    """Let one process of each node do the body first, so that the others find its downloads and caches.
-
-    Raises:
-        TrialError: On the others, if the first one failed, with its error.
-    """
-    first = distributed.local_rank == 0
-    failure = None if first else distributed.broadcast_local(None)
-    if failure is not None:
-        raise TrialError(f"The first process of this node failed, and this one with it: {failure}")
-    try:
-        yield
-    except BaseException as error:
-        failure = f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        if first:
-            distributed.broadcast_local(failure)

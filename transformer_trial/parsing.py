@@ -172,6 +172,7 @@ def _accepted(hint: Any, metadata: Mapping[str, Any]) -> str:
     kind, optional = _kind(hint)
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list of texts"}
     text = names.get(typing.get_origin(kind) or kind, "a mapping of names to numbers or texts")
+    text += " or a whole number" if kind is str and int in typing.get_args(hint) else ""
     if metadata["choices"]:
         text = "one of " + ", ".join(metadata["choices"])
     bounds = [f"{LIMITS[name][0]} {limit:g}" for name, limit in metadata["limits"].items()]
@@ -189,6 +190,8 @@ def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]") -> Any:
     if kind is bool:
         return read_boolean(value)
     if kind is str:
+        if int in typing.get_args(hint) and isinstance(value, int) and not isinstance(value, bool):
+            return value
         text = read_text(value)
         if optional and text.lower() == "none":
             raise ValueError("Did you mean null?")

@@ -25,6 +25,7 @@ from determined import core, pytorch
 from determined.cli.ntsc import parse_config_overrides
 from determined.common import detignore, util
 
+from transformer_trial.callbacks import keep_data_report
 from transformer_trial.config import parse_trial_config
 from transformer_trial.experiment import (
     HarnessConfig,
@@ -64,6 +65,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="folder for model/, metrics.jsonl and checkpoints/ (default: outputs/, then experiment's name and time)",
     )
     parser.add_argument("--test", action="store_true", help="train and validate one batch of each, to see that it runs")
+    parser.add_argument("--inspect", action="store_true", help="show what the data holds, and stop before training")
     return parser.parse_args(arguments)
 
 
@@ -81,6 +83,7 @@ def run(trial_class: type[BaseTransformerTrial], arguments: Sequence[str] | None
     try:
         if info is not None and on_cluster:
             given = {"CONFIG.yaml": options.config_file, "--config": options.overrides, "--test": options.test}
+            given["--inspect"] = options.inspect
             if ignored := [name for name, value in (given | {"--output-dir": options.output_dir}).items() if value]:
                 logger.warning("On a cluster the experiment's own configuration counts, not %s.", ", ".join(ignored))
             train(trial_class, with_length(info.trial._config, options), options, output_dir=None)
@@ -197,9 +200,14 @@ def train(
             )
         )
         trial = trial_class(context)
-        if output_dir is not None:
+        if output_dir is not None and (options.output_dir is not None or not options.inspect):
             output_dir.mkdir(parents=True, exist_ok=True)  # not before: a mistake leaves no empty folder behind
             trial.output_dir = output_dir
+        trial.test_mode = options.test and not on_cluster
+        if options.inspect and not on_cluster:
+            if trial.output_dir is not None:
+                keep_data_report(trial.data_report, trial.output_dir)
+            return
         if sys.stderr.isatty() and not on_cluster and context.distributed.rank == 0:
             stack.enter_context(tqdm.contrib.logging.logging_redirect_tqdm())
             bar = stack.enter_context(tqdm.tqdm(total=trial.num_training_batches, unit="batch", leave=False))
@@ -210,11 +218,11 @@ def train(
             validation_period=as_period("min_validation_period", harness.min_validation_period, batch_size),
             checkpoint_period=as_period("min_checkpoint_period", harness.min_checkpoint_period, batch_size),
             reporting_period=pytorch.Batch(harness.scheduling_unit),
-            # Determined knows the best validation on a cluster only; off cluster BestModel removes the others.
+            # Determined knows the best validation on a cluster only; off cluster RunRecord removes the others.
             checkpoint_policy="all" if policy == "best" and not on_cluster else policy,
             latest_checkpoint=latest_checkpoint,
             step_zero_validation=harness.perform_initial_validation,
-            test_mode=options.test and not on_cluster,
+            test_mode=trial.test_mode,
             profiling_enabled=on_cluster and read_known("profiling", config, ProfilingConfig).enabled,
         )
         if output_dir is not None:

@@ -19,11 +19,13 @@ import torch
 import transformers
 from determined import pytorch
 
+from transformer_trial.batches import SlotBatchSampler, build_data_loader, list_lengths
 from transformer_trial.builders import build_default_lr_scheduler, build_default_optimizer
 from transformer_trial.callbacks import TrainingLoss, build_callbacks
 from transformer_trial.config import DataConfig, TrialConfig, parse_trial_config
-from transformer_trial.data import SlotBatchSampler, build_data_loader, default_load_dataset
+from transformer_trial.data import default_load_dataset
 from transformer_trial.experiment import OptimizationsConfig, ReproducibilityConfig, searcher_metric, training_length
+from transformer_trial.export import recipe, versions
 from transformer_trial.parsing import TrialError, read_known
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,10 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         self.batches_trained = 0
         self.output_dir: Path | None = None
         """Where metrics and the best model are kept; None keeps them in Determined only."""
+        self.data_report: dict[str, Any] | None = None
+        """What a task tells of its data before training; `train.py` keeps it."""
+        self.test_mode = False
+        """Whether one batch is all there is to be of anything."""
         self.on_batch_end: Callable[[], object] | None = None
         """Called after every training batch, to move a progress bar."""
 
@@ -167,7 +173,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
             self.settings.training.global_batch_size,
             self.context.distributed.size,
             seed=self.seed if training else None,
-            lengths=[len(ids) for ids in rows["input_ids"]] if training and data.group_by_length else None,
+            lengths=list_lengths(rows, "input_ids") if training and data.group_by_length else None,
         )
         return build_data_loader(rows, sampler, collate, num_workers=data.dataloader_num_workers)
 
@@ -186,6 +192,8 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
 
     def train_batch(self, batch: Any, epoch_idx: int, batch_idx: int) -> dict[str, Any]:
         """Train on one batch. Nothing in here waits for the device."""
+        if self.context.get_stop_requested():
+            raise pytorch._ShouldExit()  # Determined itself looks only where a period ends; this saves and exits too
         # Dropout differs from slot to slot and step to step, and is the same again where a run is resumed.
         stream = np.random.SeedSequence([self.seed, self.context.distributed.rank, batch_idx])
         torch.manual_seed(int(stream.generate_state(1, np.uint64)[0]) >> 1)
@@ -208,6 +216,22 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         if self.settings.optimizer.max_grad_norm > 0:
             # In the model's order, not in the optimizer's, the norm is rounded as transformers.Trainer rounds it.
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.max_grad_norm)
+
+    def evaluate_best(self, folder: Path) -> dict[str, float]:
+        """Called on the first process after a validation that is the best so far: write what tells of the model.
+
+        Args:
+            folder: Where; what an earlier call wrote there is to be replaced.
+
+        Returns:
+            Metrics of the test split, if there is one, which are reported as such.
+        """
+        return {}
+
+    def model_card(self) -> str:
+        """What README.md in the exported model's folder says, as markdown."""
+        made_with = versions(("determined", "torch", "transformers", "datasets"))
+        return f"# {self.experiment_config.get('name')}\n\n{recipe(self.settings)}\n\nMade with {made_with}.\n"
 
     def build_callbacks(self) -> dict[str, pytorch.PyTorchCallback]:
         return build_callbacks(self)

@@ -1,0 +1,236 @@
+"""What a cell of a record holds: words, tags, or a text and its entities, in the ways that people write them down."""
+
+import ast
+import io
+import itertools
+import json
+import re
+import tokenize
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import Regex, pre_tokenizers
+
+from transformer_trial.parsing import shown
+
+BLANKS = " \t\r\n"
+LINE_BREAK = re.compile(r"[\r\n]")
+
+HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
+"""A surrogate, which no column could hold."""
+
+NO_TAG = re.compile(r"""[\[\]{}"]|[,;]\S""")
+"""What tags do not hold, but what is left of other formats does that are read as CoNLL columns, say."""
+
+TAGGED_LINE = re.compile(r"[ \t](O|[BIESLUMW]-\S+)$")
+"""How a line of CoNLL columns ends, if its tags have prefixes."""
+
+# At blanks and punctuation as BERT does; and each ideograph is a word, since their scripts have nothing between words.
+IDEOGRAPH = Regex(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
+WORD_SPLITTER = pre_tokenizers.Sequence(
+    [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(IDEOGRAPH, "isolated")]
+)
+
+
+class WordError(ValueError):
+    """What is wrong with a word, or with its tag."""
+
+    def __init__(self, number: int, problem: str) -> None:
+        super().__init__(problem)
+        self.number = number
+        """Of the word in its sentence, from 1."""
+
+
+def holds_spans(text: Any, label: Any) -> bool:
+    """Whether these cells are a text and its entities."""
+    return isinstance(text, str) and isinstance(label, list) and not (label and isinstance(label[0], (str, int)))
+
+
+def read_sentence(
+    text: Any, label: Any, label_names: Sequence[str] | None, *, has_spans: bool | None = None
+) -> tuple[list[str], list[str]]:
+    """The words and tags of a sentence.
+
+    Args:
+        text: The cell of its words; beside entities a text.
+        label: The cell of its tags, or of the entities in its text.
+        label_names: What numbers among the tags stand for.
+        has_spans: Whether the second is of entities; None goes by what they look like.
+
+    Raises:
+        ValueError: If there is not one tag for each word, or something is no word or tag.
+    """
+    if has_spans is None:
+        has_spans = holds_spans(text, label)
+    if has_spans and isinstance(text, str) and isinstance(label, list):
+        words, tags = read_spans(text, label)
+    else:
+        words, tags = read_words(text), read_tags(label, label_names)
+    if len(words) != len(tags):
+        raise ValueError(
+            f"found {len(words)} words but {len(tags)} tags (words: {_start(words)}; tags: {_start(tags)}). Every word "
+            "needs one tag."
+        )
+    return words, tags
+
+
+def read_words(cell: Any) -> list[str]:
+    """The words of a cell; ValueError if it holds something else than a list of texts."""
+    words = read_list(cell, "words")
+    for place, word in enumerate(words, start=1):
+        if not isinstance(word, str):
+            found = "missing" if word is None else shown("", word)
+            raise WordError(place, f"word {place} is {found}; accepted are texts. Write it in quotes, or leave it out.")
+        if HALF_CHARACTER.search(word):
+            raise WordError(place, f"word {place} is {word!r}, which holds half of a character. Write it whole.")
+    if not words:
+        raise ValueError("found a sentence without words. Remove it.")
+    return words
+
+
+def read_tags(cell: Any, names: Sequence[str] | None) -> list[str]:
+    """The tags of a cell as texts; `names` are what numbers stand for, and what texts have to be among."""
+    tags: list[str] = []
+    for place, tag in enumerate(read_list(cell, "tags"), start=1):
+        tag = tag.strip(BLANKS) if isinstance(tag, str) else tag
+        if isinstance(tag, str) and re.fullmatch(r"-?\d+", tag) and tag not in (names or ()):
+            tag = int(tag)  # as csv and CoNLL columns write it
+        if isinstance(tag, bool) or not isinstance(tag, (int, str)) or (isinstance(tag, str) and not tag.strip()):
+            found = "missing" if tag in (None, "") else shown("", tag)
+            raise WordError(place, f"tag {place} is {found}; accepted are texts such as 'B-PER', or whole numbers.")
+        if isinstance(tag, int):
+            if names is None:
+                raise WordError(
+                    place,
+                    f"tag {place} is the number {tag}, and nothing says what it stands for. Name the tags in their "
+                    "order with data.label_list, such as [O, B-PER, I-PER].",
+                )
+            if not 0 <= tag < len(names):
+                accepted = f"0 to {len(names) - 1}: {', '.join(names)}"
+                raise WordError(place, f"tag {place} is the number {tag}; accepted are {accepted}.")
+            tag = names[tag]
+        elif names is not None and tag not in names:
+            raise WordError(
+                place,
+                f"tag {place} is {tag!r}; accepted are {_start(names)}. Correct it, or add it to data.label_list.",
+            )
+        elif not re.search(r"[^\W_]", tag) or re.fullmatch(r"[BIESLUMW]-\s*", tag):
+            raise WordError(place, f"tag {place} is {tag!r}, which names no type; accepted are O, B-PER and the like.")
+        elif NO_TAG.search(tag):
+            raise WordError(place, f"tag {place} is {shown('', tag)}, which looks like a piece of a list or a table.")
+        tags.append(tag)
+    return tags
+
+
+def read_list(cell: Any, what: str) -> list[Any]:
+    """A list, or the one that a text writes down as JSON or Python, or as words with spaces between them.
+
+    Raises:
+        ValueError: If it is none of them, or a text with the brackets of a list that is none.
+
+    Example:
+        >>> read_list("['EU', 'rejects']", "words") == read_list("EU rejects", "words")
+        True
+    """
+    if isinstance(cell, list):
+        return cell
+    if isinstance(cell, str):
+        text = cell.strip(BLANKS)
+        if text[:1] in ("[", "("):
+            for read in (json.loads, _read_python):
+                try:
+                    value = read(text)
+                except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+                    continue
+                if isinstance(value, (list, tuple)):
+                    return list(value)
+        if text and text[0] + text[-1] not in ("[]", "{}") and not LINE_BREAK.search(text):
+            return re.split(f"[{BLANKS}]+", text)  # not at other blanks of Unicode, which a word may hold
+    raise ValueError(
+        f"the {what} are {shown('', cell)}; accepted is a list, one written as JSON (json.dumps) or Python text, such "
+        'as ["EU", "rejects"], or a line of text with a space between every two.'
+    )
+
+
+def _read_python(text: str) -> Any:
+    if re.search(r"""['"]\s*['"]""", text):
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        kinds = [token.type for token in tokens if token.type not in (tokenize.NL, tokenize.NEWLINE)]
+        # A printed NumPy array has no commas, nor has 'don''t': Python would glue the pieces together.
+        if any(pair == (tokenize.STRING, tokenize.STRING) for pair in itertools.pairwise(kinds)):
+            raise ValueError
+    return ast.literal_eval(text)
+
+
+def _start(items: Sequence[str]) -> str:
+    text = " ".join(items[:6])
+    return f"{text[:60]} ..." if len(items) > 6 or len(text) > 60 else text
+
+
+def split_text(text: str) -> list[tuple[str, int, int]]:
+    """The words of a text, each with its start and end in characters: at blanks, around punctuation and ideographs.
+
+    Example:
+        >>> split_text("Ada's 1st")
+        [('Ada', 0, 3), ("'", 3, 4), ('s', 4, 5), ('1st', 6, 9)]
+    """
+    return [(word, start, end) for word, (start, end) in WORD_SPLITTER.pre_tokenize_str(text)]
+
+
+def read_spans(text: str, spans: list[Any]) -> tuple[list[str], list[str]]:
+    """The words of a text and their tags, B- and I-, from its entities.
+
+    Args:
+        text: The text.
+        spans: Its entities, each a mapping with `start`, `end` (or `start_offset`, `end_offset`) and `label`, or a list
+            of these three. Both count characters, the end exclusive; blanks at either end do not matter.
+
+    Raises:
+        ValueError: If one of them is something else, lies outside the text, cuts a word, or overlaps with another.
+    """
+    pieces = split_text(text)
+    if not pieces:
+        raise ValueError("found a text without words. Remove it.")
+    tags = ["O"] * len(pieces)
+    for number, span in enumerate(spans, start=1):
+        start, end, label = _span(span)
+        if any(isinstance(n, bool) or not isinstance(n, int) for n in (start, end)) or not isinstance(label, str):
+            raise ValueError(f"entity {number} is {shown('', span)}; accepted are start, end and label.")
+        if not 0 <= start < end <= len(text):
+            raise ValueError(
+                f"entity {number} reaches from {start} to {end}; accepted are characters from 0 to {len(text)}, the "
+                "end after the start."
+            )
+        if not re.search(r"[^\W_]", label):
+            raise ValueError(f"entity {number} has the label {label!r}, which names no type.")
+        own_text = span.get("text") if isinstance(span, dict) else None
+        if isinstance(own_text, str) and own_text.strip() != text[start:end].strip():
+            raise ValueError(
+                f"entity {number} has the text {own_text[:60]!r}, but from {start} to {end} there is "
+                f"{text[start:end][:60]!r}. Count characters (code points), from 0, the end exclusive."
+            )
+        touched = [i for i, (_, first, last) in enumerate(pieces) if first < end and start < last]
+        what = f"entity {number}, {text[start:end][:60]!r} ({label}, {start} to {end})"
+        if not touched:
+            raise ValueError(f"{what}, holds no word.")
+        for i in (touched[0], touched[-1]):
+            word, first, last = pieces[i]
+            if first < start or last > end:
+                raise ValueError(
+                    f"{what}, cuts the word {word!r} ({first} to {last}). Words end at blanks and punctuation; move "
+                    "the entity's ends there, or write rows of words and tags."
+                )
+        if any(tags[i] != "O" for i in touched):
+            raise ValueError(f"{what}, overlaps with another one. A word can have one tag; keep one of the entities.")
+        tags[touched[0] : touched[-1] + 1] = [f"B-{label}"] + [f"I-{label}"] * (len(touched) - 1)
+    return [word for word, _, _ in pieces], tags
+
+
+def _span(span: Any) -> tuple[Any, Any, Any]:
+    if isinstance(span, (list, tuple)) and len(span) == 3:
+        return span[0], span[1], span[2]
+    if not isinstance(span, dict):
+        return None, None, None
+    start, end = (span.get(key, span.get(f"{key}_offset")) for key in ("start", "end"))
+    labels = span.get("labels")
+    return start, end, span.get("label", labels[0] if isinstance(labels, list) and len(labels) == 1 else None)

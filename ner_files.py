@@ -1,0 +1,347 @@
+"""Files in, records out: the formats that people keep tagged words in, read line by line, each record with its place.
+
+The datasets library's own readers of csv and json guess types, pad short rows and know no line numbers, and its reader
+of CoNLL columns (version 5 only) pads and cuts lines without a word: none of them is used here.
+"""
+
+import csv
+import gzip
+import itertools
+import json
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import pyarrow
+from pyarrow import parquet
+
+from ner_cells import TAGGED_LINE
+from transformer_trial.parsing import TrialError
+
+FILE_FORMATS = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "",  # a table or CoNLL columns: its first line tells
+    ".parquet": "parquet",
+    ".conllu": "conllu",
+    **dict.fromkeys((".conll", ".txt", ".bio", ".iob", ".iob2"), "conll"),
+}
+"""The format that a file's ending stands for, in upper or lower case, before .gz."""
+
+FORMAT_NAMES = ("json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu")
+
+CONLLU_COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
+
+ADVICE = {
+    "json": "Write each row as a JSON object (json.dumps) on a line of its own.",
+    "csv": "Write it with csv.writer or DataFrame.to_csv, which put quotes where they are needed.",
+    "parquet": "Write it anew, with DataFrame.to_parquet, say.",
+}
+
+JSON_BLANKS = re.compile(r"[ \t\r\n]*")
+
+WORD_RANGE = re.compile(r"\d+[-.]\d+")
+
+csv.field_size_limit(sys.maxsize)  # else a cell of 128 KiB is an error
+
+
+class Record(NamedTuple):
+    """A row of a table, or a sentence of CoNLL columns."""
+
+    place: str
+    """File and line, or row where there are no lines."""
+    cells: dict[str, Any]
+    """By column; of CoNLL columns each is the list of the words' cells, None where there is nothing."""
+    places: Sequence[str] = ()
+    """Of CoNLL columns, and of rows of words joined, the place of each word."""
+
+
+def read_records(path: Path, file_format: str | None, is_header: Callable[[list[str]], bool]) -> Iterator[Record]:
+    """Read a file, plain or gzipped.
+
+    Args:
+        path: The file.
+        file_format: One of FORMAT_NAMES, or "text", lines of which each is a sentence; None goes by the file's ending.
+        is_header: Tells whether these cells, the first line of a .tsv file or of CoNLL columns, name columns.
+
+    Raises:
+        TrialError: If the file cannot be read in that format. It names the line, what is there and what to do.
+    """
+    kind = file_format or format_of(path)
+    try:
+        if kind == "parquet":
+            yield from _read_parquet(path)
+            return
+        lines = read_lines(path)
+        if not kind:
+            first = next(lines, "")
+            kind = "tsv" if is_header(first.rstrip("\r\n").split("\t")) else "conll"
+            lines = read_lines(path)
+        if kind in ("csv", "tsv"):
+            yield from _read_table(path, lines, "," if kind == "csv" else "\t")
+        elif kind == "text":
+            yield from (
+                Record(f"{path}, line {i}", {"text": line.rstrip("\r\n")}) for i, line in enumerate(lines, start=1)
+            )
+        elif kind in ("conll", "conllu"):
+            yield from _read_columns(path, lines, is_header, is_conllu=kind == "conllu")
+        else:
+            yield from _read_json(path, lines)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        advice = "Is it whole? Pack it anew." if path.suffix.lower() == ".gz" else "Check its owner and permissions."
+        raise TrialError(f"{path}: cannot be read: {reason}. {advice}") from None
+
+
+def format_of(path: Path) -> str:
+    """The format that the file's ending stands for, "" where its first line decides.
+
+    Raises:
+        TrialError: If it stands for none.
+    """
+    name = path.name.lower().removesuffix(".gz")
+    for ending, file_format in FILE_FORMATS.items():
+        if name.endswith(ending):
+            return file_format
+    found = f"ends in {Path(name).suffix!r}" if Path(name).suffix else "has no ending"
+    raise TrialError(
+        f"{path}: {found}; accepted are {', '.join(FILE_FORMATS)}, each with or without .gz. Or say what it is with "
+        f"data.file_format: one of {', '.join(FORMAT_NAMES)}."
+    )
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines with their ends, which are line feeds only: a word may hold any other separator of Unicode."""
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                problem = "a zero byte" if "\0" in text else ""
+            except UnicodeDecodeError as error:
+                text, problem = "", f"the byte 0x{line[error.start]:02x}, which is not UTF-8"
+            if problem:
+                encoding = "utf-16" if b"\0" in line else "latin1"
+                raise TrialError(
+                    f"{path}, line {number}: found {problem}; accepted is text in UTF-8. If it is text, convert it, "
+                    f"from {encoding}, say: iconv -f {encoding} -t utf-8 OLD > NEW. If not, its ending or "
+                    "data.file_format is wrong."
+                )
+            yield text
+
+
+def _open(path: Path) -> Any:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    number = 0
+    try:
+        with _open(path) as file:
+            table = parquet.ParquetFile(file)
+            _refuse_twice(path, table.schema_arrow.names)
+            for batch in table.iter_batches(1000):
+                batch.validate(full=True)
+                for cells in batch.to_pylist():
+                    number += 1
+                    yield Record(f"{path}, row {number}", cells)
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise _unreadable(f"{path}", "parquet", error) from None
+
+
+def class_names(path: Path, column: str) -> tuple[str, ...]:
+    """What the numbers of a parquet file's column stand for, where the datasets library wrote it down."""
+    with _open(path) as file:
+        schema = parquet.read_schema(file)
+    if b"huggingface" not in (schema.metadata or {}):
+        return ()
+    return names_of_feature(datasets.Features.from_arrow_schema(schema).get(column))
+
+
+def names_of_feature(feature: Any) -> tuple[str, ...]:
+    inner = getattr(feature, "feature", feature)
+    return tuple(inner.names) if isinstance(inner, datasets.ClassLabel) else ()
+
+
+def _unreadable(place: str, kind: str, error: Any) -> TrialError:
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return TrialError(f"{place}: not readable as {kind}: {reason}. {ADVICE[kind]}")
+
+
+def _refuse_twice(place: Path, names: list[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise TrialError(f"{place}: the column {twice[0]!r} stands there twice; give each column a name of its own.")
+
+
+def _read_table(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[Record]:
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        place = f"{path}, line {rows.line_num + 1}"
+        try:
+            cells = next(rows, None)
+        except csv.Error as error:
+            raise _unreadable(place, "csv", f"{error} in the row that begins here") from None
+        if cells is None:
+            return
+        if not cells:
+            continue  # a blank line
+        if header is None:
+            header = cells
+            _refuse_twice(path, header)
+            if len(header) == 1:
+                given, other = ("commas", "tsv for TABs") if delimiter == "," else ("TABs", "csv for commas")
+                raise TrialError(
+                    f"{place}: found one column, {header[0][:60]!r}; accepted are cells with {given} between them. "
+                    f"Write it so, or say data.file_format: {other}."
+                )
+        elif len(cells) != len(header):
+            raise TrialError(
+                f"{place}: found {len(cells)} cells, but the header names {len(header)} columns: {', '.join(header)}. "
+                + ADVICE["csv"]
+            )
+        else:
+            yield Record(place, dict(zip(header, cells)))
+
+
+def _read_json(path: Path, lines: Iterator[str]) -> Iterator[Record]:
+    """JSON objects on lines of their own; or, if the first line is none, one list of them or one after the other."""
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    numbered = ((number, line) for number, line in enumerate(lines, start=1))
+    start, first = next(((number, line) for number, line in numbered if line.strip()), (1, ""))
+    number = start
+    try:
+        if _is_object(first, decoder):
+            for number, line in itertools.chain([(start, first)], numbered):
+                if line.strip():
+                    start = number
+                    yield _json_record(f"{path}, line {number}", decoder.decode(line.strip()))
+            return
+        text = first + "".join(line for _, line in numbered)
+        if text.lstrip().startswith("["):
+            for row, value in enumerate(decoder.decode(text), start=1):
+                yield _json_record(f"{path}, row {row}", value)
+            return
+        position = JSON_BLANKS.match(text).end()  # type: ignore[union-attr]
+        while position < len(text):
+            value, end = decoder.raw_decode(text, position)
+            yield _json_record(f"{path}, line {number}", value)
+            end = JSON_BLANKS.match(text, end).end()  # type: ignore[union-attr]
+            number += text.count("\n", position, end)
+            position = end
+    except TrialError:
+        raise
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at character {error.colno}"
+        raise _unreadable(f"{path}, line {start + error.lineno - 1}", "json", reason) from None
+    except ValueError as error:
+        raise _unreadable(f"{path}, line {number}", "json", error) from None
+    except RecursionError:
+        raise _unreadable(f"{path}, line {number}", "json", "lists within lists without end") from None
+
+
+def _is_object(line: str, decoder: json.JSONDecoder) -> bool:
+    try:
+        return isinstance(decoder.decode(line.strip()), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    cells = dict(pairs)
+    if len(cells) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return cells
+
+
+def _json_record(place: str, value: Any) -> Record:
+    if not isinstance(value, dict):
+        raise TrialError(f"{place}: found {str(value)[:60]!r}; accepted is an object. {ADVICE['json']}")
+    return Record(place, value)
+
+
+def _read_columns(
+    path: Path, lines: Iterator[str], is_header: Callable[[list[str]], bool], *, is_conllu: bool
+) -> Iterator[Record]:
+    """CoNLL columns: a word a line, separated by TABs, or by spaces if the first line has no TAB.
+
+    Sentences end at blank lines, also of blanks, and at -DOCSTART-; for comments see `_is_comment`. Of CoNLL-U, ranges
+    (1-2) and empty nodes (1.1) are not words. Columns are called by their names where the format or a comment
+    "# global.columns = ..." gives them, otherwise by their number from 0.
+    """
+    names = list(CONLLU_COLUMNS) if is_conllu else []
+    words: dict[str, list[str | None]] = {}  # by place
+    last_cells: set[str] = set()
+    separator = ""
+    for number, line in enumerate(itertools.chain(lines, [""]), start=1):
+        line, place = line.rstrip("\r\n"), f"{path}, line {number}"
+        if "\r" in line:
+            raise TrialError(f"{place}: found a carriage return within the line; end lines with \\n.")
+        if not line.strip(" \t") or line.startswith("-DOCSTART-"):
+            if words:
+                yield _sentence(words, names)
+                words = {}
+            continue
+        tabs = (separator or line).count("\t") > 0
+        cells = line.split("\t") if tabs else re.split(" +", line.strip(" \t"))
+        if line.startswith("#") and not words and _is_comment(line, cells, names, last_cells, tabs=tabs):
+            if match := re.match(r"# *global\.columns *=(.*)", line):
+                names = match[1].split()
+                _refuse_twice(path, names)
+            continue
+        if not names and is_header(cells):
+            raise TrialError(
+                f"{place}: found the columns' names, {line[:60]!r}; accepted are words and tags. Write the names as a "
+                f'comment, "# global.columns = {" ".join(cells)[:60]}", or, of a table, say data.file_format: tsv.'
+            )
+        separator = "\t" if tabs else " "
+        names = names or [str(i) for i in range(len(cells))]
+        if len(cells) != len(names) or len(cells) < 2 or (not tabs and "\t" in line.strip(" \t")):
+            others = ' Name others in a first line such as "# global.columns = ID FORM NER".' if is_conllu else ""
+            raise TrialError(
+                f"{place}: found {len(cells)} columns ({line[:60]!r}) where {max(len(names), 2)} are expected, "
+                f"separated by {'TABs' if tabs else 'spaces'} as in the first line.{others} Give every word all its "
+                "columns, and write a blank line between sentences."
+            )
+        if names[0] == "ID" and WORD_RANGE.fullmatch(cells[0]):
+            continue
+        if not tabs:
+            last_cells.add(cells[-1])
+        words[place] = [cell if cell.strip(" ") else None for cell in cells]
+
+
+def _is_comment(line: str, cells: list[str], names: list[str], last_cells: set[str], *, tabs: bool) -> bool:
+    """Whether a line that begins with #, at a sentence's beginning, is no word: "#" and "#tag" are words, too.
+
+    Comments have a space, but no TAB where columns are separated by TABs. Among spaces they have one after #, and do
+    not end as lines of words do.
+    """
+    if names[:1] == ["ID"] or re.match(r"# \S+ = ", line):
+        return True
+    if line == "#":
+        return not names
+    if tabs:
+        return " " in line and "\t" not in line
+    is_word = TAGGED_LINE.search(line.rstrip(" ")) or (len(cells) == len(names) and cells[-1] in last_cells)
+    return line[1] == " " and not is_word
+
+
+def _sentence(words: dict[str, list[str | None]], names: list[str]) -> Record:
+    places = list(words)
+    columns = [list(cells) for cells in zip(*words.values())]
+    if str(columns[0][0]).startswith("1"):
+        count = [str(cell) for cell in columns[0] if not WORD_RANGE.fullmatch(str(cell))]
+        if 1 < len(count) < len(places) and count == [str(i + 1) for i in range(len(count))]:
+            raise TrialError(
+                f"{places[0]}: found ranges such as 1-2 in a column that counts the words, as CoNLL-U has them; say "
+                "data.file_format: conllu."
+            )
+    return Record(places[0], dict(zip(names, columns)), places)

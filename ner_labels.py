@@ -1,0 +1,209 @@
+"""Labels and the schemes by which they mark entities: recognised, checked, counted. Pure functions."""
+
+import re
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute
+from seqeval import scheme as seqeval_schemes
+
+from transformer_trial.parsing import ConfigError, TrialError
+
+OUTSIDE = "O"
+"""The tag of a word outside of any entity, and the prediction for a word without sub-tokens."""
+
+Array = np.ndarray[Any, Any]
+
+PREFIXES = {
+    "IOB2": "BI",
+    "IOB1": "BI",
+    "IOE2": "IE",
+    "IOE1": "IE",
+    "BIOES": "BIESMW",  # with M and W for I and S, as in BMES and BMEWO
+    "BILOU": "BILU",
+    "plain": "",
+}
+"""How the tags of each scheme may begin, before a dash and the type."""
+
+SEQEVAL_PREFIXES = {"M": "I", "W": "S", "L": "E", "U": "S"}
+"""Other letters for what seqeval's default mode reads only in those of BIOES."""
+
+SEQEVAL_SCHEMES = {"BIOES": "IOBES", "BILOU": "IOBES", "plain": "IOB1"}
+"""What seqeval calls a scheme, if not by its name, once `entity_tag` has been at the tags."""
+
+
+def entity_tag(label: str, label_scheme: str | None = None) -> str:
+    """The label as seqeval reads it in either mode; a type without a prefix is inside an entity of that type.
+
+    Example:
+        >>> [entity_tag(label) for label in ("B-PER", "L-PER", "PER", "O")]
+        ['B-PER', 'E-PER', 'I-PER', 'O']
+    """
+    if label == OUTSIDE:
+        return label
+    if label_scheme == "plain" or not re.match(r"[BIESLUMW]-.", label):
+        return f"I-{label}"
+    return SEQEVAL_PREFIXES.get(label[0], label[0]) + label[1:]
+
+
+def find_entity_types(label_list: Sequence[str], label_scheme: str | None = None) -> list[str]:
+    return sorted({entity_tag(label, label_scheme)[2:] for label in label_list if label != OUTSIDE})
+
+
+@dataclass(frozen=True)
+class Tags:
+    """The tags of a split as arrays, which hold a word in a few bytes."""
+
+    names: list[str]
+    """Every tag that there is."""
+    ids: Array
+    """Of each word the place of its tag in `names`, (words,)."""
+    starts: Array
+    """Of each sentence the place of its first word in `ids`, (sentences,)."""
+    rows: datasets.Dataset
+
+    def entities(self, label_scheme: str | None) -> "Entities":
+        """What seqeval's default mode sees."""
+        tags = [entity_tag(name, label_scheme) for name in self.names]
+        types = sorted({tag[2:] for tag in tags if tag != OUTSIDE})
+        # The types' ids begin with 1, and 0 is outside. Before a sentence, too, is outside.
+        type_ids = np.array([types.index(tag[2:]) + 1 if tag != OUTSIDE else 0 for tag in tags])[self.ids]
+        prefixes = np.array([tag[0] for tag in tags])[self.ids]
+        before_type, before = np.roll(type_ids, 1), np.roll(prefixes, 1)
+        before_type[self.starts], before[self.starts] = 0, OUTSIDE
+        continues = (type_ids > 0) & (type_ids == before_type)
+        begins = (type_ids > 0) & (~continues | np.isin(prefixes, ["B", "S"]) | np.isin(before, ["E", "S"]))
+        counts = np.bincount(type_ids[begins], minlength=len(types) + 1)[1:]
+        return Entities(dict(zip(types, counts.tolist())), prefixes, before, continues)
+
+    def place_of(self, words: Array) -> str:
+        """Where the first of these words, a mask, is: its sentence's place."""
+        sentence = int(np.searchsorted(self.starts, np.flatnonzero(words)[0], side="right")) - 1
+        return str(self.rows[sentence]["place"])
+
+
+@dataclass(frozen=True)
+class Entities:
+    counts: dict[str, int]
+    """By type."""
+    prefixes: Array
+    """Of each word the first letter of its tag, as seqeval reads it, (words,)."""
+    before: Array
+    """Of each word that of the word before; O at the beginning of a sentence, (words,)."""
+    continues: Array
+    """Whether the word before has the same type, (words,)."""
+
+
+def read_tags(rows: datasets.Dataset) -> Tags:
+    """The column `tags` of checked rows."""
+    column = rows.with_format("arrow")[:]["tags"]
+    lengths = pyarrow.compute.list_value_length(column).to_numpy()
+    encoded = pyarrow.compute.list_flatten(column).dictionary_encode().combine_chunks()
+    return Tags(
+        encoded.dictionary.to_pylist(),
+        encoded.indices.to_numpy(),
+        np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64),
+        rows,
+    )
+
+
+def find_label_scheme(splits: Mapping[str, Tags], requested: str | None) -> str:
+    """The scheme that the tags follow: as requested, or what they look like.
+
+    That is plain without any prefix, else the scheme of their prefixes; B- and I- alone are IOB1 where B- only ever
+    parts an entity from one of the same type before it, and entities begin with I-, else IOB2.
+
+    Args:
+        splits: The tags of each split.
+        requested: `data.label_scheme`.
+
+    Raises:
+        TrialError: If the tags mix schemes, or cannot be of the requested one.
+    """
+    names = {name for tags in splits.values() for name in tags.names if name != OUTSIDE}
+    plain = {name for name in names if not re.match(r"[BIESLUMW]-.", name)}
+    if requested is None and {"B", "I"} <= plain:
+        tag, place = _find_first(splits, set("BI"))
+        raise TrialError(
+            f"{place}: the tag {tag} names no type; found are {', '.join(sorted(names))}. Write a type after each, as "
+            "B-PER and I-PER, or set data.label_scheme: plain if they are types."
+        )
+    if requested == "plain" or (plain and requested is None and plain == names):
+        return "plain"
+    letters = {name[0] for name in names - plain}
+    schemes = [scheme for scheme, allowed in PREFIXES.items() if letters <= set(allowed)]
+    if plain or not schemes or requested not in (None, *schemes):
+        odd = plain or {name for name in names if name[0] not in PREFIXES[requested or "IOB2"]}
+        tag, place = _find_first(splits, odd)
+        raise TrialError(
+            f"{place}: the tag {tag} does not go with {requested or 'the others'}; found are "
+            f"{', '.join(sorted(names))}. Accepted are tags of one scheme ({', '.join(PREFIXES)}). Write them alike, or "
+            "name the scheme with data.label_scheme; plain takes tags as types, whatever they begin with."
+        )
+    if requested is not None:
+        return requested
+    looks = {split: _look(tags, schemes) for split, tags in splits.items()}
+    found = {split: look for split, look in looks.items() if look is not None}
+    if len(set(found.values())) > 1:
+        different = ", ".join(f"{split} like {look}" for split, look in found.items())
+        raise TrialError(
+            f"The splits mark entities in different schemes: {different}. In IOB2 each entity begins with B-, in IOB1 "
+            "only one right after another of its type. Convert one of them, or name one scheme with data.label_scheme."
+        )
+    look = next(iter(found.values()), None)
+    return look if look in schemes else schemes[0]
+
+
+def _find_first(splits: Mapping[str, Tags], names: Set[str]) -> tuple[str, str]:
+    """The first of these tags that there is, and its place."""
+    for tags in splits.values():
+        words = np.isin(tags.ids, [i for i, name in enumerate(tags.names) if name in names])
+        if words.any():
+            return tags.names[tags.ids[words][0]], tags.place_of(words)
+    raise LookupError(names)
+
+
+def _look(tags: Tags, schemes: Sequence[str]) -> str | None:
+    """Which of these schemes, those with the letters of all splits, a split looks like; None if it has no entity."""
+    entities = tags.entities(None)
+    if not entities.counts:
+        return None
+    continues, border, kind = entities.continues, "B", "IOB"
+    if "IOB2" not in schemes and "IOE2" not in schemes:
+        if np.isin(["B", "S"], entities.prefixes).any() and np.isin(["E", "S"], entities.prefixes).any():
+            return schemes[0]
+        return "IOE" if "E" in entities.prefixes else "IOB"  # no entity of it begins, or none ends
+    if "IOB2" not in schemes:  # the same, from the other end
+        continues, border, kind = np.append(continues[1:], False), "E", "IOE"
+    inside_alone = ((entities.prefixes == "I") & ~continues).any()
+    border_alone = ((entities.prefixes == border) & ~continues).any()
+    return f"{kind}{1 if inside_alone and not border_alone else 2}"
+
+
+def choose_metric_scheme(label_list: Sequence[str], label_scheme: str, requested: str | None) -> str:
+    """seqeval's name of the scheme that mode "strict" goes by: as requested, or the tags' own.
+
+    Raises:
+        ConfigError: If seqeval would refuse the tags.
+
+    Example:
+        >>> choose_metric_scheme(["B-PER", "L-PER", "O"], "BILOU", None)
+        'IOBES'
+    """
+    own, scheme = (SEQEVAL_SCHEMES.get(name, name) for name in (label_scheme, requested or label_scheme))
+    try:
+        if scheme != own and (label_scheme == "plain" or PREFIXES.get(scheme) != PREFIXES.get(own)):
+            raise ValueError(f"they are {label_scheme}")  # seqeval might read them, and find no entity in any
+        seqeval_schemes.Entities(
+            [[entity_tag(label, label_scheme) for label in label_list]], getattr(seqeval_schemes, scheme)
+        )
+    except (ValueError, KeyError) as error:
+        problem = (
+            f"data.metric_scheme: {requested or 'null'} does not suit the tags {', '.join(label_list)} ({error}). Name "
+            "the scheme that they follow, or set metric_mode: default."
+        )
+        raise ConfigError([problem]) from None
+    return scheme

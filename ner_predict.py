@@ -1,0 +1,342 @@
+"""Tag files or new text with an exported model. Nothing here imports Determined.
+
+python3 ner_predict.py --model DIR/model --input FILE --output FILE [--batch-size N] [--help]
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tqdm
+import transformers
+from seqeval.metrics.sequence_labeling import get_entities
+
+import ner_cells
+import ner_data
+import ner_files
+import ner_report
+import ner_utils
+from ner_labels import OUTSIDE, entity_tag
+from transformer_trial.parsing import TrialError
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BATCHES = 32
+"""Sentences of so many batches are read, sorted by length, tagged and written before the next ones are read."""
+
+
+@dataclass
+class Sentence:
+    """A sentence, and what is known and said of it."""
+
+    words: list[str]
+    text: str | None = None
+    """What the words were split from, if they were."""
+    offsets: list[tuple[int, int]] | None = None
+    """Start and end of each word in the text, in characters."""
+    gold: list[str] | None = None
+    place: str = ""
+    tags: list[str] | None = None
+    """One for each word, from the model."""
+    scores: list[float | None] | None = None
+    """The probability of each tag; None for a word that the tokenizer has no sub-token for, which is O."""
+
+    @classmethod
+    def of_text(cls, text: str, place: str = "") -> "Sentence":
+        pieces = ner_cells.split_text(text)
+        return cls([word for word, *_ in pieces], text, [(start, end) for _, start, end in pieces], place=place)
+
+
+class Tagger:
+    """A model with its tokenizer and the settings that it was trained with, ready to tag.
+
+    Args:
+        model: Of transformers, for token classification. Its config says how long windows are (`ner`), where NERTrial
+            has trained it; otherwise they are as long as the model takes.
+        tokenizer: A fast one.
+        batch_size: Windows that the model sees at once.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 32) -> None:
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        config = model.config
+        self.labels = [config.id2label[i] for i in range(config.num_labels)]
+        settings = getattr(config, "ner", None) or {}
+        self.label_scheme = settings.get("label_scheme")
+        self.metric_options = settings.get("metric_options", {"mode": "default", "scheme": None})
+        ner_utils.prepare_tokenizer(tokenizer)
+        self.max_seq_length = ner_utils.choose_max_seq_length(tokenizer, model, settings.get("max_seq_length"))
+        self.doc_stride = ner_utils.choose_doc_stride(tokenizer, self.max_seq_length, settings.get("doc_stride"))
+        self.collate = ner_utils.WordCollator(tokenizer, [])
+
+    @classmethod
+    def load(cls, folder: str | Path, batch_size: int = 32) -> "Tagger":
+        """The tagger of an exported model's folder, on a GPU if there is one.
+
+        Raises:
+            TrialError: If the folder does not hold a whole model.
+        """
+        try:
+            if not Path(folder).is_dir():
+                raise ValueError(f"there is no such folder (looked for {Path(folder).absolute()})")
+            model = transformers.AutoModelForTokenClassification.from_pretrained(folder)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        except Exception as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise TrialError(
+                f"--model: cannot load {folder}: {reason}. Accepted is a folder with a model for token classification "
+                "and its tokenizer, such as DIR/model of a training."
+            ) from error
+        device = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(model, tokenizer, batch_size)
+
+    def tag(self, sentences: Iterable[Sentence]) -> Iterator[Sentence]:
+        """Fill in tags and scores, chunk by chunk, in the order of the sentences; each word gets exactly one."""
+        sentences = iter(sentences)
+        while chunk := list(itertools.islice(sentences, CHUNK_BATCHES * self.batch_size)):
+            self._tag_chunk(chunk)
+            yield from chunk
+
+    @torch.inference_mode()
+    def _tag_chunk(self, chunk: list[Sentence]) -> None:
+        for sentence in chunk:
+            sentence.tags, sentence.scores = [OUTSIDE] * len(sentence.words), [None] * len(sentence.words)
+        words = [sentence.words for sentence in chunk]
+        windows = list(ner_utils.cut_windows(words, self.tokenizer, self.max_seq_length, self.doc_stride))
+        windows.sort(key=lambda window: len(window.word_ids), reverse=True)
+        was_training = self.model.training
+        self.model.eval()
+        for start in range(0, len(windows), self.batch_size):
+            batch = windows[start : start + self.batch_size]
+            rows = [
+                {**window.inputs, "word_positions": [position for _, position in window.scored]} for window in batch
+            ]
+            tensors = {name: tensor.to(self.model.device) for name, tensor in self.collate(rows).items()}
+            positions = tensors.pop("word_positions")
+            logits = ner_utils.select_words(self.model(**tensors).logits, positions)
+            scores, label_ids = (result.tolist() for result in logits.softmax(-1).max(-1))
+            for window, of_words, of_scores in zip(batch, label_ids, scores):
+                sentence = chunk[window.sentence]
+                for (word, position), label_id, score in zip(window.scored, of_words, of_scores):
+                    if position != ner_utils.NO_POSITION:
+                        sentence.tags[word], sentence.scores[word] = self.labels[label_id], score  # type: ignore[index]
+        self.model.train(was_training)
+
+    def spans(self, sentence: Sentence) -> list[dict[str, Any]]:
+        """The entities that the tags of a tagged sentence mark, as seqeval's default mode reads them."""
+        tags = [entity_tag(tag, self.label_scheme) for tag in sentence.tags or []]
+        spans = []
+        for entity_type, first, last in get_entities(tags):
+            scores = [score for score in (sentence.scores or [])[first : last + 1] if score is not None]
+            span: dict[str, Any] = {"type": entity_type, "first_word": first, "last_word": last}
+            if sentence.text is None or sentence.offsets is None:
+                span["text"] = " ".join(sentence.words[first : last + 1])
+            else:
+                span["start"], span["end"] = sentence.offsets[first][0], sentence.offsets[last][1]
+                span["text"] = sentence.text[span["start"] : span["end"]]
+            spans.append({**span, "score": round(sum(scores) / len(scores), 6) if scores else None})
+        return spans
+
+    def as_json(self, sentence: Sentence) -> dict[str, Any]:
+        """What is written of a tagged sentence as a line of json."""
+        scores = [None if score is None else round(score, 6) for score in sentence.scores or []]
+        row: dict[str, Any] = {} if sentence.text is None else {"text": sentence.text}
+        row |= {"tokens": sentence.words, "tags": sentence.tags, "scores": scores, "spans": self.spans(sentence)}
+        return row if sentence.gold is None else {**row, "gold": sentence.gold}
+
+
+def predict(
+    model: str | Path, sentences: Iterable[str | Sequence[str]], batch_size: int = 32
+) -> Iterator[dict[str, Any]]:
+    """Tag sentences with an exported model.
+
+    Args:
+        model: Its folder.
+        sentences: Each a text, which is split into words, or a list of words.
+        batch_size: Windows that the model sees at once.
+
+    Yields:
+        For each sentence, in their order, what a line of `ner_predict.py`'s output holds: `tokens`, `tags`, `scores`
+        and `spans`, and `text` if it was one.
+
+    Example:
+        for row in predict("outputs/run/model", ["Ada Lovelace lived in London."]):
+            print(row["spans"])
+    """
+    tagger = Tagger.load(model, batch_size)
+    as_sentences = (Sentence.of_text(s) if isinstance(s, str) else Sentence(list(s)) for s in sentences)
+    return (tagger.as_json(sentence) for sentence in tagger.tag(as_sentences))
+
+
+def read_sentences(source: ner_data.Source, config: ner_data.NERDataConfig, task: str) -> Iterator[Sentence]:
+    """The sentences of a source, with gold tags where it has them.
+
+    Raises:
+        TrialError: At the first one that is not right.
+    """
+    records = source.records()
+    first = next(records, None)
+    if first is None:
+        return
+    columns = ner_data.find_columns(first, config, task, needs_tags=False)
+    label_names = source.label_names(columns.label) if columns.label is not None else ()
+    records = itertools.chain([first], records)
+    if columns.sentence is not None:
+        records = ner_data.join_words(records, columns)
+    for record in records:
+        text: Any = record.cells.get(columns.text)
+        label = record.cells.get(str(columns.label))
+        is_text = isinstance(text, str) and text.strip(ner_cells.BLANKS)[:1] != "["
+        try:
+            if label is not None:
+                words, gold = ner_cells.read_sentence(text, label, label_names or None)
+                sentence = Sentence.of_text(text) if is_text else Sentence(words)
+                if sentence.words != words:  # a text with blanks between words is split there only
+                    sentence = Sentence(words)
+                sentence.gold = gold
+            elif is_text or text == "":
+                sentence = Sentence.of_text(text)
+            else:
+                sentence = Sentence(ner_cells.read_words(text) if text != [] else [])
+        except ValueError as error:
+            raise TrialError(f"{record.place}: {error} (Read from the column {columns.text!r}.)") from None
+        sentence.place = record.place
+        yield sentence
+
+
+def open_source(options: argparse.Namespace, config: ner_data.NERDataConfig) -> ner_data.Source:
+    """What `--input` names: files as of a training, lines of text, or standard input, which is text if nothing else."""
+    if options.input != "-":
+        path = Path(options.input).expanduser()
+        is_text = config.file_format is None and path.is_file() and is_plain_text(path)
+        return ner_data.source_of_files(
+            "--input", options.input, replace(config, file_format="text") if is_text else config
+        )
+    records = ner_files.read_records(Path("/dev/stdin"), config.file_format or "text", ner_data.names_columns)
+    return ner_data.Source("standard input", lambda: records, str, lambda column: ())
+
+
+def is_plain_text(path: Path) -> bool:
+    """Whether a .txt file is text rather than CoNLL columns: its first line does not end with a tag."""
+    first = next((line.rstrip() for line in ner_files.read_lines(path) if line.strip()), "")
+    return path.name.lower().removesuffix(".gz").endswith(".txt") and not ner_cells.TAGGED_LINE.search(first)
+
+
+def as_columns(sentence: Sentence) -> str:
+    """A sentence as CoNLL columns, TAB between them: word, gold tag if there is one, predicted tag.
+
+    Raises:
+        TrialError: If a word cannot stand in a column.
+    """
+    columns = [sentence.words, *([sentence.gold] if sentence.gold is not None else []), sentence.tags or []]
+    for word in sentence.words:
+        if not word or re.search(r"[\t\r\n]", word):
+            raise TrialError(
+                f"{sentence.place}: the word {word!r} cannot stand in a column. Write json lines: --output FILE.jsonl"
+            )
+    return "".join("\t".join(cells) + "\n" for cells in zip(*columns))
+
+
+def write_predictions(
+    tagged: Iterable[Sentence], tagger: Tagger, output: Any, report: ner_report.ErrorReport, *, columns: bool = False
+) -> None:
+    """Write tagged sentences, and add those with gold tags to a report.
+
+    Args:
+        tagged: From `tagger`.
+        tagger: What tagged them.
+        output: An unbuffered binary file. It gets each sentence in a call of its own, so that there are whole lines
+            only, whatever interrupts it.
+        report: Of the errors.
+        columns: Write CoNLL columns instead of json lines.
+    """
+    for sentence in tagged:
+        if sentence.gold is not None:
+            report.add(sentence.words, sentence.gold, sentence.tags or [], sentence.place)
+        text = as_columns(sentence) if columns else json.dumps(tagger.as_json(sentence), ensure_ascii=False)
+        line = f"{text}\n".encode()
+        while line:
+            line = line[output.write(line) :]
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Tag files or new text with an exported model.")
+    parser.add_argument("--model", required=True, metavar="DIR", help="folder of an exported model")
+    parser.add_argument("--input", required=True, metavar="FILE", help="file, glob in quotes, or - for standard input")
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="json lines, or CoNLL columns by its ending; - for json lines"
+    )
+    formats = ("text", *ner_files.FORMAT_NAMES)
+    parser.add_argument("--format", choices=formats, help="format of the input; by default its ending tells")
+    parser.add_argument("--text-column", metavar="NAME", help="column of the words or the text")
+    parser.add_argument("--label-column", metavar="NAME", help="column of the gold tags or entities")
+    parser.add_argument("--sentence-column", metavar="NAME", help="column of the sentence's id, if a row is a word")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32; the tags are the same")
+    options = parser.parse_args(arguments)
+    if options.batch_size < 1:
+        parser.error(f"--batch-size: found {options.batch_size}; accepted is at least 1")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    options = parse_arguments(arguments)
+    try:
+        tag_file(options)
+    except TrialError as error:
+        logger.error("%s", error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        logger.error("Interrupted: the output holds whole lines, for the first sentences only.")
+        sys.exit(130)
+    except BrokenPipeError:  # whoever reads the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def tag_file(options: argparse.Namespace) -> None:
+    """What the command line asks for; with gold tags, print the metrics too, and write `report/` beside the output."""
+    config = ner_data.NERDataConfig(
+        train_file=options.input,
+        file_format=options.format,
+        text_column_name=options.text_column,
+        label_column_name=options.label_column,
+        sentence_column_name=options.sentence_column,
+    )
+    to_stdout, path = options.output == "-", Path(options.output).expanduser()
+    if not to_stdout and path.exists() and Path(options.input).exists() and path.samefile(options.input):
+        raise TrialError(f"--output: {path} is the input too. Name another file.")
+    source = open_source(options, config)
+    tagger = Tagger.load(options.model, options.batch_size)
+    task = getattr(tagger.model.config, "finetuning_task", None) or "ner"
+    mode = tagger.metric_options
+    report = ner_report.ErrorReport(tagger.label_scheme, mode["mode"], mode["scheme"])
+    columns = not to_stdout and path.suffix.lower() in (".conll", ".txt", ".bio", ".iob", ".iob2", ".tsv")
+    try:
+        target: Any = sys.stdout.fileno() if to_stdout else path
+        output = open(target, "wb", buffering=0, closefd=not to_stdout)  # noqa: SIM115
+    except OSError as error:
+        raise TrialError(f"--output: cannot write {path}: {error.strerror}.") from None
+    with output:
+        tagged = tqdm.tqdm(tagger.tag(read_sentences(source, config, task)), unit=" sentences", disable=None)
+        write_predictions(tagged, tagger, output, report, columns=columns)
+    if report.num_sentences:
+        found = report.as_dict()
+        print(ner_report.report_text(found), file=sys.stderr if to_stdout else sys.stdout)
+        if not to_stdout:
+            ner_report.write_report(found, path.parent / "report", f"{source.name} by {options.model}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,402 @@
+"""The same sentences in every format and shape are the same tokenized rows; any word that a format can hold survives."""
+
+import csv
+import gzip
+import io
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import transformers
+from conftest import SAMPLE_DATA, SAMPLE_MODEL
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import ner_cells
+import ner_data
+import ner_files
+import ner_utils
+
+Sentence = tuple[list[str], list[str]]
+"""Words and tags."""
+
+SENTENCES: list[Sentence] = [
+    (["EU", "rejects", "German", "call"], ["B-ORG", "O", "B-MISC", "O"]),
+    (["#hashtag", "by", "Ada", "Lovelace"], ["O", "O", "B-PER", "I-PER"]),
+    (["#", "is", "a", "word"], ["O", "O", "O", "O"]),
+    (["#", "1"], ["B-MISC", "I-MISC"]),
+    (["null", "NA", "nan", "None", "True", "007", "1e5", "-"], ["O"] * 8),
+    (["don't", '"', "''", "a,b", "\\n", "``", "(", "[", "]", "{", "-LRB-", "<s>"], ["O"] * 12),
+    (["Zoë", "New\u00a0York", "a\u2028b", "a\u0085b", "東京", "👩‍👩‍👧", "\u200b"], ["B-PER", "B-LOC"] + ["O"] * 5),
+    (["Ada"], ["B-PER"]),
+    (["in", "London", ",", "Paris"], ["O", "B-LOC", "O", "B-LOC"]),
+]
+
+NAMES = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "B-MISC", "I-MISC"]
+
+
+def rows_of(sentences: list[Sentence]) -> list[dict[str, Any]]:
+    return [{"tokens": words, "ner_tags": tags} for words, tags in sentences]
+
+
+def as_lines(rows: list[Any]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def as_table(header: list[str], rows: list[list[Any]], **options: Any) -> str:
+    file = io.StringIO()
+    csv.writer(file, **{"lineterminator": "\n", **options}).writerows([header, *rows])
+    return file.getvalue()
+
+
+def list_table(cell: Callable[[Any], str], **options: Any) -> Callable[[list[Sentence]], str]:
+    return lambda sentences: as_table(["tokens", "ner_tags"], [list(map(cell, pair)) for pair in sentences], **options)
+
+
+def word_rows(sentences: list[Sentence], *, first_only: bool = False) -> list[list[Any]]:
+    return [
+        [f"Sentence: {i}" if not first_only or not k else "", word, "NNP", tag]
+        for i, (words, tags) in enumerate(sentences, start=1)
+        for k, (word, tag) in enumerate(zip(words, tags))
+    ]
+
+
+def kaggle(*, first_only: bool = False, **options: Any) -> Callable[[list[Sentence]], str]:
+    return lambda s: as_table(["Sentence #", "Word", "POS", "Tag"], word_rows(s, first_only=first_only), **options)
+
+
+def kaggle_frame(sentences: list[Sentence]) -> pd.DataFrame:
+    return pd.DataFrame(word_rows(sentences, first_only=True), columns=["sentence_id", "word", "pos", "label"])
+
+
+def conll(
+    columns: str = "{word}\t{tag}", *, start: str = "", between: str = "\n", comment: str = ""
+) -> Callable[[list[Sentence]], str]:
+    def write(sentences: list[Sentence]) -> str:
+        blocks = [
+            comment.format(number=number)
+            + "".join(columns.format(word=w, tag=t, i=i, j=i + 1) + "\n" for i, (w, t) in enumerate(zip(*sentence)))
+            for number, sentence in enumerate(sentences)
+        ]
+        return start + between.join(blocks)
+
+    return write
+
+
+def conllu(sentences: list[Sentence]) -> str:
+    text = "# global.columns = ID FORM LEMMA UPOS XPOS FEATS HEAD DEPREL DEPS MISC\n"
+    for number, (words, tags) in enumerate(sentences, start=1):
+        text += f"# sent_id = {number}\n# text = with\ta TAB\n1-2\t{words[0]}xx\t" + "\t".join("_" * 8) + "\n"
+        for i, (word, tag) in enumerate(zip(words, tags), start=1):
+            text += f"{i}\t{word}\t_\tNOUN\t_\t_\t0\tdep\t_\t{tag}\n{i}.1\tempty\t" + "\t".join("_" * 8) + "\n"
+        text += "\n"
+    return text
+
+
+def spans_of(sentence: Sentence) -> tuple[str, list[list[Any]]]:
+    words, tags = sentence
+    text, spans = "", list[list[Any]]()
+    for word, tag in zip(words, tags):
+        text += " " if text else ""
+        if tag[:2] == "I-":
+            spans[-1][1] = len(text) + len(word)
+        elif tag != "O":
+            spans.append([len(text), len(text) + len(word), tag[2:]])
+        text += word
+    return text, spans
+
+
+def span_rows(row: Callable[[str, list[list[Any]]], dict[str, Any]]) -> Callable[[list[Sentence]], str]:
+    return lambda sentences: as_lines([row(*spans_of(sentence)) for sentence in sentences])
+
+
+def dict_rows(text: str, spans: list[list[Any]]) -> dict[str, Any]:
+    return {"id": 1, "text": text, "entities": [dict(zip(("start", "end", "label"), span)) for span in spans]}
+
+
+def to_parquet(frame: pd.DataFrame) -> bytes:
+    file = io.BytesIO()
+    frame.to_parquet(file)
+    return file.getvalue()
+
+
+def class_labels(sentences: list[Sentence]) -> bytes:
+    tags = datasets.List(datasets.ClassLabel(names=NAMES))
+    features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "ner_tags": tags})
+    file = io.BytesIO()
+    datasets.Dataset.from_list(rows_of(sentences), features=features).to_parquet(file)
+    return file.getvalue()
+
+
+def any_words(words: list[str]) -> bool:
+    return True
+
+
+def in_cells(words: list[str]) -> bool:
+    """A row of a word has no line break or TAB in it, which tell of quotes left open, and is not blank."""
+    return not any(char in word for word in words for char in "\t\r\n") and all(word.strip(" ") for word in words)
+
+
+def in_columns(words: list[str]) -> bool:
+    """A line has one line; a cell of blanks is an empty one; -DOCSTART- begins a document, and "# x = " a comment."""
+    return in_cells(words) and not words[0].startswith(("-DOCSTART-", "# "))
+
+
+def between_spaces(words: list[str]) -> bool:
+    """Words are separated by spaces."""
+    return in_columns(words) and not any(" " in word for word in words)
+
+
+def in_line(words: list[str]) -> bool:
+    """Words are separated by spaces, and the whole does not look like a list or a dictionary."""
+    text = " ".join(words)
+    return between_spaces(words) and text[0] + text[-1] not in ("[]", "{}", "()")
+
+
+def in_text(words: list[str]) -> bool:
+    """Of a text with entities, words end at blanks, punctuation and ideographs."""
+    return [word for word, *_ in ner_cells.split_text(" ".join(words))] == words
+
+
+class Case(NamedTuple):
+    ending: str
+    file_format: str
+    write: Callable[[list[Sentence]], Any]
+    holds: Callable[[list[str]], bool] = any_words
+    options: dict[str, Any] = {}
+
+
+TAB4 = "{word}\tNNP\tB-NP\t{tag}"
+COMMENTS = dict(
+    start="# newdoc = 1\n-DOCSTART-\t-X-\tO\n\n# a comment\n\n",
+    comment="# sent_id = {number}\n# text of three\n", between="\n-DOCSTART- -X- O\n\n",
+)  # fmt: skip
+
+CASES = {
+    "json list": Case("json", "json", lambda s: json.dumps(rows_of(s))),
+    "json list over lines": Case("json", "json", lambda s: json.dumps(rows_of(s), indent=1, ensure_ascii=False)),
+    "json objects over lines": Case("json", "json", lambda s: "\n".join(json.dumps(r, indent=1) for r in rows_of(s))),
+    "json lines": Case("json", "json", lambda s: as_lines(rows_of(s))),
+    "jsonl": Case("jsonl", "jsonl", lambda s: "\n" + as_lines(rows_of(s)).replace("\n", "\n\n")),
+    "jsonl with BOM": Case("jsonl", "jsonl", lambda s: ("\ufeff" + as_lines(rows_of(s)).replace("\n", "\r\n")).strip()),
+    "ndjson": Case("ndjson", "jsonl", lambda s: as_lines(rows_of(s))),
+    "jsonl with numbers": Case(
+        "jsonl", "json", lambda s: as_lines([{"tokens": w, "tags": [NAMES.index(t) for t in ts]} for w, ts in s]),
+        options={"label_list": NAMES},
+    ),
+    "jsonl with lines of text": Case(
+        "jsonl", "json", lambda s: as_lines([{"text": " ".join(w), "labels": " ".join(t)} for w, t in s]), in_line
+    ),
+    "jsonl, a row a word": Case(
+        "jsonl", "json", lambda s: as_lines([dict(zip(("sent_id", "token", "pos", "tag"), r)) for r in word_rows(s)]),
+        in_cells,
+    ),
+    "parquet": Case("parquet", "parquet", lambda s: to_parquet(pd.DataFrame(rows_of(s)))),
+    "parquet with ClassLabel": Case("parquet", "parquet", class_labels),
+    "parquet, a row a word": Case(
+        "parquet", "parquet", lambda s: to_parquet(kaggle_frame(s).replace({"sentence_id": {"": np.nan}})), in_cells
+    ),
+    "csv, Python text": Case("csv", "csv", list_table(str)),
+    "csv, JSON text": Case("csv", "csv", list_table(json.dumps, quoting=csv.QUOTE_ALL, lineterminator="\r\n")),
+    "csv, JSON text over lines": Case("csv", "csv", list_table(lambda cell: json.dumps(cell, indent=1))),
+    "csv, lines of text": Case("csv", "csv", list_table(" ".join), in_line),
+    "csv by pandas": Case("csv", "csv", lambda s: "\ufeff" + pd.DataFrame(rows_of(s)).to_csv()),
+    "csv, other names": Case(
+        "csv", "csv", lambda s: as_table(["n", "mots", "x"], [[i, w, t] for i, (w, t) in enumerate(s)]),
+        options={"text_column_name": "mots", "label_column_name": "x"},
+    ),
+    "csv, a row a word": Case("csv", "csv", kaggle(), in_cells),
+    "csv, an id a sentence": Case("csv", "csv", kaggle(first_only=True), in_cells),
+    "csv, a row a word, by pandas": Case(
+        "csv", "csv", lambda s: kaggle_frame(s).rename(columns={"word": "mot", "label": "type"}).to_csv(), in_cells,
+        options={"label_column_name": "type"},
+    ),
+    "tsv, Python text": Case("tsv", "tsv", list_table(repr, delimiter="\t")),
+    "tsv, JSON text": Case("tsv", "tsv", list_table(json.dumps, delimiter="\t")),
+    "tsv, lines of text": Case("tsv", "tsv", list_table(" ".join, delimiter="\t"), in_line),
+    "tsv, a row a word": Case("tsv", "tsv", kaggle(delimiter="\t"), in_cells),
+    "tsv of columns": Case("tsv", "conll", conll(), in_columns),
+    "two columns, TAB": Case("conll", "conll", conll(), in_columns),
+    "two columns, spaces": Case("txt", "conll", conll("{word} {tag}"), between_spaces),
+    "four columns, TAB": Case("bio", "conll", conll(TAB4, **COMMENTS), in_columns),
+    "four columns, spaces": Case(
+        "iob", "conll", conll("{word}  NNP B-NP {tag} ", **COMMENTS), between_spaces
+    ),
+    "TAB at the end": Case("conll", "conll", conll("{word}\t{tag}\t"), in_columns),
+    "lone TAB between sentences": Case("conll", "conll", conll(between="\t\n"), in_columns),
+    "blank lines, none at the end": Case(
+        "conll", "conll", lambda s: conll(between="\n \n\n", start="\n\n")(s).rstrip("\n"), in_columns
+    ),
+    "CRLF and BOM": Case("conll", "conll", lambda s: "\ufeff" + conll()(s).replace("\n", "\r\n"), in_columns),
+    "global.columns": Case(
+        "conll", "conll", conll(TAB4, start="# global.columns = FORM UPOS CHUNK TAG\n"), in_columns,
+        options={"text_column_name": "FORM"},
+    ),
+    "columns by number": Case(
+        "txt", "conll", conll("{tag} B-NP {word} B-VP"), between_spaces,
+        options={"text_column_name": 2, "label_column_name": "0"},
+    ),
+    "column by number from the end": Case(
+        "txt", "conll", conll("{word} NNP {tag} B-VP"), between_spaces, options={"label_column_name": -2}
+    ),
+    "UNER": Case("iob2", "conll", conll("{j}\t{word}\t{tag}\t-\t-", comment="# text = x\n"), in_columns),
+    "count from 0": Case("iob2", "conll", conll("{i}\t{word}\t{tag}"), in_columns),
+    "CoNLL-U": Case("conllu", "conllu", conllu, in_columns),
+    "CoNLL-U, other columns": Case(
+        "conllu", "conllu", conll("{j}\t{word}\t{tag}", start="# global.columns = ID FORM NER\n"), in_columns
+    ),
+    "spans": Case("jsonl", "json", span_rows(dict_rows), in_text),
+    "spans by doccano": Case(
+        "jsonl", "json", span_rows(lambda text, spans: {
+            "id": 1, "text": text, "relations": [], "Comments": [],
+            "entities": [dict(zip(("start_offset", "end_offset", "label"), span)) for span in spans],
+        }), in_text,
+    ),
+    "spans by Prodigy": Case(
+        "jsonl", "json", span_rows(lambda text, spans: {
+            "text": text, "tokens": [{"text": word, "id": i} for i, word in enumerate(text.split(" "))],
+            "spans": [{**span, "token_start": 0} for span in dict_rows(text, spans)["entities"]], "answer": "accept",
+        }), in_text,
+    ),
+    "spans by Label Studio": Case(
+        "json", "json", lambda s: json.dumps([
+            {"text": text, "label": [{"start": a, "end": b, "text": text[a:b], "labels": [c]} for a, b, c in spans]}
+            for text, spans in map(spans_of, s)
+        ]), in_text,
+    ),
+    "spans as lists": Case("jsonl", "json", span_rows(lambda text, spans: {"text": text, "label": spans}), in_text),
+    "spans in parquet": Case(
+        "parquet", "parquet", lambda s: to_parquet(pd.DataFrame([dict_rows(*spans_of(pair)) for pair in s])), in_text
+    ),
+}  # fmt: skip
+
+
+def write_file(path: Path, content: Any) -> None:
+    data = content if isinstance(content, bytes) else content.encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def read_files(pattern: Path, **options: Any) -> list[Sentence]:
+    """As `read_splits` reads them, but past the cache."""
+    config = ner_data.NERDataConfig(train_file=str(pattern), **options)
+    source = ner_data.source_of_files("data.train_file", str(pattern), config)
+    first, *following = itertools.islice(source.records(), ner_data.NUM_FIRST)
+    columns = ner_data.find_columns(first, config, "ner", following=following)
+    names = source.label_names(str(columns.label)) or config.label_list
+    return [(row["tokens"], row["tags"]) for row in ner_data.read_sentences(source, columns, names)]
+
+
+def held(case: Case) -> list[Sentence]:
+    return [sentence for sentence in SENTENCES if case.holds(sentence[0])]
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("file_format", [False, True], ids=["by ending", "by file_format"])
+@pytest.mark.parametrize("num_files", [1, 3])
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
+def test_every_format_and_shape_gives_the_same_sentences(
+    case: Case, num_files: int, file_format: bool, compressed: bool, tmp_path: Path
+) -> None:
+    sentences, size = held(case), -(-len(held(case)) // num_files)
+    assert len(sentences) >= 3
+    ending = ("." + ("data" if file_format else case.ending)) + ".gz" * compressed
+    for i in range(num_files):
+        write_file(tmp_path / f"part{i}{ending}", case.write(sentences[i * size : (i + 1) * size]))
+    options = case.options | ({"file_format": case.file_format} if file_format else {})
+    assert read_files(tmp_path / ("part*" if num_files > 1 else f"part0{ending}"), **options) == sentences
+
+
+def tokenize(rows: datasets.DatasetDict) -> list[dict[str, Any]]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(SAMPLE_MODEL)
+    tokenized = ner_utils.build_tokenized_datasets(rows, tokenizer, sorted(NAMES), 16, 4)
+    found: list[dict[str, Any]] = tokenized["train"].to_list()
+    return found
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
+def test_every_format_and_shape_gives_the_same_tokenized_rows(case: Case, tmp_path: Path) -> None:
+    sentences = held(case)
+    write_file(tmp_path / f"a.{case.ending}", case.write(sentences))
+    config = ner_data.NERDataConfig(train_file=str(tmp_path / f"a.{case.ending}"), **case.options)
+    rows, _ = ner_data.read_splits(ner_data.load_splits(config), config, "ner")
+    expected = [{"tokens": words, "tags": tags} for words, tags in sentences]
+    assert tokenize(rows) == tokenize(datasets.DatasetDict({"train": datasets.Dataset.from_list(expected)}))
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_the_sample_is_the_same_in_every_format(split: str, ending: str) -> None:
+    lines = (SAMPLE_DATA / f"{split}.json").read_text(encoding="utf-8").splitlines()
+    expected = [(row["tokens"], row["ner_tags"]) for row in map(json.loads, lines)]
+    assert read_files(SAMPLE_DATA / f"{split}.{ending}") == expected
+
+
+TYPES = st.sampled_from(["PER", "ORG"])
+
+
+@st.composite
+def arbitrary_sentences(draw: st.DrawFn, alphabet: str | None) -> list[Sentence]:
+    """Entities of one or more words begin with B-, so that spans can write them down."""
+    chars = st.characters(exclude_categories=["Cs"], exclude_characters="\0")  # files with either are refused
+    word = st.text(chars if alphabet is None else st.sampled_from(alphabet), max_size=6)
+    sentences = []
+    for _ in range(draw(st.integers(1, 4))):
+        words, tags = draw(st.lists(word, min_size=1, max_size=5)), list[str]()
+        for _ in words:
+            begins = [f"B-{draw(TYPES)}", "O"]
+            tags.append(draw(st.sampled_from(begins + ([f"I-{tags[-1][2:]}"] if tags and tags[-1] != "O" else []))))
+        sentences.append((words, tags))
+    return sentences
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
+def test_any_words_survive_every_format(case: Case, data: st.DataObject, tmp_path: Path) -> None:
+    alphabet = data.draw(st.sampled_from([None, "ab#-[]{}()'\",;= \t\n\r_1.\\/\u00a0\u2028\ufeffO"]))
+    sentences = [s for s in data.draw(arbitrary_sentences(alphabet)) if case.holds(s[0])]
+    # A file's first characters may be a byte order mark, which is none of its words.
+    sentences = [s for s in sentences if s[0][0][:1] != "\ufeff"]
+    # Lines of one word each could be words of sentences, and are refused.
+    if any(len(words) > 1 for words, _ in sentences):
+        write_file(tmp_path / f"a.{case.ending}", case.write(sentences))
+        assert read_files(tmp_path / f"a.{case.ending}", **case.options) == sentences
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(cell=st.text() | st.text(alphabet="[]{}()'\", 1:\\\n-O"))
+@example("[" * 10_000)
+@example("['EU' 'rejects']")
+@example("['don''t']")
+@example("('EU', 'rejects')")
+@example("a\nb")
+def test_a_text_is_read_as_the_list_that_it_writes_down_or_at_its_spaces_or_refused(cell: str) -> None:
+    try:
+        found = ner_cells.read_list(cell, "words")
+    except ValueError as error:
+        assert str(error).startswith("the words are ")
+        return
+    text = cell.strip(" \t\r\n")
+    try:
+        expected = json.loads(text)
+    except (ValueError, RecursionError):
+        expected = None
+    if not isinstance(expected, list):
+        expected = [part for part in text.replace("\t", " ").split(" ") if part]
+        if text[0] in "([" and found != expected:
+            expected = list(ner_cells.ast.literal_eval(text))
+    assert repr(found) == repr(expected)  # by repr: NaN is not equal to itself
+
+
+def test_a_word_has_the_place_of_its_line_and_a_sentence_that_of_its_first(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.conll", "# x = y\n\nEU\tO\nrejects\tO\n\n\nAda\tB-PER\n")
+    records = ner_files.read_records(tmp_path / "a.conll", None, ner_data.names_columns)
+    places = [(record.place, list(record.places)) for record in records]
+    file = tmp_path / "a.conll"
+    assert places == [(f"{file}, line 3", [f"{file}, line 3", f"{file}, line 4"]), (f"{file}, line 7",) * 1 + ([f"{file}, line 7"],)]

@@ -1,0 +1,377 @@
+"""The look at the data before training: its numbers against plain loops, its table, and `train.py --inspect`."""
+
+import functools
+import itertools
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import transformers
+import yaml
+from conftest import PROJECT, SAMPLE_MODEL, read_metrics
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from seqeval.metrics.sequence_labeling import get_entities
+
+from ner_inspect import describe_data, format_data
+from ner_utils import build_tokenized_datasets, get_dataset_metadata
+
+FIXED = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+Split = list[tuple[list[str], list[str]]]
+"""Words and tags of sentences."""
+
+
+@functools.cache
+def tokenizer() -> Any:
+    return transformers.AutoTokenizer.from_pretrained(SAMPLE_MODEL)
+
+
+def describe(
+    label_scheme: str | None = None,
+    label_names: Sequence[str] | None = None,
+    *,
+    max_seq_length: int = 6,
+    change: Callable[[datasets.Dataset], datasets.Dataset] = lambda rows: rows,
+    **splits: Split,
+) -> dict[str, Any]:
+    """The description of these splits, by the way that NERTrial takes."""
+    rows = datasets.DatasetDict()
+    for name, split in splits.items():
+        columns = {"tokens": [words for words, _ in split], "tags": [tags for _, tags in split]}
+        places = [f"{name}.conll, line {number}" for number in range(1, len(split) + 1)]
+        rows[name] = change(datasets.Dataset.from_dict({**columns, "place": places}))
+    metadata = get_dataset_metadata(rows, label_names, label_scheme)
+    tokenized = build_tokenized_datasets(rows, tokenizer(), metadata.label_list, max_seq_length, 1)
+    return describe_data(rows, tokenized, metadata)
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+
+# Of one sub-token but the zero-width space, of none, and the long ones, which are unknown as wholes.
+WORDS = ["a", "b", "c", "东", "\u200b", "x" * 100, "y" * 101, "a\tb"]
+SUBTOKENS = dict.fromkeys(WORDS, 1) | {"\u200b": 0, "a\tb": 2}
+PREFIXES = {"IOB2": "BI", "IOE2": "IE", "BIOES": "BIES", "BILOU": "BILU"}
+
+
+def split_of(scheme: str) -> st.SearchStrategy[Split]:
+    tags = st.sampled_from(["O", *(f"{prefix}-{name}" for prefix in PREFIXES[scheme] for name in ("PER", "a-b"))])
+    sentence = st.lists(st.tuples(st.sampled_from(WORDS), tags), min_size=1, max_size=7)
+    return st.lists(sentence.map(lambda pairs: ([w for w, _ in pairs], [t for _, t in pairs])), min_size=1, max_size=9)
+
+
+def count(split: Split, train: Split | None = None) -> dict[str, Any]:
+    """What the description should say of a split, with windows of four sub-tokens."""
+    words = [word for sentence, _ in split for word in sentence]
+    in_bioes = [[tag[0].translate(str.maketrans("LU", "ES")) + tag[1:] for tag in tags] for _, tags in split]
+    different = {tuple(sentence) for sentence, _ in split}
+    counts = {
+        "sentences": len(split),
+        "words": len(words),
+        "longest sentence (words)": max(len(sentence) for sentence, _ in split),
+        "longest word (characters)": max(map(len, words)),
+        "long words": sum(len(word) > 100 for word in words),
+        "sentences in several windows": sum(sum(SUBTOKENS[w] for w in sentence) > 4 for sentence, _ in split),
+        "words without sub-tokens": words.count("\u200b"),
+        "entities": dict(Counter(name for tags in in_bioes for name, _, _ in get_entities(tags))),
+        "duplicate sentences": len(split) - len(different),
+    }
+    if train is not None:
+        known = [sentence for sentence, _ in train]
+        counts["sentences that train has too"] = sum(sentence in known for sentence, _ in split)
+    return counts
+
+
+def odd_words(split: Split, scheme: str) -> dict[str, list[int]]:
+    """The sentences of words that go on with no entity, and of words that leave one open, by the rules of the scheme."""
+    goes_on = {"IOB2": "I", "IOE2": "", "BIOES": "IE", "BILOU": "IL"}[scheme]
+    stays_open = {"IOB2": "", "IOE2": "I", "BIOES": "BI", "BILOU": "BI"}[scheme]
+    found: dict[str, list[int]] = {"go on with": [], "leave": []}
+    for number, (_, tags) in enumerate(split, start=1):
+        for tag, next_tag in itertools.pairwise(["O", *tags, "O"]):
+            together = tag[1:] == next_tag[1:] and tag[0] in "BI" and next_tag[0] in "IEL"
+            if next_tag[0] in goes_on and not together:
+                found["go on with"].append(number)
+            if tag[0] in stays_open and not together:
+                found["leave"].append(number)
+    return found
+
+
+@pytest.mark.parametrize("scheme", list(PREFIXES))
+@FIXED
+@given(data=st.data())
+def test_numbers_and_warnings_are_those_of_plain_loops(scheme: str, data: st.DataObject) -> None:
+    train, validation = data.draw(split_of(scheme)), data.draw(split_of(scheme))
+    validation += data.draw(st.lists(st.sampled_from(train), max_size=2))
+    found = describe(scheme, train=train, validation=validation)
+    assert json.loads(json.dumps(found)) == found
+    expected = {"train": count(train), "validation": count(validation, train)}
+    assert found["splits"] == expected
+    assert found["label_scheme"] == scheme
+    tags = {name: {tag for _, tags in split for tag in tags} for name, split in (("t", train), ("v", validation))}
+    assert found["labels"] == sorted(tags["t"] | tags["v"])
+
+    warnings = iter(found["warnings"])  # every one of them is expected, in this order
+    for name, split in (("train", train), ("validation", validation)):
+        if name == "validation" and tags["v"] - tags["t"]:
+            unlearned = ", ".join(sorted(tags["v"] - tags["t"]))
+            assert next(warnings).endswith(f" has tags that train has none of, which cannot be learned: {unlearned}.")
+        if both := expected[name].get("sentences that train has too"):
+            assert next(warnings).startswith(f"{both} of {len(split)} sentences of {name} are in train too: ")
+        if number := expected[name]["long words"]:
+            assert next(warnings) == f"{name} has {number} words of more than 100 characters."
+        for what, sentences in odd_words(split, scheme).items():
+            if sentences:
+                assert next(warnings).startswith(f"{name} has {len(sentences)} words whose tags {what} an entity") or (
+                    what == "leave"
+                )
+    rest = list(warnings)
+    duplicates = expected["train"]["duplicate sentences"]
+    assert ([f"{duplicates} sentences of train are there more than once."] if duplicates else []) == rest[:-1]
+    types = sorted({tag[2:] for tag in found["labels"] if tag != "O"})
+    assert not types or rest[-1] == f"train has fewer than 10 entities of these types: {', '.join(types)}."
+
+
+def test_numbers_equal_a_count_by_hand() -> None:
+    train = [
+        (["Ada", "Lovelace", "lived", "in", "London"], ["B-PER", "I-PER", "O", "O", "B-LOC"]),
+        (["\u200b", "Ada"], ["O", "I-PER"]),
+        (["\u200b", "Ada"], ["O", "B-PER"]),
+    ] + [([f"p{i}"], ["B-PER"]) for i in range(8)]
+    validation = [(["\u200b", "Ada"], ["O", "B-PER"])] * 2 + [(["z" * 120, "Acme"], ["I-PER", "B-ORG"])]
+    found = describe(max_seq_length=512, train=train, validation=validation)
+    assert found == {
+        "label_scheme": "IOB2",
+        "labels": ["B-LOC", "B-ORG", "B-PER", "I-PER", "O"],
+        "splits": {
+            "train": {
+                "sentences": 11, "words": 17, "longest sentence (words)": 5, "longest word (characters)": 8,
+                "long words": 0, "sentences in several windows": 0, "words without sub-tokens": 2,
+                "entities": {"LOC": 1, "PER": 11}, "duplicate sentences": 1,
+            },
+            "validation": {
+                "sentences": 3, "words": 6, "longest sentence (words)": 2, "longest word (characters)": 120,
+                "long words": 1, "sentences in several windows": 0, "words without sub-tokens": 2,
+                "entities": {"ORG": 1, "PER": 3}, "duplicate sentences": 1, "sentences that train has too": 2,
+            },
+        },
+        "warnings": [
+            "train has 1 words whose tags go on with an entity that has not begun, as I- after O, first in train.conll, "
+            "line 2; an entity is taken to begin there, but under metric_mode: strict it does not count.",
+            "validation has tags that train has none of, which cannot be learned: B-ORG.",
+            "2 of 3 sentences of validation are in train too: scores on them say little about new text.",
+            "validation has 1 words of more than 100 characters.",
+            "validation has 1 words whose tags go on with an entity that has not begun, as I- after O, first in "
+            "validation.conll, line 3; an entity is taken to begin there, but under metric_mode: strict it does not "
+            "count.",
+            "1 sentences of train are there more than once.",
+            "train has fewer than 10 entities of these types: LOC, ORG.",
+        ],
+    }  # fmt: skip
+
+
+def test_rows_are_described_in_whatever_way_the_library_keeps_them() -> None:
+    train: Split = [(["a"] * n, ["B-X"] + ["O"] * (n - 1)) for n in (3, 9, 1, 3, 5)] + [(["b"], ["I-X"])]
+    expected = describe(train=train, validation=train[:2])
+
+    def keep_by_indices(rows: datasets.Dataset) -> datasets.Dataset:
+        twice = datasets.concatenate_datasets([rows, rows])  # in chunks
+        return twice.select(range(rows.num_rows, 2 * rows.num_rows)).select(range(rows.num_rows)[::-1])
+
+    found = describe(change=keep_by_indices, train=train, validation=train[:2])
+    assert found == expected
+    assert "first in train.conll, line 6;" in found["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("label_scheme", "tags"),
+    [
+        pytest.param("IOB1", ["I-X", "B-X", "O", "I-X"], id="IOB1"),
+        pytest.param("IOE1", ["E-X", "I-X", "O", "I-X"], id="IOE1"),
+        pytest.param("plain", ["X", "B-X", "O", "I-X"], id="plain"),
+        pytest.param(None, ["B-X", "I-X", "B-X", "O"], id="IOB2"),
+        pytest.param(None, ["E-X", "I-X", "E-X", "O"], id="IOE2"),
+        pytest.param(None, ["S-X", "B-X", "I-X", "E-X"], id="BIOES"),
+        pytest.param(None, ["S-X", "B-X", "M-X", "E-X"], id="BMES"),
+        pytest.param(None, ["U-X", "B-X", "I-X", "L-X"], id="BILOU"),
+    ],
+)
+def test_tags_by_the_rules_are_not_warned_of(label_scheme: str | None, tags: list[str]) -> None:
+    split: Split = [([f"a{i}", "b", "c", "d"], tags) for i in range(10)]
+    assert describe(label_scheme, train=split, validation=[(["q"] * 4, tags)])["warnings"] == []
+
+
+@pytest.mark.parametrize("num_entities", [9, 10])
+def test_types_seen_fewer_than_ten_times_are_warned_of(num_entities: int) -> None:
+    train: Split = [([f"a{i}"], ["B-X"]) for i in range(num_entities)]
+    names = ["O", "B-X", "B-Y", "I-Y"]  # no split has a Y
+    found = describe(None, names, train=train, validation=[(["b"], ["B-X"])])
+    rare = "X, Y" if num_entities < 10 else "Y"
+    assert found["labels"] == names
+    assert found["warnings"] == [f"train has fewer than 10 entities of these types: {rare}."]
+
+
+def test_splits_without_an_entity_and_sentences_of_one_word_are_described() -> None:
+    found = describe(train=[(["a"], ["O"])], validation=[(["b"], ["O"])], test=[(["a"], ["O"])])
+    assert [counts["entities"] for counts in found["splits"].values()] == [{}, {}, {}]
+    assert found["warnings"] == ["1 of 1 sentences of test are in train too: scores on them say little about new text."]
+    assert re.search(r"^entities +0 +0 +0$", format_data(found), re.MULTILINE)
+
+
+def test_words_that_only_look_alike_when_joined_are_no_duplicates() -> None:
+    train: Split = [(["a\tb"], ["O"]), (["a", "b"], ["O", "O"])]
+    found = describe(train=train, validation=[(["a", "b\t"], ["O", "O"])])
+    assert found["splits"]["train"]["duplicate sentences"] == 0
+    assert found["splits"]["validation"]["sentences that train has too"] == 0
+
+
+def test_a_word_longer_than_a_window_is_in_one_only() -> None:
+    (word,) = [word for word in ["abcdefghijklmnopqrstuvwxyz" * 3] if len(tokenizer().tokenize(word)) > 8]
+    found = describe(max_seq_length=6, train=[([word], ["O"])], validation=[(["a", word, "b"], ["O"] * 3)])
+    assert [counts["sentences in several windows"] for counts in found["splits"].values()] == [0, 1]
+
+
+# --------------------------------------------------------------------------------------------------------------- table
+
+
+def read_table(text: str) -> dict[str, list[str]]:
+    """The rows of the table by name, whose columns all end at the same place."""
+    lines = text.splitlines()
+    lines = lines[: next(i for i, line in enumerate(lines) if line.startswith("The labels' scheme"))]
+    assert len(set(map(len, lines))) == 1
+    rows = {}
+    for line in lines:
+        name, *cells = re.split(r" {2,}", line.strip())
+        assert name not in rows
+        rows[name] = cells if line.strip() != line or not line.startswith(" ") else [name, *cells]
+    return rows
+
+
+@pytest.mark.parametrize("num_types", [4, 40])
+@pytest.mark.parametrize("names", [["train", "validation"], ["train", "validation", "test"], ["train", "test", "dev"]])
+def test_the_table_holds_every_number_of_the_description(num_types: int, names: list[str]) -> None:
+    types = [f"T{i:02}" for i in range(num_types)]
+    splits: dict[str, Split] = {
+        name: [([f"{name}{i}-{j}"], [f"B-{of_type}"]) for i, of_type in enumerate(types) for j in range(i + place)]
+        for place, name in enumerate(names, start=1)
+    }
+    splits["train"] += [(["a"] * 1500, ["O"] * 1500)]
+    found = describe(max_seq_length=512, **splits)
+    text = format_data(found)
+    table = read_table(text)
+    header, *lines = text.splitlines()
+    assert header.split() == names
+    numbers = {name: [int(cell.replace(",", "")) for cell in cells if cell != "-"] for name, cells in table.items()}
+    counts = list(found["splits"].values())
+    for name in counts[-1]:
+        if name != "entities":
+            assert numbers[name] == [of_split[name] for of_split in counts if name in of_split]
+    assert numbers["entities"] == [sum(of_split["entities"].values()) for of_split in counts]
+    for i, of_type in enumerate(types):
+        assert numbers[of_type] == [i + place for place in range(1, len(names) + 1)]
+    assert table["sentences that train has too"][0] == "-"
+    assert "1,500" in table["longest sentence (words)"]
+    assert set(table) - {*types, *counts[-1], names[0]} == set()
+    said = lines[lines.index(next(line for line in lines if line.startswith("The labels' scheme"))) :]
+    assert said == [
+        f"The labels' scheme is IOB2: {', '.join(found['labels'])}",
+        *(f"Look: {warning}" for warning in found["warnings"]),
+    ]
+
+
+def test_the_table_reads_like_this() -> None:
+    found = describe(train=[(["Ada", "slept"], ["B-PER", "O"])] * 12, validation=[(["in", "Rome"], ["O", "B-LOC"])])
+    assert format_data(found) == """
+                              train  validation
+sentences                        12           1
+words                            24           2
+longest sentence (words)          2           2
+longest word (characters)         5           4
+long words                        0           0
+sentences in several windows      0           0
+words without sub-tokens          0           0
+duplicate sentences              11           0
+sentences that train has too      -           0
+entities                         12           1
+  LOC                             0           1
+  PER                            12           0
+The labels' scheme is IOB2: B-LOC, B-PER, O
+Look: validation has tags that train has none of, which cannot be learned: B-LOC.
+Look: 11 sentences of train are there more than once.
+Look: train has fewer than 10 entities of these types: LOC.""".lstrip("\n")
+
+
+# --------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def odd_config(config: dict[str, Any], tmp_path: Path) -> Path:
+    """An experiment on usable but odd data."""
+    rows = [
+        (["Ada", "Lovelace", "slept"], ["B-PER", "I-PER", "O"]),
+        (["in", "London"], ["O", "I-LOC"]),
+        (["z" * 150], ["O"]),
+    ]
+    splits = {"train": rows * 5, "validation": [*rows[:1], (["at", "Acme"], ["O", "B-ORG"])]}
+    for name, split in splits.items():
+        lines = [json.dumps({"tokens": words, "ner_tags": tags}) for words, tags in split]
+        (tmp_path / f"{name}.json").write_text("\n".join(lines))
+        config["data"][f"{name}_file"] = str(tmp_path / f"{name}.json")
+    config["name"] = f"inspect-{tmp_path.parent.name}-{tmp_path.name}"
+    config["searcher"]["max_length"] = {"batches": 1}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def train_py(*arguments: str) -> str:
+    """What the script wrote to its log."""
+    result = subprocess.run([sys.executable, "train.py", *arguments], cwd=PROJECT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+SAID = [
+    r"sentences +15 +2",
+    r"duplicate sentences +12 +0",
+    r"  PER +5 +1",
+    r"The labels' scheme is IOB2: B-ORG, B-PER, I-LOC, I-PER, O",
+    r"Look: train has 5 words of more than 100 characters\.",
+    r"Look: train has 5 words whose tags go on .*, first in .*train\.json, line 2; .*",
+    r"Look: validation has tags that train has none of, which cannot be learned: B-ORG\.",
+    r"Look: 1 of 2 sentences of validation are in train too: .*",
+    r"Look: 12 sentences of train are there more than once\.",
+    r"Look: train has fewer than 10 entities of these types: LOC, ORG, PER\.",
+]
+
+
+def test_inspect_shows_the_data_and_trains_nothing(odd_config: Path, tmp_path: Path) -> None:
+    name = yaml.safe_load(odd_config.read_text())["name"]
+    said = train_py(str(odd_config), "--inspect")
+    for line in SAID:
+        assert re.search(f"^{line}$", said, re.MULTILINE), said
+    assert "batch " not in said
+    assert list((PROJECT / "outputs").glob(f"{name}*")) == []
+
+    folder = tmp_path / "run"
+    assert "batch " not in train_py(str(odd_config), "--inspect", "--output-dir", str(folder))
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    assert files == ["report/data.json"]
+    report = json.loads((folder / "report" / "data.json").read_text())
+    assert report["splits"]["train"]["entities"] == {"LOC": 5, "PER": 5}
+    assert len(report["warnings"]) == 6
+    for warning in report["warnings"]:  # the log and the file say the same
+        assert f"\nLook: {warning}\n" in said
+
+    trained = train_py(str(odd_config), "--output-dir", str(folder))  # into the folder that was inspected
+    for line in SAID:
+        assert re.search(f"^{line}$", trained, re.MULTILINE), trained
+    assert json.loads((folder / "report" / "data.json").read_text()) == report
+    assert len(read_metrics(folder, "validation")) == 1

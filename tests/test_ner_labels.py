@@ -1,0 +1,612 @@
+"""Labels: schemes recognised, entities counted and scored as seqeval does, and what becomes of them in a model."""
+
+import copy
+import itertools
+import json
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import SHARED_DATA, needs_wnut, read_metrics
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from seqeval import metrics as seqeval_metrics
+from seqeval import scheme as seqeval_schemes
+from seqeval.metrics.sequence_labeling import get_entities
+
+from ner_labels import (
+    PREFIXES,
+    choose_metric_scheme,
+    entity_tag,
+    find_entity_types,
+    find_label_scheme,
+    read_tags,
+)
+from ner_trial import WordPredictions
+from ner_utils import NO_POSITION
+from transformer_trial.parsing import TrialError
+
+FIXED = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+Span = tuple[int, int, str]
+"""First and last word of an entity, and its type."""
+Sentence = tuple[int, list[Span]]
+"""Number of words, and the entities among them."""
+
+# -------------------------------------------------------------------------------- entities, and tags written for them
+
+# The prefixes of an entity's only word, and of the first, inner and last one of several.
+WRITTEN = {"IOB2": "BBII", "IOE2": "EIIE", "BIOES": "SBIE", "BMES": "SBME", "BMEWO": "WBME", "BILOU": "UBIL"}
+SCHEMES = ["IOB1", "IOE1", "plain", *WRITTEN]
+NAMES = dict(zip(SCHEMES, SCHEMES)) | {"BMES": "BIOES", "BMEWO": "BIOES"}
+TYPES = ["PER", "LOC", "a-b", "work of art", "Größe", "東京", "x_1"]
+LOOK_ALIKES = ["B-cell", "I-95", "E-mail", "S-Bahn", "L-DOPA", "U-Boot", "M-PESA", "W-2", "B"]
+"""Types that begin as tags of some scheme do."""
+
+
+def write_tags(sentence: Sentence, scheme: str) -> list[str]:
+    """The tags of a sentence, each scheme by its definition."""
+    length, spans = sentence
+    tags = ["O"] * length
+    firsts = {(first, name) for first, _, name in spans}
+    lasts = {(last, name) for _, last, name in spans}
+    for first, last, name in spans:
+        for word in range(first, last + 1):
+            if scheme == "plain":
+                prefix = ""
+            elif scheme == "IOB1":  # B where an entity of that type ends right before
+                prefix = "B-" if word == first and (first - 1, name) in lasts else "I-"
+            elif scheme == "IOE1":  # E where an entity of that type begins right after
+                prefix = "E-" if word == last and (last + 1, name) in firsts else "I-"
+            else:
+                only, begin, inner, end = WRITTEN[scheme]
+                prefix = (only if first == last else begin if word == first else end if word == last else inner) + "-"
+            tags[word] = prefix + name
+    return tags
+
+
+Segments = list[tuple[int, str | None]]
+"""Lengths of what a sentence is made of, one after the other: entities, by type, and other words."""
+
+
+def place_spans(segments: Segments) -> Sentence:
+    ends = list(itertools.accumulate(length for length, _ in segments))
+    spans = [(end - length, end - 1, name) for end, (length, name) in zip(ends, segments) if name is not None]
+    return ends[-1], spans
+
+
+def segments(types: Sequence[str]) -> st.SearchStrategy[Segments]:
+    # Few types and many entities: entities of one type side by side are common.
+    return st.lists(st.tuples(st.integers(1, 3), st.none() | st.sampled_from(types)), min_size=1, max_size=6)
+
+
+def annotated(types: Sequence[str] = TYPES) -> st.SearchStrategy[list[Sentence]]:
+    return st.sampled_from([types, types[:1]]).flatmap(
+        lambda some: st.lists(segments(some).map(place_spans), min_size=1, max_size=5)
+    )
+
+
+@st.composite
+def gold_and_predicted(draw: st.DrawFn, types: Sequence[str] = TYPES) -> tuple[list[Sentence], list[Sentence]]:
+    """Sentences, and their entities as a model may see them: mostly right, some missed, split or of another type."""
+    types = draw(st.sampled_from([types, types[:2]]))
+    gold = draw(st.lists(segments(types), min_size=1, max_size=5))
+    predicted = []
+    for sentence in gold:
+        seen: Segments = []
+        for length, name in sentence:
+            choices: list[Segments] = [[(length, name)]] * 3 + [[(length, None)], [(length, draw(st.sampled_from(types)))]]
+            if length > 1:
+                choices.append([(1, name), (length - 1, name)])
+            seen += draw(st.sampled_from(choices))
+        predicted.append(seen)
+    return [place_spans(sentence) for sentence in gold], [place_spans(sentence) for sentence in predicted]
+
+
+def merge_neighbours(sentence: Sentence) -> Sentence:
+    """What plain tags can say: entities of one type side by side are one."""
+    length, spans = sentence
+    merged: list[Span] = []
+    for first, last, name in spans:
+        if merged and merged[-1][1:] == (first - 1, name):
+            first = merged.pop()[0]
+        merged.append((first, last, name))
+    return length, merged
+
+
+def make_rows(sentences: Sequence[Sequence[str]], name: str = "train") -> datasets.Dataset:
+    places = [f"{name}.json, line {number}" for number in range(1, len(sentences) + 1)]
+    return datasets.Dataset.from_dict({"tags": list(map(list, sentences)), "place": places})
+
+
+def scheme_of(requested: str | None = None, **splits: Sequence[Sequence[str]]) -> str:
+    return find_label_scheme({name: read_tags(make_rows(tags, name)) for name, tags in splits.items()}, requested)
+
+
+# --------------------------------------------------------------------------------------------------------- recognition
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@FIXED
+@given(splits=st.dictionaries(st.sampled_from(["train", "validation", "test"]), annotated(), min_size=1))
+def test_the_scheme_is_recognised_wherever_it_shows(scheme: str, splits: dict[str, list[Sentence]]) -> None:
+    written = {name: [write_tags(sentence, scheme) for sentence in split] for name, split in splits.items()}
+    words = [tag for split in written.values() for tags in split for tag in tags]
+    expected = NAMES[scheme]
+    if set(words) == {"O"}:
+        expected = "IOB2"  # or any other
+    elif scheme == "IOE1" and not any(tag.startswith("E-") for tag in words):
+        expected = "IOB1"  # nothing but I-, as IOB1 has it
+    found = scheme_of(**written)
+    assert found == expected
+    for name, split in splits.items():  # where another one is named, it reads the same
+        spans = [merge_neighbours(sentence) if scheme == "plain" else sentence for sentence in split]
+        counts = Counter(entity for _, entities in spans for _, _, entity in entities)
+        assert read_tags(make_rows(written[name])).entities(found).counts == counts
+
+
+@pytest.mark.parametrize("requested", list(PREFIXES))
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_requested_scheme_overrides_unless_tags_cannot_be_of_it(scheme: str, requested: str) -> None:
+    tags = write_tags((7, [(0, 0, "PER"), (1, 3, "PER"), (5, 5, "LOC")]), scheme)
+    prefixes = {tag[0] for tag in tags if tag != "O"} if scheme != "plain" else {"?"}
+    if requested == "plain" or prefixes <= set(PREFIXES[requested]):
+        assert scheme_of(requested, train=[tags], validation=[["O"]]) == requested
+    else:
+        with pytest.raises(TrialError, match=rf"^train.json, line 1: the tag \S+ does not go with {requested}; "):
+            scheme_of(requested, train=[tags], validation=[["O"]])
+
+
+@FIXED
+@given(sentences=annotated(LOOK_ALIKES))
+def test_plain_takes_types_that_look_like_prefixes(sentences: list[Sentence]) -> None:
+    tags = [write_tags(sentence, "plain") for sentence in sentences]
+    assert scheme_of("plain", train=tags) == "plain"
+    counts = Counter(name for s in sentences for _, _, name in merge_neighbours(s)[1])
+    assert read_tags(make_rows(tags)).entities("plain").counts == counts
+    assert find_entity_types({tag for words in tags for tag in words}, "plain") == sorted(counts)
+
+
+MIXED: list[Any] = [
+    pytest.param([["O"], ["B-PER", "PER"], ["PER"]], "train.json, line 2: the tag PER does", id="a type alone"),
+    pytest.param([["B-X"], ["E-X"], ["B-X", "L-X"]], "train.json, line 2: the tag E-X does", id="BIOES and BILOU"),
+    pytest.param([["U-X", "O"], ["I-X"], ["S-X"]], "train.json, line 1: the tag U-X does", id="no BIOES, no BILOU"),
+    pytest.param([["Z-X"], ["B-X"], ["A-X"]], "train.json, line 1: the tag Z-X does", id="the first, not by name"),
+    pytest.param([["B-X"], ["b-X"]], "train.json, line 2: the tag b-X does", id="a small letter"),
+    pytest.param([["B-X"], ["O", "X-B"]], "train.json, line 2: the tag X-B does", id="a suffix"),
+    pytest.param([["B-X"], ["B-X", "o"]], "train.json, line 2: the tag o does", id="a small O"),
+    pytest.param([["O", "B-X"], ["B", "I"]], "train.json, line 2: the tag B names no type", id="no type"),
+    pytest.param([["E-mail", "O"], ["PER"]], "train.json, line 2: the tag PER does", id="a type like a prefix"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sentences", "said"), MIXED)
+def test_mixed_tags_are_refused_with_the_place_of_the_first(sentences: list[list[str]], said: str) -> None:
+    with pytest.raises(TrialError) as error:
+        scheme_of(train=sentences)
+    assert str(error.value).startswith(said)
+    with pytest.raises(TrialError) as error:  # a later split is not the first place
+        scheme_of(train=sentences, validation=sentences[::-1])
+    assert str(error.value).startswith(said)
+    assert scheme_of("plain", train=sentences) == "plain"
+
+
+@pytest.mark.parametrize("tags", [["B", "I", "O"], ["B", "O", "I"], ["B", "I", "E", "S"], ["B", "I", "L", "O", "U"]])
+def test_prefixes_alone_are_no_types(tags: list[str]) -> None:
+    with pytest.raises(TrialError, match=r"^train.json, line 2: the tag B names no type.*data.label_scheme: plain"):
+        scheme_of(train=[["O"], [*tags, "B"]])
+    assert scheme_of("plain", train=[tags]) == "plain"
+
+
+EVERY_PREFIX: list[Sentence] = [(9, [(0, 2, "PER"), (3, 3, "PER"), (4, 4, "PER"), (6, 8, "LOC")])]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [pair for pair in itertools.permutations(SCHEMES, 2) if NAMES[pair[0]] != NAMES[pair[1]]],
+)
+def test_splits_in_different_schemes_are_refused(one: str, other: str) -> None:
+    train, validation = ([write_tags(sentence, scheme) for sentence in EVERY_PREFIX] for scheme in (one, other))
+    with pytest.raises(TrialError, match=r"^The splits mark|does not go with"):
+        scheme_of(train=train, validation=validation)
+    assert scheme_of(train=train, validation=[["O", "O"]]) == NAMES[one]
+    assert scheme_of(train=[["O"]], validation=train, test=train) == NAMES[one]
+
+
+def test_the_schemes_of_splits_are_named() -> None:
+    with pytest.raises(TrialError, match=r"train like IOB2, validation like IOB1\. .*data\.label_scheme"):
+        scheme_of(train=[["B-X"]], validation=[["I-X"]], test=[["O"]])
+    assert scheme_of("IOB1", train=[["B-X"]], validation=[["I-X"]]) == "IOB1"
+    with pytest.raises(TrialError, match=r"train like IOB, validation like BIOES\. .*data\.label_scheme"):
+        scheme_of(train=[["B-X", "I-X"]], validation=[["B-X", "E-X", "S-X"]])
+    assert scheme_of("BIOES", train=[["B-X", "I-X"]], validation=[["B-X", "E-X", "S-X"]]) == "BIOES"
+
+
+def test_single_tags_against_the_rules_change_no_scheme() -> None:
+    assert scheme_of(train=[["B-X", "I-X"], ["O", "I-X"]]) == "IOB2"
+    assert scheme_of(train=[["I-X", "E-X"], ["I-X", "O"]]) == "IOE2"
+    assert scheme_of(train=[["B-X", "E-X"], ["B-X"], ["I-X"], ["O", "E-X"]]) == "BIOES"
+
+
+@pytest.mark.parametrize("requested", [None, *PREFIXES])
+def test_tags_without_an_entity_are_fine(requested: str | None) -> None:
+    assert scheme_of(requested, train=[["O", "O"]], validation=[["O"]]) == (requested or "IOB2")
+
+
+# -------------------------------------------------------------------------------------------- entities as seqeval does
+
+LETTERS = str.maketrans("MWLU", "ISES")
+
+
+def converted(tags: Sequence[str]) -> list[str]:
+    """With the prefixes of BIOES, which are all that seqeval's default mode knows."""
+    return [tag[0].translate(LETTERS) + tag[1:] for tag in tags]
+
+
+def any_tags(prefixes: str) -> st.SearchStrategy[list[list[str]]]:
+    tags = st.sampled_from(["O", *(f"{prefix}-{name}" for prefix in prefixes for name in ("PER", "LOC", "a-b"))])
+    return st.lists(st.lists(tags, min_size=1, max_size=8), min_size=1, max_size=8)
+
+
+def count_entities(sentences: Sequence[Sequence[str]]) -> dict[str, int]:
+    return dict(Counter(name for tags in sentences for name, _, _ in get_entities(converted(tags))))
+
+
+@FIXED
+@given(sentences=any_tags("BIESLUMW"), data=st.data())
+def test_entities_are_counted_as_seqeval_does(sentences: list[list[str]], data: st.DataObject) -> None:
+    rows = make_rows(sentences)
+    assert read_tags(rows).entities(None).counts == count_entities(sentences)
+    # However the library keeps them: in several chunks, and by indices.
+    rows = datasets.concatenate_datasets([rows, make_rows(sentences[:2]), rows])
+    sentences = [*sentences, *sentences[:2], *sentences]
+    chosen = data.draw(st.lists(st.sampled_from(range(len(sentences))), min_size=1, unique=True))
+    for part, expected in [
+        (rows, sentences),
+        (rows.select(range(1, rows.num_rows)), sentences[1:]),
+        (rows.select(chosen), [sentences[i] for i in chosen]),
+        (rows.filter(lambda row: len(row["tags"]) > 1), [tags for tags in sentences if len(tags) > 1]),
+    ]:
+        if expected:
+            tags = read_tags(part)
+            assert [tags.names[i] for i in tags.ids] == list(itertools.chain(*expected))
+            assert np.split([tags.names[i] for i in tags.ids], tags.starts[1:])[-1].tolist() == expected[-1]
+            assert tags.entities(None).counts == count_entities(expected)
+    shuffled = rows.shuffle(seed=0)
+    assert read_tags(shuffled).entities(None).counts == count_entities(sentences)
+    last = read_tags(shuffled)
+    assert last.place_of(np.arange(len(last.ids)) == len(last.ids) - 1) == shuffled[-1]["place"]
+
+
+def test_a_place_is_that_of_the_sentence_of_the_first_such_word() -> None:
+    tags = read_tags(make_rows([["O"], ["O", "B-X"], ["B-X"], ["O", "O", "B-Y"]]))
+    words = np.array([tags.names[i] for i in tags.ids])
+    assert [tags.place_of(words == name)[-1] for name in ("O", "B-X", "B-Y")] == ["1", "2", "4"]
+
+
+# -------------------------------------------------------------------------------------------------------------- scores
+
+
+def reduce_words(
+    gold: list[list[str]], predicted: list[list[str]], label_list: Sequence[str], label_scheme: str, **options: Any
+) -> dict[str, float]:
+    """Metrics by the way that evaluation takes: windows of a few words, in batches, on two slots."""
+    reducers = [WordPredictions(label_list, label_scheme, options) for _ in range(2)]
+    ids = {label: i for i, label in enumerate(label_list)}
+    windows = []
+    for number, (real, claimed) in enumerate(zip(gold, predicted)):
+        for start in range(0, len(real), 3):
+            words = range(start, min(start + 3, len(real)))
+            # A word that the tokenizer drops is predicted as nothing, which stands for O.
+            claims = [NO_POSITION if claimed[w] == "O" and w % 2 else ids[claimed[w]] for w in words]
+            windows.append((number, list(words), [ids[real[w]] for w in words], claims))
+    batches = [windows[i : i + 2] for i in range(0, len(windows), 2)]
+    for i, batch in enumerate(batches[::-1]):
+        word_ids, labels, claims = (
+            torch.tensor([row[column] + [fill] * (3 - len(row[column])) for row in batch])
+            for column, fill in ((1, NO_POSITION), (2, -100), (3, NO_POSITION))
+        )
+        columns = {"sentence_id": torch.tensor([row[0] for row in batch]), "word_ids": word_ids, "word_labels": labels}
+        reducers[i % 2].update({**columns, "word_positions": claims}, claims, torch.tensor(0.0))
+    slots = [reducer.per_slot_reduce() for reducer in reducers if reducer.words]
+    return reducers[0].cross_slot_reduce(slots)
+
+
+def seqeval_scores(gold: list[list[str]], predicted: list[list[str]], **options: Any) -> dict[str, float]:
+    """Scores over all types, and by type, from seqeval's single functions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy, where there is no entity
+        names = ("precision", "recall", "f1")
+        scores = {
+            name: float(getattr(seqeval_metrics, f"{name}_score")(gold, predicted, zero_division=0, **options))
+            for name in names
+        }
+        report: Mapping[str, Any] = {}
+        if any(tag != "O" for tags in (*gold, *predicted) for tag in tags):
+            report = seqeval_metrics.classification_report(
+                gold, predicted, output_dict=True, zero_division=0, **options
+            )
+    for entity, row in report.items():
+        if not entity.endswith(" avg"):
+            values = (row["precision"], row["recall"], row["f1-score"], row["support"])
+            scores |= {f"{entity}_{name}": float(value) for name, value in zip((*names, "number"), values)}
+    return scores
+
+
+def strict_options(scheme: str) -> dict[str, Any]:
+    """How seqeval reads raw tags of a scheme strictly."""
+    return {"mode": "strict", "scheme": getattr(seqeval_schemes, {"BIOES": "IOBES", "plain": "IOB1"}.get(scheme, scheme))}
+
+
+def assert_scores(metrics: dict[str, float], expected: dict[str, float]) -> None:
+    """Equal for every type; a type that seqeval saw nothing of has zeros."""
+    assert metrics.pop("validation_loss") == 0
+    metrics.pop("accuracy_score")
+    assert metrics == pytest.approx(dict.fromkeys(metrics, 0.0) | expected, abs=1e-12)
+    assert set(expected) <= set(metrics)
+
+
+def labels_of(*sentences: list[list[str]]) -> list[str]:
+    return sorted({tag for part in sentences for tags in part for tag in tags} | {"O"}, reverse=True)
+
+
+def check_scores(scheme: str, gold: list[Sentence], predicted: list[Sentence], *, types: bool = True) -> None:
+    """Tags of a scheme, through the reducer, score as seqeval does on the same entities in IOB2, and strictly on them."""
+    name = NAMES[scheme]
+    real, claimed = ([write_tags(sentence, scheme) for sentence in part] for part in (gold, predicted))
+    label_list = labels_of(real, claimed)
+    entity_types = find_entity_types(label_list, name) if types else []
+    if scheme == "plain":
+        gold, predicted = (list(map(merge_neighbours, part)) for part in (gold, predicted))
+    in_iob2 = [[write_tags(sentence, "IOB2") for sentence in part] for part in (gold, predicted)]
+    expected = seqeval_scores(*in_iob2)
+    if not types:
+        expected = {key: expected[key] for key in ("precision", "recall", "f1")}
+    metrics = reduce_words(real, claimed, label_list, name, entity_types=entity_types)
+    words = [(r, c) for reals, claims in zip(real, claimed) for r, c in zip(reals, claims)]
+    assert metrics["accuracy_score"] == pytest.approx(sum(r == c for r, c in words) / len(words))
+    assert_scores(metrics, expected)
+    strict = reduce_words(
+        real, claimed, label_list, name, mode="strict", scheme=choose_metric_scheme(label_list, name, None)
+    )
+    if scheme not in ("BMES", "BMEWO", "plain"):  # seqeval reads the raw tags
+        expected = seqeval_scores(real, claimed, **strict_options(scheme))
+    assert_scores(strict, {key: expected[key] for key in ("precision", "recall", "f1")})
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@FIXED
+@given(sentences=gold_and_predicted())
+def test_valid_tags_of_every_scheme_score_as_seqeval_scores_their_entities(
+    scheme: str, sentences: tuple[list[Sentence], list[Sentence]]
+) -> None:
+    check_scores(scheme, *sentences)
+
+
+@FIXED
+@given(sentences=gold_and_predicted(LOOK_ALIKES))
+def test_plain_types_that_look_like_prefixes_score_as_seqeval_scores_their_entities(
+    sentences: tuple[list[Sentence], list[Sentence]],
+) -> None:
+    check_scores("plain", *sentences)
+
+
+ANY_TAGS = {**PREFIXES, "BMES": "BMES", "BMEWO": "BMEW", "BIOES": "BIES", "plain": ""}
+
+
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "plain"])
+@FIXED
+@given(data=st.data())
+def test_tags_against_the_rules_score_as_seqeval_scores_them(scheme: str, data: st.DataObject) -> None:
+    gold = data.draw(any_tags(ANY_TAGS[scheme]))
+    tag = st.sampled_from(labels_of(gold))
+    predicted = [[data.draw(st.just(real) | tag) for real in tags] for tags in gold]
+    label_list, name = labels_of(gold, predicted), NAMES[scheme]
+    types = find_entity_types(label_list, name)
+    metrics = reduce_words(gold, predicted, label_list, name, entity_types=types)
+    assert_scores(metrics, seqeval_scores(list(map(converted, gold)), list(map(converted, predicted))))
+    if scheme not in ("BMES", "BMEWO"):
+        strict_scheme = choose_metric_scheme(label_list, name, None)
+        strict = reduce_words(
+            gold, predicted, label_list, name, mode="strict", scheme=strict_scheme, entity_types=types
+        )
+        assert_scores(strict, seqeval_scores(gold, predicted, **strict_options(scheme)))
+
+
+def test_without_conversion_seqeval_misreads_bilou_and_plain_tags() -> None:
+    """Which is why tags are converted: as they are, entities run together, and begin where none does."""
+    gold, predicted = [["U-PER", "U-PER", "O"]], [["U-PER", "O", "O"]]
+    with pytest.warns(UserWarning, match="seems not to be NE tag"):
+        assert seqeval_metrics.recall_score(gold, predicted) == 0
+    assert reduce_words(gold, predicted, ["O", "U-PER"], "BILOU")["recall"] == 0.5
+    with pytest.warns(UserWarning, match="seems not to be NE tag"):
+        assert get_entities(["B-PER", "L-PER", "U-PER", "B-PER", "L-PER"]) == [("PER", 3, 4)]
+    assert read_tags(make_rows([["B-PER", "L-PER", "U-PER", "B-PER", "L-PER"]])).entities("BILOU").counts == {"PER": 3}
+    with pytest.warns(UserWarning, match="seems not to be NE tag"):
+        assert get_entities(["PER", "PER"])[0][0] == "ER"
+
+
+def test_plain_tags_cannot_part_neighbours_of_one_type() -> None:
+    sentence = (2, [(0, 0, "PER"), (1, 1, "PER")])
+    counts = {s: read_tags(make_rows([write_tags(sentence, s)])).entities(NAMES[s]).counts["PER"] for s in SCHEMES}
+    assert counts == {**dict.fromkeys(SCHEMES, 2), "plain": 1}
+
+
+def test_seqeval_reads_ioe1_wrongly_in_its_strict_mode() -> None:
+    """E at the beginning of an entity is none to it. This is seqeval's own; default mode is right."""
+    tags = [write_tags((2, [(0, 0, "PER"), (1, 1, "PER")]), "IOE1")]
+    assert tags == [["E-PER", "I-PER"]]
+    assert len(seqeval_schemes.Entities(tags, seqeval_schemes.IOE1).entities[0]) == 1
+    assert read_tags(make_rows(tags)).entities("IOE1").counts == {"PER": 2}
+
+
+def read_wnut() -> Iterator[Sentence]:
+    """By the rules of IOB2, which WNUT 17 keeps."""
+    for line in (SHARED_DATA / "wnut17" / "validation.json").read_text(encoding="utf-8").splitlines():
+        tags: list[str] = json.loads(line)["ner_tags"]
+        firsts = [i for i, tag in enumerate(tags) if tag.startswith("B-")]
+        inside = [i for i, tag in enumerate(tags) if tag.startswith("I-")]
+        spans = []
+        for first in firsts:
+            last = first
+            while last + 1 in inside:
+                last += 1
+            spans.append((first, last, tags[first][2:]))
+        assert write_tags((len(tags), spans), "IOB2") == tags
+        yield len(tags), spans
+
+
+@needs_wnut
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_wnut_in_every_scheme_is_recognised_counted_and_scored(scheme: str) -> None:
+    gold = list(read_wnut())
+    random = np.random.default_rng(0)
+    predicted = []
+    for length, spans in gold:
+        kept = [span for span in spans if random.random() < 0.7]
+        seen = [(first, last, name if random.random() < 0.8 else "person") for first, last, name in kept]
+        free = set(range(length)) - {word for first, last, _ in seen for word in range(first, last + 1)}
+        predicted.append((length, sorted([*seen, *((w, w, "product") for w in free if random.random() < 0.02)])))
+    tags = [write_tags(sentence, scheme) for sentence in gold]
+    assert scheme_of(train=tags) == NAMES[scheme]
+    counts = read_tags(make_rows(tags)).entities(NAMES[scheme]).counts
+    spans_read = [merge_neighbours(sentence) if scheme == "plain" else sentence for sentence in gold]
+    assert counts == Counter(name for _, spans in spans_read for _, _, name in spans)
+    assert sum(counts.values()) > 800
+    check_scores(scheme, gold, predicted)
+
+
+# ------------------------------------------------------------------------------------------------------- strict scheme
+
+
+@pytest.mark.parametrize(
+    ("labels", "label_scheme", "requested", "expected"),
+    [
+        pytest.param(["I-X", "O", "B-X"], "IOB2", None, "IOB2", id="IOB2"),
+        pytest.param(["I-X", "O", "B-X"], "IOB1", None, "IOB1", id="IOB1"),
+        pytest.param(["I-X", "O", "E-X"], "IOE2", None, "IOE2", id="IOE2"),
+        pytest.param(["I-X", "O", "E-X"], "IOE1", None, "IOE1", id="IOE1"),
+        pytest.param(["B-X", "I-X", "O", "E-X", "S-X"], "BIOES", None, "IOBES", id="BIOES"),
+        pytest.param(["B-X", "M-X", "O", "E-X", "W-X"], "BIOES", None, "IOBES", id="BMEWO"),
+        pytest.param(["B-X", "I-X", "O", "L-X", "U-X"], "BILOU", None, "IOBES", id="BILOU, converted"),
+        pytest.param(["B-X", "I-X", "O", "L-X", "U-X"], "BILOU", "BILOU", "IOBES", id="BILOU as requested"),
+        pytest.param(["X", "O", "B-cell"], "plain", None, "IOB1", id="plain"),
+        pytest.param(["X", "O", "B-cell"], "plain", "IOB1", "IOB1", id="plain, as what it is converted to"),
+        pytest.param(["I-X", "O", "B-X"], "IOB2", "IOB1", "IOB1", id="as requested"),
+        pytest.param(["I-X", "O"], "IOB1", "IOB2", "IOB2", id="as requested, where IOB2 has gone without B"),
+        pytest.param(["O"], "IOB2", None, "IOB2", id="no entity"),
+    ],
+)  # fmt: skip
+def test_the_strict_scheme_is_as_requested_or_the_tags_own(
+    labels: list[str], label_scheme: str, requested: str | None, expected: str
+) -> None:
+    scheme = choose_metric_scheme(labels, label_scheme, requested)
+    assert scheme == expected
+    for tags in itertools.product(labels, repeat=3):  # then seqeval refuses no tags, whatever turns up
+        reduce_words([list(tags)], [list(tags)], labels, label_scheme, mode="strict", scheme=scheme)
+
+
+@pytest.mark.parametrize(
+    ("labels", "label_scheme", "requested"),
+    [
+        pytest.param(["PER", "O"], "plain", "IOB2", id="no prefixes, but a scheme"),
+        pytest.param(["I-X", "O", "B-X"], "IOB2", "IOE2", id="another scheme"),
+        pytest.param(["I-X", "O", "B-X"], "IOB2", "IOBES", id="another scheme, of more prefixes"),
+        pytest.param(["I-X", "O", "B-X"], "IOB2", "BILOU", id="another scheme, of more and other prefixes"),
+        pytest.param(["B-X", "I-X", "O", "L-X", "U-X"], "BILOU", "IOB2", id="another scheme, of fewer prefixes"),
+        pytest.param(["B-X", "I-X", "O", "L-X"], "IOB2", None, id="a label beside the data's"),
+    ],
+)
+def test_a_strict_scheme_that_does_not_suit_the_tags_is_refused(
+    labels: list[str], label_scheme: str, requested: str | None
+) -> None:
+    """With it no entity at all would count, in silence."""
+    with pytest.raises(ValueError, match=rf"data.metric_scheme: {requested or 'null'} does not suit the tags .*\bO\b"):
+        choose_metric_scheme(labels, label_scheme, requested)
+
+
+def test_tags_are_converted_to_what_both_modes_of_seqeval_read() -> None:
+    assert [entity_tag(label) for label in ("B-ORG", "I-a-b", "S-X", "O", "B", "PER", "U-X", "L-X", "M-X", "W-X")] == [
+        "B-ORG", "I-a-b", "S-X", "O", "I-B", "I-PER", "S-X", "E-X", "I-X", "S-X",
+    ]  # fmt: skip
+    assert entity_tag("B-cell", "plain") == "I-B-cell"
+    assert find_entity_types(["O", "ORG", "PER"]) == ["ORG", "PER"]
+    assert find_entity_types(["B-cell", "O"], "plain") == ["B-cell"]
+    assert find_entity_types(["B-cell", "O"], "IOB2") == ["cell"]
+
+
+# ----------------------------------------------------------------------------------------------- from data to the model
+
+
+def write_rows(file: Path, rows: Sequence[tuple[str, str]]) -> str:
+    file.write_text("".join(json.dumps({"tokens": w.split(), "ner_tags": t.split()}) + "\n" for w, t in rows))
+    return str(file)
+
+
+@pytest.fixture
+def small(config: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A configuration whose validation split has a type that train lacks, and a scheme of its own."""
+    train = [("Ada Lovelace slept", "B-PER L-PER O"), ("London", "U-LOC"), ("nobody came", "O O")] * 8
+    validation = [("Acme Corp hired Ada", "B-ORG L-ORG O U-PER"), ("in London", "O U-LOC")]
+    config["data"] |= {
+        "train_file": write_rows(tmp_path / "train.json", train),
+        "validation_file": write_rows(tmp_path / "validation.json", validation),
+    }
+    config["searcher"]["max_length"]["batches"] = 1
+    return config
+
+
+def test_a_label_that_only_validation_has_is_known_reported_and_scored(
+    small: dict[str, Any], fit: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    small["data"]["return_entity_level_metrics"] = True
+    with caplog.at_level(logging.INFO):
+        trial = fit(small)
+    assert trial.label_list == ["B-ORG", "B-PER", "L-ORG", "L-PER", "O", "U-LOC", "U-PER"]
+    (warning,) = [text for text in trial.data_report["warnings"] if "cannot be learned" in text]
+    assert warning.startswith("validation has tags that train has none of") and "B-ORG, L-ORG, U-PER" in warning
+    assert warning in caplog.text
+    (metrics,) = read_metrics(trial.output_dir, "validation")
+    assert (metrics["ORG_number"], metrics["PER_number"], metrics["LOC_number"]) == (1, 1, 1)
+    exported = transformers.AutoConfig.from_pretrained(trial.output_dir / "model")
+    assert exported.ner["label_scheme"] == "BILOU"
+    assert exported.id2label == dict(enumerate(trial.label_list))
+
+
+def test_the_requested_scheme_is_the_models(small: dict[str, Any], fit: Callable[..., Any]) -> None:
+    small["data"] |= {"label_scheme": "plain", "return_entity_level_metrics": True}
+    trial = fit(small)
+    exported = transformers.AutoConfig.from_pretrained(trial.output_dir / "model")
+    assert exported.ner["label_scheme"] == trial.label_scheme == "plain"
+    (metrics,) = read_metrics(trial.output_dir, "validation")
+    assert metrics["B-ORG_number"] == metrics["L-ORG_number"] == 1
+
+
+@pytest.mark.parametrize("num_labels", [7, 3], ids=["as many", "fewer"])
+def test_a_head_made_anew_for_other_labels_is_said_so(
+    small: dict[str, Any], fit: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, num_labels: int
+) -> None:
+    small["hyperparameters"]["learning_rate"] = 0
+    first = fit(small)
+    same, other = copy.deepcopy(first.model), copy.deepcopy(first.model)
+    same.config.id2label = dict(enumerate(reversed(first.label_list)))
+    other.config.id2label = {i: f"B-{i}" for i in range(num_labels)}
+    other.classifier = torch.nn.Linear(other.classifier.in_features, num_labels)
+    said = {}
+    for name, model in (("same", same), ("other", other)):
+        model.config.label2id = {label: i for i, label in model.config.id2label.items()}
+        model.save_pretrained(tmp_path / name)
+        first.tokenizer.save_pretrained(tmp_path / name)
+        small["hyperparameters"]["pretrained_model_name_or_path"] = str(tmp_path / name)
+        caplog.clear()
+        assert sorted(fit(small).label_list) == first.label_list
+        said[name] = [text for text in caplog.messages if "starts afresh" in text]
+    assert said["same"] == [] and len(said["other"]) == 1

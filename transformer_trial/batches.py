@@ -1,0 +1,133 @@
+"""Which rows each slot trains on at each step, and in what order the processes of a node prepare them."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute
+import torch.utils.data
+from determined import core, pytorch
+
+from transformer_trial.parsing import TrialError
+
+# Sorting so many global batches by length makes 96% to 98% of the tokens real, and leaves the order random enough.
+LENGTH_GROUP_BATCHES = 50
+
+
+def list_lengths(rows: datasets.Dataset, column: str) -> np.ndarray[Any, Any]:
+    """The length of the list in each row of a column, without reading the lists."""
+    return pyarrow.compute.list_value_length(rows.with_format("arrow")[:][column]).to_numpy()
+
+
+class SlotBatchSampler(torch.utils.data.BatchSampler):
+    """Yields the rows of each global batch, in as many pieces as there are slots, one piece after the other.
+
+    Determined deals the pieces out to the slots in turn, over and over, so that step k of the training is always the
+    k-th global batch of the epoch, and every row is seen once an epoch. A piece may be empty: the last batch can have
+    fewer rows than there are slots. The order is a function of seed and epoch alone, so that a resumed training, which
+    skips what it has seen, meets the same batches.
+
+    Args:
+        num_rows: Rows of the data set.
+        global_batch_size: Rows of a batch, over all slots.
+        num_slots: Pieces that a batch is split into.
+        seed: Shuffles anew every epoch; None keeps the rows in their order.
+        lengths: Sub-tokens of each row. Where given, rows of similar length share a batch.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        global_batch_size: int,
+        num_slots: int,
+        *,
+        seed: int | None = None,
+        lengths: Sequence[int] | np.ndarray[Any, Any] | None = None,
+    ) -> None:
+        self.num_rows = num_rows
+        self.global_batch_size = global_batch_size
+        self.num_slots = num_slots
+        self.seed = seed
+        self.lengths = None if lengths is None else np.asarray(lengths)
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Pieces an epoch: a multiple of the number of slots."""
+        return -(-self.num_rows // self.global_batch_size) * self.num_slots
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = self.global_batches(self.epoch)
+        self.epoch += 1
+        for batch in batches:
+            for piece in np.array_split(batch, self.num_slots):
+                yield piece.tolist()
+
+    def global_batches(self, epoch: int) -> list[np.ndarray[Any, Any]]:
+        """The row numbers of each global batch of an epoch."""
+        order = np.arange(self.num_rows)
+        if self.seed is not None:
+            random = np.random.default_rng([self.seed, epoch])
+            order = random.permutation(order)
+        if self.lengths is None:
+            return self._chunks(order, self.global_batch_size)
+        groups = self._chunks(order, LENGTH_GROUP_BATCHES * self.global_batch_size)
+        batches = [
+            batch
+            for group in groups
+            for batch in self._chunks(group[np.argsort(-self.lengths[group], kind="stable")], self.global_batch_size)
+        ]
+        if self.seed is not None:
+            batches = [batches[i] for i in random.permutation(len(batches))]
+        return batches
+
+    @staticmethod
+    def _chunks(order: np.ndarray[Any, Any], size: int) -> list[np.ndarray[Any, Any]]:
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def build_data_loader(
+    rows: datasets.Dataset,
+    sampler: SlotBatchSampler,
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    *,
+    num_workers: int = 0,
+) -> pytorch.DataLoader:
+    """The loader that Determined repeats, skips in and shards.
+
+    Args:
+        rows: Tokenized rows.
+        sampler: Decides which rows make a batch.
+        collate: Turns rows into a dict of tensors, also where there are none: a slot's piece of a batch may be empty.
+        num_workers: Processes that collate.
+    """
+    return pytorch.DataLoader(
+        rows,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+    )
+
+
+@contextlib.contextmanager
+def local_chief_first(distributed: core.DistributedContext) -> Iterator[None]:
+    """Let one process of each node do the body first, so that the others find its downloads and caches.
+
+    Raises:
+        TrialError: On the others, if the first one failed, with its error.
+    """
+    first = distributed.local_rank == 0
+    failure = None if first else distributed.broadcast_local(None)
+    if failure is not None:
+        raise TrialError(f"The first process of this node failed, and this one with it: {failure}")
+    try:
+        yield
+    except BaseException as error:
+        failure = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        if first:
+            distributed.broadcast_local(failure)
