@@ -83,5 +83,5 @@ def _scores(split: str, report: Mapping[str, Any]) -> str:
 
 def _cell(text: str) -> str:
     """Text that is neither markdown nor html."""
-    shown = ner_report.printable(str(text)).replace("&", "&amp;").replace("<", "&lt;")
+    shown = ner_report.printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("~", "&#126;")
     return "".join(f"\\{c}" if c in "\\|`*_[]#" else c for c in shown)

@@ -144,7 +144,7 @@ def read_list(cell: Any, what: str) -> list[Any]:
                     continue
                 if isinstance(value, (list, tuple)):
                     return list(value)
-        if text and text[0] + text[-1] not in ("[]", "{}") and not LINE_BREAK.search(text):
+        if text and text[0] + text[-1] not in ("[]", "{}") and not LINE_BREAK.search(cell):
             return re.split(f"[{BLANKS}]+", text)  # not at other blanks of Unicode, which a word may hold
     raise ValueError(
         f"the {what} are {shown('', cell)}; accepted is a list, one written as JSON (json.dumps) or Python text, such "

@@ -278,8 +278,7 @@ def find_columns(
     one_word = all(_is_word(word) and _is_tag(word if label is None else tag) for word, tag in cells)
     if config.sentence_column_name is None and not one_word:
         sentence = None  # a row is a sentence, and this is its number
-    telling = [pair for pair in cells if pair[1] != []] or cells
-    has_spans = any(holds_spans(*pair) for pair in telling)
+    has_spans = holds_spans(*next((pair for pair in cells if pair[1] != []), cells[0]))
     return Columns(text, label, sentence, has_spans, len(names) if numbered else 0)
 
 
@@ -305,9 +304,9 @@ def _places(records: Sequence[Record], *, needs_tags: bool) -> tuple[int, int]:
         text = 1 if counts else -1
     tags, used = -1, -1
     for place, column in enumerate(columns):
-        flat = [str(cell or "") for cells in column for cell in cells]
+        flat = [str(cell) for cells in column for cell in cells if cell is not None]
         used = place if any(re.search(r"[^\W_]", cell) for cell in flat) else used
-        tags = place if 2 * sum(bool(re.fullmatch("0|O|[BIESLUMW]-.+", cell)) for cell in flat) > len(flat) else tags
+        tags = place if 2 * sum(bool(re.match("[0O]$|[BIESLUMW]-", cell)) for cell in flat) > len(flat) else tags
     last = used if needs_tags and names[0] != "ID" else -1
     return text, tags if tags > max(text, 0) else last
 

@@ -4,6 +4,7 @@ python3 ner_predict.py --model DIR/model --input FILE --output FILE [--batch-siz
 """
 
 import argparse
+import glob
 import itertools
 import json
 import logging
@@ -11,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,20 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BATCHES = 32
 """Sentences of so many batches are read, sorted by length, tagged and written before the next ones are read."""
+
+LIST_TEXT = re.compile(r"""[ \t\r\n]*\[\s*(['"].*)?\]\s*$""", re.DOTALL)
+"""A cell that writes down a list of words, as csv does; "[sic]" is text."""
+
+NO_CELL = re.compile(r"[\t\r\n\0]|^(\ufeff|-DOCSTART-|# \S+ = | *$)")
+"""What a word of CoNLL columns does not hold or begin with: readers would take it for something else."""
+
+OPTION_NAMES = {
+    "data.text_column_name": "--text-column",
+    "data.label_column_name": "--label-column",
+    "data.sentence_column_name": "--sentence-column",
+    "data.file_format": "--format",
+}
+"""What the settings of a training are called here."""
 
 
 @dataclass
@@ -88,7 +103,10 @@ class Tagger:
         try:
             if not Path(folder).is_dir():
                 raise ValueError(f"there is no such folder (looked for {Path(folder).absolute()})")
-            model = transformers.AutoModelForTokenClassification.from_pretrained(folder)
+            auto_class = transformers.AutoModelForTokenClassification
+            model, loaded = auto_class.from_pretrained(folder, output_loading_info=True)
+            if missing := sorted(loaded["missing_keys"]):
+                raise ValueError(f"it has no weights for {', '.join(missing[:4])}, so it was not trained to tag words")
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         except Exception as error:
             reason = " ".join(str(error).split()).rstrip(".")
@@ -96,8 +114,8 @@ class Tagger:
                 f"--model: cannot load {folder}: {reason}. Accepted is a folder with a model for token classification "
                 "and its tokenizer, such as DIR/model of a training."
             ) from error
-        device = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        has_mps = torch.backends.mps.is_available()
+        model.to("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
         return cls(model, tokenizer, batch_size)
 
     def tag(self, sentences: Iterable[Sentence]) -> Iterator[Sentence]:
@@ -113,6 +131,7 @@ class Tagger:
             sentence.tags, sentence.scores = [OUTSIDE] * len(sentence.words), [None] * len(sentence.words)
         words = [sentence.words for sentence in chunk]
         windows = list(ner_utils.cut_windows(words, self.tokenizer, self.max_seq_length, self.doc_stride))
+        windows = [window for window in windows if any(p != ner_utils.NO_POSITION for _, p in window.scored)]
         windows.sort(key=lambda window: len(window.word_ids), reverse=True)
         was_training = self.model.training
         self.model.eval()
@@ -124,7 +143,7 @@ class Tagger:
             tensors = {name: tensor.to(self.model.device) for name, tensor in self.collate(rows).items()}
             positions = tensors.pop("word_positions")
             logits = ner_utils.select_words(self.model(**tensors).logits, positions)
-            scores, label_ids = (result.tolist() for result in logits.softmax(-1).max(-1))
+            scores, label_ids = logits.softmax(-1).amax(-1).tolist(), logits.argmax(-1).tolist()
             for window, of_words, of_scores in zip(batch, label_ids, scores):
                 sentence = chunk[window.sentence]
                 for (word, position), label_id, score in zip(window.scored, of_words, of_scores):
@@ -182,54 +201,61 @@ def read_sentences(source: ner_data.Source, config: ner_data.NERDataConfig, task
     """The sentences of a source, with gold tags where it has them.
 
     Raises:
-        TrialError: At the first one that is not right.
+        TrialError: If there is none, or at the first one that is not right.
     """
     records = source.records()
-    first = next(records, None)
-    if first is None:
-        return
-    columns = ner_data.find_columns(first, config, task, needs_tags=False)
+    first = list(itertools.islice(records, ner_data.NUM_FIRST))
+    if not first:
+        raise TrialError(f"{source.name}: has no rows. Give at least one.")
+    columns = ner_data.find_columns(first[0], config, task, needs_tags=False, following=first[1:])
     label_names = source.label_names(columns.label) if columns.label is not None else ()
-    records = itertools.chain([first], records)
+    records = itertools.chain(first, records)
     if columns.sentence is not None:
         records = ner_data.join_words(records, columns)
     for record in records:
+        if columns.num_unnamed not in (0, len(record.cells)):
+            raise TrialError(
+                f"{record.place}: found {len(record.cells)} columns, but {columns.num_unnamed} in the first sentence. "
+                "Give all files the same columns."
+            )
         text: Any = record.cells.get(columns.text)
-        label = record.cells.get(str(columns.label))
-        is_text = isinstance(text, str) and text.strip(ner_cells.BLANKS)[:1] != "["
+        label = record.cells.get(columns.label) if columns.label is not None else None
+        is_plain = config.file_format == "text" or columns.has_spans
+        is_text = isinstance(text, str) and (is_plain or not LIST_TEXT.match(text))
         try:
+            sentence = Sentence.of_text(text) if is_text else Sentence([])
             if label is not None:
-                words, gold = ner_cells.read_sentence(text, label, label_names or None)
-                sentence = Sentence.of_text(text) if is_text else Sentence(words)
+                words, gold = ner_cells.read_sentence(text, label, label_names or None, has_spans=columns.has_spans)
                 if sentence.words != words:  # a text with blanks between words is split there only
                     sentence = Sentence(words)
                 sentence.gold = gold
-            elif is_text or text == "":
-                sentence = Sentence.of_text(text)
-            else:
-                sentence = Sentence(ner_cells.read_words(text) if text != [] else [])
+                "".join(gold).encode()
+            elif not is_text and text not in ([], "[]"):
+                sentence.words = ner_cells.read_words(text)
         except ValueError as error:
-            raise TrialError(f"{record.place}: {error} (Read from the column {columns.text!r}.)") from None
+            number = error.number if isinstance(error, ner_cells.WordError) else 1
+            place = record.places[number - 1] if record.places else record.place
+            problem = "found half of a character." if isinstance(error, UnicodeError) else error
+            raise TrialError(f"{place}: {problem} (Read from the column {columns.text!r}.)") from None
         sentence.place = record.place
         yield sentence
 
 
 def open_source(options: argparse.Namespace, config: ner_data.NERDataConfig) -> ner_data.Source:
-    """What `--input` names: files as of a training, lines of text, or standard input, which is text if nothing else."""
+    """What `--input` names: files as of a training, lines of text, or standard input."""
     if options.input != "-":
-        path = Path(options.input).expanduser()
-        is_text = config.file_format is None and path.is_file() and is_plain_text(path)
-        return ner_data.source_of_files(
-            "--input", options.input, replace(config, file_format="text") if is_text else config
-        )
-    records = ner_files.read_records(Path("/dev/stdin"), config.file_format or "text", ner_data.names_columns)
+        return ner_data.source_of_files("--input", options.input, config)
+    records = ner_files.read_records(Path("/dev/stdin"), config.file_format, ner_data.names_columns)
     return ner_data.Source("standard input", lambda: records, str, lambda column: ())
 
 
 def is_plain_text(path: Path) -> bool:
     """Whether a .txt file is text rather than CoNLL columns: its first line does not end with a tag."""
-    first = next((line.rstrip() for line in ner_files.read_lines(path) if line.strip()), "")
-    return path.name.lower().removesuffix(".gz").endswith(".txt") and not ner_cells.TAGGED_LINE.search(first)
+    if not path.name.lower().removesuffix(".gz").endswith(".txt"):
+        return False
+    lines = (line.rstrip() for line in ner_files.read_lines(path))
+    first = next((line for line in lines if line and not line.startswith(("#", "-DOCSTART-"))), "")
+    return not ner_cells.TAGGED_LINE.search(first)
 
 
 def as_columns(sentence: Sentence) -> str:
@@ -240,7 +266,7 @@ def as_columns(sentence: Sentence) -> str:
     """
     columns = [sentence.words, *([sentence.gold] if sentence.gold is not None else []), sentence.tags or []]
     for word in sentence.words:
-        if not word or re.search(r"[\t\r\n]", word):
+        if NO_CELL.search(word) and sentence.words != ["-DOCSTART-"]:
             raise TrialError(
                 f"{sentence.place}: the word {word!r} cannot stand in a column. Write json lines: --output FILE.jsonl"
             )
@@ -264,9 +290,14 @@ def write_predictions(
         if sentence.gold is not None:
             report.add(sentence.words, sentence.gold, sentence.tags or [], sentence.place)
         text = as_columns(sentence) if columns else json.dumps(tagger.as_json(sentence), ensure_ascii=False)
-        line = f"{text}\n".encode()
-        while line:
-            line = line[output.write(line) :]
+        line, written = f"{text}\n".encode(), 0
+        try:
+            while written < len(line):
+                written += output.write(line[written:])
+        except OSError:  # the disk is full, say
+            if output.seekable():
+                output.truncate(output.tell() - written)
+            raise
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -296,7 +327,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         tag_file(options)
     except TrialError as error:
-        logger.error("%s", error)
+        message = str(error)
+        for key, option in OPTION_NAMES.items():
+            message = message.replace(key, option)
+        logger.error("%s", message)
         sys.exit(1)
     except KeyboardInterrupt:
         logger.error("Interrupted: the output holds whole lines, for the first sentences only.")
@@ -307,16 +341,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def tag_file(options: argparse.Namespace) -> None:
     """What the command line asks for; with gold tags, print the metrics too, and write `report/` beside the output."""
+    to_stdout, path = options.output == "-", Path(options.output).expanduser()
+    pattern = os.path.expanduser(options.input)
+    inputs = [Path(name) for name in (pattern, *sorted(glob.glob(pattern, recursive=True))) if os.path.isfile(name)]
+    if not to_stdout and path.exists() and any(path.samefile(name) for name in inputs):
+        raise TrialError(f"--output: {path} is the input too. Name another file.")
+    is_text = options.input == "-" or (options.format is None and any(map(is_plain_text, inputs[:1])))
     config = ner_data.NERDataConfig(
         train_file=options.input,
-        file_format=options.format,
+        file_format=options.format or ("text" if is_text else None),
         text_column_name=options.text_column,
         label_column_name=options.label_column,
         sentence_column_name=options.sentence_column,
     )
-    to_stdout, path = options.output == "-", Path(options.output).expanduser()
-    if not to_stdout and path.exists() and Path(options.input).exists() and path.samefile(options.input):
-        raise TrialError(f"--output: {path} is the input too. Name another file.")
     source = open_source(options, config)
     tagger = Tagger.load(options.model, options.batch_size)
     task = getattr(tagger.model.config, "finetuning_task", None) or "ner"
@@ -325,17 +362,21 @@ def tag_file(options: argparse.Namespace) -> None:
     columns = not to_stdout and path.suffix.lower() in (".conll", ".txt", ".bio", ".iob", ".iob2", ".tsv")
     try:
         target: Any = sys.stdout.fileno() if to_stdout else path
-        output = open(target, "wb", buffering=0, closefd=not to_stdout)  # noqa: SIM115
+        with open(target, "wb", buffering=0, closefd=not to_stdout) as output:
+            tagged = tqdm.tqdm(tagger.tag(read_sentences(source, config, task)), unit=" sentences", disable=None)
+            write_predictions(tagged, tagger, output, report, columns=columns)
+        if report.num_sentences:
+            found = report.as_dict()
+            print(ner_report.report_text(found), file=sys.stderr if to_stdout else sys.stdout)
+            if not to_stdout:
+                ner_report.write_report(found, path.parent / "report", f"{source.name} by {options.model}")
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise TrialError(f"--output: cannot write {path}: {error.strerror}.") from None
-    with output:
-        tagged = tqdm.tqdm(tagger.tag(read_sentences(source, config, task)), unit=" sentences", disable=None)
-        write_predictions(tagged, tagger, output, report, columns=columns)
-    if report.num_sentences:
-        found = report.as_dict()
-        print(ner_report.report_text(found), file=sys.stderr if to_stdout else sys.stdout)
-        if not to_stdout:
-            ner_report.write_report(found, path.parent / "report", f"{source.name} by {options.model}")
+        raise TrialError(
+            f"--output: cannot write {error.filename or path}: {error.strerror or error}. Name a file in a "
+            "folder that exists, is yours to write in and has room."
+        ) from None
 
 
 if __name__ == "__main__":

@@ -231,6 +231,12 @@ def report_text(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def shorten(label: str) -> str:
+    """As much of a label as a figure has room for."""
+    length = 12 if count_wide(label) else 24
+    return label if len(label) <= length else label[: length - 1] + "…"
+
+
 def draw_figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """F1 of the types, and what the types were taken for: each a data URI of SVG, what it is, and what it shows."""
     import matplotlib.style
@@ -238,7 +244,7 @@ def draw_figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
     by_support = sorted(report["types"], key=lambda name: -report["types"][name]["support"])
     rows = {name: report["types"][name] for name in sorted(by_support[:MAX_DRAWN_TYPES])}
-    labels = [label if len(label) <= 24 else label[:23] + "…" for label in map(printable, rows)]
+    labels = [shorten(printable(name)) for name in rows]
     size, places = len(rows), {name: i for i, name in enumerate(rows)}
     counts = np.zeros((size + 1, size + 2), int)
     for cell in report["confusion"]:
@@ -263,7 +269,7 @@ def draw_figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
         inches = min(max(0.24, 4 / (size + 2)), 0.6)  # of a cell
         heat_map = Figure(figsize=(inches * (size + 2), inches * (size + 1)))
-        axes = heat_map.add_axes((0, 0, 1, 1), title="predicted", ylabel="gold")
+        axes = heat_map.add_axes((0, 0, 1, 1), xlabel="predicted", ylabel="gold")
         for shown, colors in ((is_correct, "Blues"), (~is_correct, "Oranges")):
             image = np.ma.array(shades, mask=~shown | (counts == 0))
             axes.imshow(image, cmap=colors, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -272,6 +278,7 @@ def draw_figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             color = "white" if shades[i, j] > 0.7 else "black"
             axes.text(j, i, text, ha="center", va="center", color=color, fontsize=min(10, 26 * inches))
         axes.xaxis.tick_top()
+        axes.yaxis.set_label_position("right")
         axes.set_xticks(range(size + 2), [*labels, "boundary", "missed"], rotation=90, parse_math=False)
         axes.set_yticks(range(size + 1), [*labels, "spurious"], parse_math=False)
         for place in range(size + 1):
@@ -279,7 +286,7 @@ def draw_figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             axes.axhline(place - 0.5, color=color, linewidth=0.8)
             axes.axvline(place - 0.5, color=color, linewidth=0.8)
 
-        padding = 0.1 + 0.06 * max(map(count_wide, labels))  # inches; matplotlib takes wide letters for narrow ones
+        padding = 0.1 + 0.06 * max(map(count_wide, labels))  # inches; matplotlib may take wide letters for narrow ones
         metadata: Any = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         drawn = []
         for figure, texts in zip((bars, heat_map), FIGURE_CAPTIONS.items()):
@@ -304,11 +311,12 @@ figure { margin: 1rem 0; }
 .wide { overflow-x: auto; overflow-wrap: break-word; }
 table { border-collapse: collapse; }
 th, td { padding: .15rem .6rem; border-bottom: 1px solid #bbb; text-align: end; font-variant-numeric: tabular-nums; }
-.name { max-width: 16rem; text-align: start; unicode-bidi: isolate; }
+.name { min-width: 5rem; max-width: 16rem; text-align: start; unicode-bidi: isolate; }
 h3 { margin: 1.5rem 0 .3rem; padding-top: .3rem; border-top: 1px solid #bbb; font-size: 1rem; }
 h2, h3 { break-after: avoid; }
 ol { display: flex; flex-wrap: wrap; gap: .3rem; margin: 0; padding: 0; list-style: none; }
-li { border: 2px solid transparent; padding: 0 .2rem; max-width: 100%; box-sizing: border-box; break-inside: avoid; }
+li { text-align: center; border: 2px solid transparent; padding: 0 .2rem; max-width: 100%; box-sizing: border-box;
+     break-inside: avoid; }
 li > * { display: block; unicode-bidi: isolate; min-height: 1.4em; overflow: clip; overflow-clip-margin: .2em; }
 bdi { font-size: .75rem; color: #555; }
 bdi.entity { font-weight: bold; color: #1a1a1a; }

@@ -432,11 +432,15 @@ def test_page_refers_to_nothing_outside(report: dict[str, Any]) -> None:
 
 
 def test_figures_show_the_types_as_they_are_spelled(recwarn: pytest.WarningsRecorder) -> None:
-    names = ["$x^2$", "$", "\\frac", "_hidden", "<b>&\"'", "日本語", "العربية", "a\x1bb", "n" * 30]
+    names = ["$x^2$", "$", "\\frac", "_hidden", "<b>&\"'", "日本語", "العربية", "a\x1bb", "n" * 30, "名" * 13]
     report = make_report([(f"B-{name}", f"B-{name}") for name in names])
     before = dict(matplotlib.rcParams)
     bars, heat_map = Page(report_html(report, "Report")).figures()
-    shown = {label for label in names if len(label) < 10 and label != "a\x1bb"} | {"a⟨U+001B⟩b", "n" * 23 + "…"}
+    shown = {label for label in names if len(label) < 10 and label != "a\x1bb"} | {
+        "a⟨U+001B⟩b",
+        "n" * 23 + "…",
+        "名" * 11 + "…",
+    }
     for figure, times in ((bars, 1), (heat_map, 2)):
         texts = [element.text for element in ElementTree.fromstring(figure).iter() if element.tag.endswith("}text")]
         assert {label: texts.count(label) for label in shown} == dict.fromkeys(shown, times)

@@ -77,6 +77,13 @@ class RunRecord(pytorch.PyTorchCallback):
         for name, value in state_dict.items():
             setattr(self, name, value)
 
+    def on_trial_startup(self, first_batch_idx: int, checkpoint_uuid: str | None) -> None:
+        self.trial.batches_trained = first_batch_idx  # a resumed run may validate before it trains
+
+    def on_trial_shutdown(self) -> None:
+        if self.on_cluster and self.folder is not None:
+            shutil.rmtree(self.folder)
+
     def on_training_start(self) -> None:
         if self.is_chief and self.folder is not None:
             keep_data_report(self.trial.data_report, self.folder)

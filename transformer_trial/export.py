@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,8 +70,9 @@ def recipe(settings: Any) -> str:
         for field in dataclasses.fields(section):
             value = getattr(section, field.name)
             if value != field.default:
-                home = "data" if name == "data" else "hyperparameters"
-                lines.append(f"- `{home}.{field.name}`: `{shown(field.name, value)}`")
+                home, text = "data" if name == "data" else "hyperparameters", shown(field.name, value)
+                fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+                lines.append(f"- `{home}.{field.name}`: {fence}{text}{fence}")
     return "\n".join(lines)
 
 
