@@ -36,12 +36,12 @@ test: check
 .venv-cluster/done: $(CLUSTER_CONSTRAINTS)
 	$(PYTHON) -m venv .venv-cluster
 	.venv-cluster/bin/python $(PIP_INSTALL) -c $< determined torch numpy tensorboard pytest hypothesis
-	.venv-cluster/bin/python $(PIP_INSTALL) -c $< torch numpy transformers datasets accelerate seqeval
+	.venv-cluster/bin/python $(PIP_INSTALL) -c $< torch numpy transformers datasets accelerate seqeval sentencepiece
 	touch $@
 
 test-cluster-stack: .venv-cluster/done
-	.venv-cluster/bin/python -m pytest tests/test_trial.py tests/test_base.py \
-		tests/test_ner_utils.py tests/test_ner_data.py tests/test_data.py tests/test_distributed.py
+	.venv-cluster/bin/python -m pytest $(addprefix tests/test_,$(addsuffix .py,trial base data distributed \
+		ner_utils ner_files ner_data bad_inputs ner_labels ner_inspect tokenizers ner_predict ner_report export callbacks))
 
 clean:
 	rm -rf .venv .venv-cluster outputs

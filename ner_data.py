@@ -128,9 +128,10 @@ def source_of_files(key: str, pattern: str, config: NERDataConfig) -> Source:
         if not os.path.isfile(path):
             exists = "is no file" if os.path.exists(path) else "does not exist, or lies where this user may not look"
             what = "is a folder" if os.path.isdir(path) else exists
+            looked = "" if path.is_absolute() else f" (looked for {path.absolute()})"
             raise TrialError(
-                f"{key}: {path} {what} (looked for {path.absolute()}). Give a file, or a glob such as data/*.json; on "
-                "a cluster, a path relative to the folder that was uploaded, or one on a mounted disk."
+                f"{key}: {path} {what}{looked}. Give a file, or a glob such as data/*.json; on a cluster, a path "
+                "relative to the folder that was uploaded, or one on a mounted disk."
             )
 
     given = (config.text_column_name, config.label_column_name, config.sentence_column_name)

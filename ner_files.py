@@ -94,9 +94,9 @@ def read_records(path: Path, file_format: str | None, is_header: Callable[[list[
         else:
             yield from _read_json(path, lines)
     except (OSError, EOFError, zlib.error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        advice = "Is it whole? Pack it anew." if path.suffix.lower() == ".gz" else "Check its owner and permissions."
-        raise TrialError(f"{path}: cannot be read: {reason}. {advice}") from None
+        reason = getattr(error, "strerror", None)
+        advice = "Check its owner and permissions." if reason else "Is it whole? Pack it anew."
+        raise TrialError(f"{path}: cannot be read: {reason or error}. {advice}") from None
 
 
 def format_of(path: Path) -> str:

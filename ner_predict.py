@@ -91,7 +91,7 @@ class Tagger:
         ner_utils.prepare_tokenizer(tokenizer)
         self.max_seq_length = ner_utils.choose_max_seq_length(tokenizer, model, settings.get("max_seq_length"))
         self.doc_stride = ner_utils.choose_doc_stride(tokenizer, self.max_seq_length, settings.get("doc_stride"))
-        self.collate = ner_utils.WordCollator(tokenizer, [])
+        self.collate = ner_utils.WordCollator(tokenizer, tokenizer.model_input_names)
 
     @classmethod
     def load(cls, folder: str | Path, batch_size: int = 32) -> "Tagger":

@@ -345,7 +345,9 @@ class WordCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         rows = rows or [self.no_words]
+        # No model takes a row of no sub-token, which some tokenizers make of words that they have none for.
         inputs = [{name: value for name, value in row.items() if name not in WORD_COLUMNS} for row in rows]
+        inputs = [row if row["input_ids"] else {name: self.no_words[name] for name in row} for row in inputs]
         # dict: Determined cannot measure a BatchEncoding.
         batch = dict(self.pad_inputs(inputs))
         for name, fill in WORD_FILLS.items():

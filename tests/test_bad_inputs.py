@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -349,7 +350,9 @@ def test_another_file_format_than_the_file_has_is_refused(name: str, sentences: 
     case = CASES[name]
     content = case.write([sentence for sentence in sentences if case.holds(sentence[0])])
     (tmp_path / "a").write_bytes(content if isinstance(content, bytes) else content.encode())
-    right = {case.file_format, *(("json", "jsonl") if case.file_format in ("json", "jsonl") else ())}
+    # With names for the columns, CoNLL-U and other columns are read alike.
+    alike = [{"json", "jsonl"}, {"conll", "conllu"} if "global.columns" in str(content) else set()]
+    right = set().union({case.file_format}, *(formats for formats in alike if case.file_format in formats))
     for file_format in set(FORMATS) - right:
         with refuses(str(tmp_path / "a")):
             read(tmp_path / "a", **{**case.options, "file_format": file_format})
@@ -410,7 +413,7 @@ def test_a_file_that_is_not_there_is_named_with_its_key(
     (tmp_path / "folder").mkdir()
     (tmp_path / "good.jsonl").write_text(GOOD)
     file = {f"{split}_file": str(tmp_path / "folder" / make(tmp_path / "folder"))}
-    with refuses(f"data.{split}_file: ", *said, "(looked for ", "Give a file, or a glob such as data/*.json"):
+    with refuses(f"data.{split}_file: ", *said, "Give a file, or a glob such as data/*.json"):
         read(**{"train_file": tmp_path / "good.jsonl", **file})  # type: ignore[arg-type]
 
 
@@ -453,43 +456,39 @@ def test_splits_in_different_schemes_are_refused(tmp_path: Path) -> None:
         read(tmp_path / "a.jsonl", validation_file=str(tmp_path / "b.jsonl"))
 
 
-READ = """
-import sys
-import tempfile
-sys.path.insert(0, sys.argv[1])
-import ner_data
-for file in sys.argv[2:]:
-    config = ner_data.NERDataConfig(train_file=file)
-    try:
-        ner_data.read_splits(ner_data.load_splits(config), config, "ner")
-    except ner_data.TrialError as error:
-        print(error)
-"""
+def read_as_another_user(files: list[Path], messages: Any) -> None:
+    if os.geteuid() == 0:  # to whom everything is open
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    for file in files:
+        try:
+            read(file)
+            messages.put(f"{file} was read")
+        except Exception as error:
+            messages.put(f"{type(error).__name__}: {error}")
 
 
 def test_a_file_without_permission_is_named() -> None:
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
         folder = Path(name)
-        folder.chmod(0o777)
+        folder.chmod(0o755)
         (folder / "closed").mkdir()
-        files = [folder / "a.jsonl", folder / "b.parquet", folder / "closed" / "a.jsonl"]
+        files = [folder / "a.jsonl", folder / "b.parquet", folder / "c.tsv.gz", folder / "closed" / "a.jsonl"]
         for file in files:
             file.write_text(GOOD)
             file.chmod(0)
         (folder / "closed").chmod(0)
-        other: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
-        environment = {**os.environ, "HOME": name, "HF_HOME": name, "HF_DATASETS_CACHE": name}
-        command = [sys.executable, "-c", READ, str(PROJECT), *map(str, files)]
-        result = subprocess.run(command, cwd=name, env=environment, capture_output=True, text=True, **other)
+        fork = multiprocessing.get_context("fork")
+        messages: Any = fork.Queue()
+        process = fork.Process(target=read_as_another_user, args=(files, messages))
+        process.start()
+        found = [messages.get(timeout=60) for _ in files]
+        process.join()
         (folder / "closed").chmod(0o700)
-    if result.returncode and "PermissionError" in result.stderr:
-        pytest.skip("another user cannot read the environment")
-    assert result.returncode == 0, result.stderr
-    messages = result.stdout.splitlines()
-    assert len(messages) == len(files), messages
-    for message, file in zip(messages, files):
+    for message, file in zip(found, files):
         says = "may not look" if "closed" in str(file) else "cannot be read: Permission denied. Check its owner"
-        check_message(message, (str(file), says))
+        check_message(message, ("TrialError: ", str(file), says))
 
 
 # ---------------------------------------------------------------------------------------------- the whole trial, and train.py
@@ -508,7 +507,7 @@ def test_nothing_trains_on_a_bad_file(
 ) -> None:
     _, file, content, options, said = next(case for case in BAD if case[0] == name)
     (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    config["data"] |= {"train_file": str(tmp_path / file), **options}
+    config["data"] |= {"train_file": str(tmp_path / file), "validation_file": str(tmp_path / file), **options}
     with refuses(*said):
         fit(config)
     assert not list(tmp_path.glob("run*"))
@@ -517,11 +516,9 @@ def test_nothing_trains_on_a_bad_file(
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        # What the readers of datasets and pyarrow take, and lose words or tags of, or read as something else.
+        # What the readers of the datasets library take.
         pytest.param("a.csv", HEADER + ROW + "\"['EU']\"\n", ["line 3: found 1 cells"], id="a short row, padded with null"),
         pytest.param("a.jsonl", GOOD + '{"tokens": ["a"]}\n', ["line 2: no column 'ner_tags'"], id="no tags, null instead"),
-        pytest.param("a.jsonl", GOOD[:-2] + ', "tokens": ["x", "y"]}\n', ["line 1", "stands twice"], id="the last one wins"),
-        pytest.param("a.conll", "EU\tO\nrejects\n\na\tO\n", ["line 2: found 1 columns"], id="a word without tag, padded"),
     ],
 )  # fmt: skip
 def test_train_py_stops_with_the_message_alone(
@@ -534,8 +531,7 @@ def test_train_py_stops_with_the_message_alone(
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    (message,) = [found for found in result.stderr.splitlines() if str(tmp_path / name) in found]
-    check_message(message, (f"{tmp_path / name}, ", *said))
+    check_message(result.stderr.splitlines()[-1], (f"{tmp_path / name}, ", *said))
     assert not (tmp_path / "out").exists()
 
 

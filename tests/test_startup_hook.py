@@ -58,6 +58,7 @@ INDEX: dict[tuple[str, str], list[str]] = {
     ("pyarrow", "22.0.0"): [],
     ("pyarrow", "26.0.1"): [],
     ("seqeval", "1.2.2"): ["numpy"],
+    ("sentencepiece", "0.2.3"): [],
     # Temptations: each newest version would have pip replace a part of every image.
     ("accelerate", "1.15.0"): ["torch>=2.0", "numpy"],
     ("accelerate", "1.99.0"): ["torch>=9", "nvidia-cublas>=99", "apex>=9"],
@@ -77,6 +78,7 @@ WITH_TRANSFORMERS_4 = {
     "pyarrow": "22.0.0",
     "accelerate": "1.15.0",
     "seqeval": "1.2.2",
+    "sentencepiece": "0.2.3",
     "tensorboard": "2.21.0",
 }
 WITH_TRANSFORMERS_5 = {

@@ -82,7 +82,7 @@ class RunRecord(pytorch.PyTorchCallback):
 
     def on_trial_shutdown(self) -> None:
         if self.on_cluster and self.folder is not None:
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def on_training_start(self) -> None:
         if self.is_chief and self.folder is not None:

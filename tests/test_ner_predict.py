@@ -1,0 +1,676 @@
+"""ner_predict.py: the tags of training for every word of every kind of file, and whole lines whatever happens."""
+
+import csv
+import gzip
+import io
+import json
+import logging
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+import torch
+import transformers
+import yaml
+from conftest import PROJECT, SAMPLE_DATA, read_metrics
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+from seqeval import metrics as seqeval_metrics
+
+import ner_data
+import ner_files
+import ner_predict
+from ner_predict import Sentence, Tagger, as_columns, predict
+from ner_trial import NERTrial
+from transformer_trial import run as run_module
+from transformer_trial.parsing import TrialError
+
+FIXED = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SCORES = {"accuracy_score": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1"}
+TIE = 1e-5
+"""Two labels whose logits are closer than that: sums in another order may rank them otherwise."""
+
+# ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def train(config: dict[str, Any], folder: Path) -> Path:
+    """Train as train.py does, in this process; returns the run's folder."""
+    config["hyperparameters"]["learning_rate"] = 3e-3
+    config |= {"min_validation_period": {"batches": 40}, "checkpoint_policy": "none"}
+    config["searcher"]["max_length"] = {"batches": 160}
+    config["data"]["test_file"] = str(SAMPLE_DATA / "test.json")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "set_up_logging", lambda on_cluster: None)
+        patch.setenv("XDG_DATA_HOME", "what the run sets is undone")
+        patch.chdir(PROJECT)
+        run_module.run(NERTrial, [str(folder / "config.yaml"), "--output-dir", str(folder / "run")])
+    return folder / "run"
+
+
+CONFIG = {
+    "name": "test",
+    "hyperparameters": {"model_mode": "token-classification", "finetuning_task": "ner", "global_batch_size": 8},
+    "reproducibility": {"experiment_seed": 7},
+    "searcher": {"name": "single", "metric": "f1", "smaller_is_better": False},
+}
+
+
+def make_config(model: Path, **data: Any) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(json.dumps(CONFIG))
+    config["hyperparameters"]["pretrained_model_name_or_path"] = str(model)
+    files = {f"{split}_file": str(SAMPLE_DATA / f"{split}.json") for split in ("train", "validation")}
+    return {**config, "data": files | data}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(make_config(tiny_model), tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> Path:
+    return run / "model"
+
+
+@pytest.fixture(scope="module")
+def tagger(model: Path) -> Tagger:
+    return Tagger.load(model)
+
+
+@pytest.fixture
+def tag(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """`ner_predict.py` with these arguments, in this process."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield lambda *arguments: ner_predict.main([str(argument) for argument in arguments])
+    logging.root.handlers[:], logging.root.level = handlers, level
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def start_process(target: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Start a process of its own that need not import the libraries first: its parent, which does only that, has."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["conftest"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{PROJECT / 'tests'}:{PROJECT}")
+        multiprocessing.forkserver.ensure_running()
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def tag_in_process(arguments: list[str], files: dict[int, str], largest_file: int = -1) -> None:
+    """`ner_predict.py` with these arguments, and with standard input, output and error from and to these files."""
+    for descriptor, path in files.items():
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), descriptor)
+    if largest_file >= 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    try:
+        ner_predict.main(arguments)
+    finally:
+        print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}", file=sys.stderr)
+        sys.stdout.flush()
+
+
+# ---------------------------------------------------------------------------------------- the metrics, by three accounts
+
+
+def tags_by_hand(
+    folder: Path, sentences: list[list[str]], max_length: int, stride: int
+) -> tuple[list[list[set[str]]], int]:
+    """The tags that each word may have, window by window: one, but for ties and different windows; and the ties."""
+    model = transformers.AutoModelForTokenClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    options = {"truncation": True, "return_overflowing_tokens": True, "return_offsets_mapping": True}
+    allowed, num_ties = [], 0
+    for words in sentences:
+        encoded = tokenizer(words, is_split_into_words=True, max_length=max_length, stride=stride, **options)
+        tags: list[set[str]] = [set() for _ in words]
+        for window, ids in enumerate(encoded["input_ids"]):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids])).logits[0]
+            pieces = zip(encoded.word_ids(window), encoded["offset_mapping"][window], logits)
+            for word, (start, _), values in pieces:
+                if word is not None and start == 0:
+                    best = torch.nonzero(values > values.max() - TIE).flatten().tolist()
+                    num_ties += len(best) > 1
+                    tags[word] |= {model.config.id2label[i] for i in best}
+        allowed.append([found or {"O"} for found in tags])
+    return allowed, num_ties
+
+
+@pytest.mark.parametrize(
+    "window",
+    [pytest.param({}, id="whole-sentences"), pytest.param({"max_seq_length": 12, "doc_stride": 4}, id="windows")],
+)
+def test_metrics_at_the_best_validation_are_those_of_the_output_at_any_batch_size(
+    window: dict[str, int], tiny_model: Path, run: Path, tmp_path: Path, tag: Callable[..., None]
+) -> None:
+    folder = train(make_config(tiny_model, **window), tmp_path) if window else run
+    validations = read_metrics(folder, "validation")
+    reported = max(validations, key=lambda line: line["f1"])  # the first of equals
+    assert 0.1 < reported["f1"] < 1, "the comparison needs a model that is neither blind nor perfect"
+    gold = read_lines(SAMPLE_DATA / "validation.json")
+    sentences = [row["tokens"] for row in gold]
+    allowed, num_ties = tags_by_hand(folder / "model", sentences, *(window.values() or (128, 0)))
+    assert num_ties == 0, "where labels tie, nothing can be compared"
+    for batch_size in (1, 8, 64):
+        output = tmp_path / f"{batch_size}" / "predictions.jsonl"
+        output.parent.mkdir()
+        options = ("--input", SAMPLE_DATA / "validation.json", "--output", output, "--batch-size", batch_size)
+        tag("--model", folder / "model", *options)
+        rows = read_lines(output)
+        assert [row["tokens"] for row in rows] == sentences
+        assert [row["gold"] for row in rows] == [row["ner_tags"] for row in gold]
+        found, expected = ([row[name] for row in rows] for name in ("tags", "gold"))
+        assert all(t in a for tags, of in zip(found, allowed) for t, a in zip(tags, of))
+        report = json.loads((output.parent / "report" / "report.json").read_text())
+        for name, seqeval_name in SCORES.items():
+            score = getattr(seqeval_metrics, f"{seqeval_name}_score")(expected, found)
+            assert reported[name] == pytest.approx(score, abs=1e-12)
+            in_report = report["accuracy"] if name == "accuracy_score" else report["overall"][name]
+            assert in_report == pytest.approx(score, abs=1e-12)
+        assert (output.parent / "report" / "report.html").exists()
+
+
+# ---------------------------------------------------------------------------------------------------- what a line says
+
+
+def test_each_word_has_one_tag_and_a_score_and_entities_are_spans(model: Path) -> None:
+    sentences = [row["tokens"] for row in read_lines(SAMPLE_DATA / "test.json")]
+    rows = list(predict(model, sentences, batch_size=7))
+    assert [row["tokens"] for row in rows] == sentences
+    assert sum(len(row["spans"]) for row in rows) > 100
+    for row in rows:
+        assert row.keys() == {"tokens", "tags", "scores", "spans"}
+        assert len(row["tags"]) == len(row["scores"]) == len(row["tokens"])
+        assert all(0 <= score <= 1 for score in row["scores"])
+        inside = set()
+        for span in row["spans"]:
+            words = range(span["first_word"], span["last_word"] + 1)
+            assert span["text"] == " ".join(row["tokens"][i] for i in words)
+            assert {row["tags"][i][2:] for i in words} == {span["type"]}
+            assert span["score"] == pytest.approx(sum(row["scores"][i] for i in words) / len(words), abs=2e-6)
+            inside |= set(words)
+        assert inside == {i for i, tag in enumerate(row["tags"]) if tag != "O"}
+
+
+BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+odd_texts = [
+    "",
+    " ",
+    "a\u3000b",
+    "👩‍👩‍👧 e\u0301",
+    "東京へ",
+    "\u202eabc",
+    "don't--stop",
+    "\x00\x1b[1m",
+    "a\x1cb",
+    "[sic]",
+]
+any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.sampled_from(odd_texts)
+
+
+@FIXED
+@given(text=any_text, data=st.data())
+@example(text="Ada Lovelace (x)", data=None)
+def test_offsets_are_those_of_the_words_in_the_text(tagger: Tagger, text: str, data: Any) -> None:
+    (sentence,) = tagger.tag([Sentence.of_text(text)])
+    assert sentence.offsets is not None and sentence.tags is not None and sentence.scores is not None
+    assert [text[start:end] for start, end in sentence.offsets] == sentence.words
+    borders = [0, *(place for offsets in sentence.offsets for place in offsets), len(text)]
+    assert borders == sorted(borders)
+    assert not any(text[end:start].strip() for end, start in zip(borders[::2], borders[1::2])), "a word is missing"
+    assert len(sentence.tags) == len(sentence.scores) == len(sentence.words)
+    assert all(score is None or 0 <= score <= 1 for score in sentence.scores)
+    if data is not None:  # whatever the tags are
+        size = len(sentence.words)
+        sentence.tags = data.draw(st.lists(st.sampled_from(BIO), min_size=size, max_size=size))
+    row = tagger.as_json(sentence)
+    assert row["text"] == text and list(row)[0] == "text"
+    words = set()
+    for span in row["spans"]:
+        assert text[span["start"] : span["end"]] == span["text"]
+        assert span["text"].startswith(sentence.words[span["first_word"]])
+        assert span["text"].endswith(sentence.words[span["last_word"]])
+        words |= set(range(span["first_word"], span["last_word"] + 1))
+    assert words == {i for i, tag in enumerate(sentence.tags) if tag != "O"}
+
+
+def test_words_without_a_sub_token_are_outside_and_have_no_score(model: Path) -> None:
+    without = ["\x07", "", "\ufe0f"]
+    rows = list(predict(model, [["Ada", *without, "slept"], without, [], "", "Ada slept"], batch_size=1))
+    assert rows[0]["tags"][1:4] == rows[1]["tags"] == ["O"] * 3
+    assert rows[0]["scores"][1:4] == rows[1]["scores"] == [None] * 3
+    assert None not in (rows[0]["scores"][0], rows[0]["scores"][4])
+    assert [len(row["tokens"]) for row in rows] == [5, 3, 0, 0, 2]
+
+
+# ------------------------------------------------------------------------------------------------------------- formats
+
+ROWS = [
+    (["Ada", "Lovelace", "lived", "in", "London", "."], ["B-PER", "I-PER", "O", "O", "B-LOC", "O"]),
+    (["Nobody", "came", "!"], ["O", "O", "O"]),
+    (["(", "東", "京", ")", "and", "Rome"], ["O", "B-LOC", "I-LOC", "O", "O", "B-LOC"]),
+]
+TEXTS = ["Ada Lovelace lived in London.", "Nobody came!", "(東京) and Rome"]
+SPANS = [[(0, 12, "PER"), (22, 28, "LOC")], [], [(1, 3, "LOC"), (9, 13, "LOC")]]
+
+
+def as_json(tagged: bool, *, lines: bool) -> bytes:
+    rows = [{"tokens": words} | ({"ner_tags": tags} if tagged else {}) for words, tags in ROWS]
+    return ("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows, indent=1)).encode()
+
+
+def as_spans(tagged: bool, *, style: str) -> bytes:
+    entities: list[Any] = [[{"start": s, "end": e, "label": t} for s, e, t in spans] for spans in SPANS]
+    rows = [{"text": t, style: e if style == "entities" else s} for t, e, s in zip(TEXTS, entities, SPANS)]
+    return "\n".join(json.dumps(row if tagged else {"text": row["text"]}) for row in rows).encode()
+
+
+def as_table(tagged: bool, *, style: Callable[[list[str]], str] = json.dumps, delimiter: str = ",") -> bytes:
+    file = io.StringIO()
+    cells = [[style(words), style(tags)] for words, tags in ROWS]
+    csv.writer(file, delimiter=delimiter).writerows(row[: 1 + tagged] + ["x"] for row in [["tokens", "tags"], *cells])
+    return file.getvalue().encode()
+
+
+def as_words(tagged: bool) -> bytes:
+    file = io.StringIO()
+    lines = [[i, word, tag] for i, (words, tags) in enumerate(ROWS) for word, tag in zip(words, tags)]
+    csv.writer(file).writerows(line[: 2 + tagged] for line in [["Sentence #", "Word", "Tag"], *lines])
+    return file.getvalue().encode()
+
+
+def as_conll(tagged: bool, *, separator: str = "\t", start: str = "") -> bytes:
+    cells = [[[word, "POS", *([tag] if tagged else [])] for word, tag in zip(words, tags)] for words, tags in ROWS]
+    return (start + "\n\n".join("\n".join(map(separator.join, words)) for words in cells) + "\n").encode()
+
+
+def as_conllu(tagged: bool) -> bytes:
+    start = f"# global.columns = ID FORM{' NER' if tagged else ''} MISC\n"
+    sentences = [
+        "\n".join("\t".join([str(i + 1), word, *([tag] if tagged else []), "_"]) for i, (word, tag) in enumerate(pairs))
+        for pairs in (zip(words, tags) for words, tags in ROWS)
+    ]
+    return (start + "\n\n".join(sentences) + "\n").encode()
+
+
+def as_parquet(tagged: bool) -> bytes:
+    columns = dict(zip(("tokens", "ner_tags"), zip(*ROWS)))
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table({name: columns[name] for name in list(columns)[: 1 + tagged]}), file)
+    return file.getvalue()
+
+
+# What each file holds, and whether lines of output have the text that it was in.
+FORMATS: dict[str, tuple[str, Callable[[bool], bytes], bool]] = {
+    "json": ("rows.json", lambda tagged: as_json(tagged, lines=False), False),
+    "json lines": ("rows.jsonl", lambda tagged: as_json(tagged, lines=True), False),
+    "gzip": ("rows.json.gz", lambda tagged: gzip.compress(as_json(tagged, lines=True)), False),
+    "csv of json": ("rows.csv", as_table, False),
+    "csv of python": ("rows.csv", lambda tagged: as_table(tagged, style=str), False),
+    "csv of text": ("rows.csv", lambda tagged: as_table(tagged, style=" ".join), True),
+    "tsv": ("rows.tsv", lambda tagged: as_table(tagged, delimiter="\t"), False),
+    "a row per word": ("rows.csv", as_words, False),
+    "parquet": ("rows.parquet", as_parquet, False),
+    "conll": ("rows.conll", as_conll, False),
+    "conll with spaces": ("rows.iob2", lambda tagged: as_conll(tagged, separator=" "), False),
+    "conll-u": ("rows.conllu", as_conllu, False),
+    "entities": ("rows.jsonl", lambda tagged: as_spans(tagged, style="entities"), True),
+    "doccano": ("rows.jsonl", lambda tagged: as_spans(tagged, style="label"), True),
+}
+TEXT_FORMATS = {
+    "text": ("rows.txt", "\n".join(TEXTS).encode()),
+    "text, gzip": ("rows.txt.gz", gzip.compress("\n".join(TEXTS).encode())),
+    "json of text": ("rows.json", json.dumps([{"text": text} for text in TEXTS]).encode()),
+    "csv of text": (
+        "rows.csv",
+        "id,text\n1,Ada Lovelace lived in London.\n2,Nobody came!\n3,(東京) and Rome\n".encode(),
+    ),
+}
+CASES = [
+    *((name, file, contents(tagged), has_text, tagged) for name, (file, contents, has_text) in FORMATS.items()
+      for tagged in (True, False)),
+    ("conll .txt", "rows.txt", as_conll(True, start="-DOCSTART-\n\n"), False, True),
+    *((name, file, contents, True, False) for name, (file, contents) in TEXT_FORMATS.items()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "contents", "has_text", "tagged"),
+    [pytest.param(*case, id=f"{name}, {'tagged' if case[-1] else 'untagged'}") for name, *case in CASES],
+)
+def test_every_format_has_the_tags_of_its_words(
+    file: str, contents: bytes, has_text: bool, tagged: bool, tagger: Tagger, model: Path, tmp_path: Path,
+    tag: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Tagger, "load", lambda *_: tagger)
+    (tmp_path / file).write_bytes(contents)
+    tag("--model", model, "--input", tmp_path / file, "--output", tmp_path / "out.jsonl")
+    found, expected = read_lines(tmp_path / "out.jsonl"), list(predict(model, [words for words, _ in ROWS]))
+    assert [row["tokens"] for row in found] == [words for words, _ in ROWS]
+    assert [row["tags"] for row in found] == [row["tags"] for row in expected]
+    assert [row.get("gold") for row in found] == [tags if tagged else None for _, tags in ROWS]
+    assert (tmp_path / "report").exists() == tagged
+    for row, other, text in zip(found, expected, TEXTS):
+        assert row["scores"] == pytest.approx(other["scores"], abs=1e-4)
+        assert ("text" in row) == has_text
+        for span, other_span in zip(row["spans"], other["spans"], strict=True):
+            assert span["type"] == other_span["type"]
+            assert has_text == ("start" in span)
+            if has_text:
+                assert row["text"][span["start"] : span["end"]] == span["text"]
+                assert text.replace(" ", "") == row["text"].replace(" ", "")
+
+
+def test_a_glob_is_read_in_the_order_of_its_names(model: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
+    for name, text in {"b.txt": "second\n", "a.txt": "first\n\nof two\n", "c.txt": "third\n"}.items():
+        (tmp_path / name).write_text(text)
+    tag("--model", model, "--input", tmp_path / "*.txt", "--output", tmp_path / "out.jsonl")
+    assert [row["text"] for row in read_lines(tmp_path / "out.jsonl")] == ["first", "", "of two", "second", "third"]
+
+
+def test_text_that_begins_like_a_list_is_text(model: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
+    texts = ["[sic] Ada", "[deleted]", "['a' list", "(a, b)", "# Ada", "[]", '["Ada", "slept"]']
+    for file, contents in {
+        "a.txt": "\n".join(texts),
+        "b.jsonl": "\n".join(json.dumps({"text": t}) for t in texts),
+    }.items():
+        (tmp_path / file).write_text(contents)
+        tag("--model", model, "--input", tmp_path / file, "--output", tmp_path / "out.jsonl")
+        rows = read_lines(tmp_path / "out.jsonl")
+        num_texts = len(texts) if file == "a.txt" else 5  # csv and json write lists so, too
+        assert [row.get("text") for row in rows] == texts[:num_texts] + [None] * (len(texts) - num_texts)
+    assert [row["tokens"] for row in rows[5:]] == [[], ["Ada", "slept"]]
+
+
+words_of_columns = st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sampled_from(
+    ["-DOCSTART-", "#", "# x", "# x = y", "\ufeff", " ", "\u2028", "\x85", "a b", "O", "word", "tag", "1", "1-2", "\0"]
+)
+
+
+@FIXED
+@given(
+    sentences=st.lists(
+        st.lists(st.tuples(words_of_columns, st.sampled_from(BIO), st.sampled_from(BIO)), min_size=1, max_size=4),
+        min_size=1, max_size=4,
+    ),
+    with_gold=st.booleans(),
+)  # fmt: skip
+def test_columns_read_back_or_are_refused(
+    sentences: list[list[tuple[str, str, str]]], with_gold: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "columns.conll"
+    text, kept = "", []
+    for sentence in sentences:
+        words, gold, tags = map(list, zip(*sentence))
+        try:
+            text += as_columns(Sentence(words, gold=gold if with_gold else None, tags=tags)) + "\n"
+            kept.append([words, *([gold] if with_gold else []), tags])
+        except TrialError as error:
+            assert any(re.search(r"[\t\r\n\0]|^$|^ +$|^\ufeff|^# |^-DOC", word) for word in words), error
+    file.write_text(text, encoding="utf-8", newline="")
+    kept = [columns for columns in kept if columns[0] != ["-DOCSTART-"]]  # which stands between documents
+    records = ner_files.read_records(file, None, ner_data.names_columns)
+    assert [list(record.cells.values()) for record in records] == kept
+
+
+def test_columns_hold_gold_and_predicted_tags(model: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
+    expected = list(predict(model, [words for words, _ in ROWS]))
+    for tagged in (True, False):
+        (tmp_path / "rows.json").write_bytes(as_json(tagged, lines=True))
+        tag("--model", model, "--input", tmp_path / "rows.json", "--output", tmp_path / "out.conll")
+        sentences = (tmp_path / "out.conll").read_text(encoding="utf-8").rstrip("\n").split("\n\n")
+        columns = [list(map(list, zip(*(line.split("\t") for line in s.split("\n"))))) for s in sentences]
+        assert columns == [[w, *([g] if tagged else []), row["tags"]] for (w, g), row in zip(ROWS, expected)]
+    tag("--model", model, "--input", tmp_path / "out.conll", "--output", tmp_path / "again.jsonl")
+    assert [row["gold"] for row in read_lines(tmp_path / "again.jsonl")] == [row["tags"] for row in expected]
+
+
+@pytest.mark.parametrize(
+    ("options", "contents", "has_text", "tagged"),
+    [
+        pytest.param([], "\n".join(TEXTS).encode(), True, False, id="text"),
+        pytest.param(["--format", "json"], as_json(True, lines=True), False, True, id="json"),
+        pytest.param(["--format", "conll"], as_conll(True), False, True, id="conll"),
+    ],
+)
+def test_standard_input_goes_to_standard_output(
+    options: list[str], contents: bytes, has_text: bool, tagged: bool, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").write_bytes(contents)
+    arguments = ["--model", str(model), "--input", "-", "--output", "-", *options]
+    process = start_process(
+        tag_in_process, arguments, {i: str(tmp_path / n) for i, n in enumerate(("in", "out", "err"))}
+    )
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "err").read_text()
+    rows, expected = read_lines(tmp_path / "out"), list(predict(model, [words for words, _ in ROWS]))
+    assert [row["tags"] for row in rows] == [row["tags"] for row in expected]
+    assert all(("text" in row) == has_text and ("gold" in row) == tagged for row in rows)
+    assert ("Entities by type" in (tmp_path / "err").read_text()) == tagged
+    assert not (tmp_path / "report").exists()
+
+
+def test_the_command_needs_no_determined_and_stops_with_its_reader(model: Path) -> None:
+    code = (
+        "import sys, ner_predict; ner_predict.main(sys.argv[1:]);"
+        "sys.exit(', '.join(name for name in sys.modules if name.partition('.')[0] == 'determined'))"
+    )
+    command = [sys.executable, "-c", code, "--model", str(model), "--input", "-", "--output", "-", "--batch-size", "1"]
+    with subprocess.Popen(
+        command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdin.write("\n".join(TEXTS * 1000).encode())
+        process.stdin.close()
+        first = json.loads(process.stdout.readline())
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+    assert first["text"] == TEXTS[0]
+    assert process.returncode == 0 and "Traceback" not in errors, errors
+
+
+def test_python_gets_what_the_command_writes_as_it_comes(model: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    tag("--model", model, "--input", tmp_path / "texts.txt", "--output", tmp_path / "out.jsonl")
+    asked: list[int] = []
+
+    def endless() -> Iterator[str]:
+        while True:
+            asked.append(1)
+            yield TEXTS[(len(asked) - 1) % 3]
+
+    rows = predict(str(model), endless(), batch_size=2)
+    assert [next(rows) for _ in TEXTS] == read_lines(tmp_path / "out.jsonl")
+    assert len(asked) == 2 * ner_predict.CHUNK_BATCHES
+
+
+def test_tagging_leaves_a_model_in_training_as_it_was(tagger: Tagger) -> None:
+    tagger.model.train()
+    list(tagger.tag([Sentence(["Ada"])]))
+    assert tagger.model.training
+    tagger.model.eval()
+
+
+# ------------------------------------------------------------------------------------------------------------ mistakes
+
+
+def bad_models(folder: Path, model: Path) -> None:
+    for name in ("no_head", "cut", "no_tokenizer"):
+        (folder / name).mkdir()
+        for file in model.iterdir():
+            if file.is_file() and not (name == "no_tokenizer" and "token" in file.name):
+                (folder / name / file.name).write_bytes(file.read_bytes())
+    transformers.AutoModel.from_pretrained(model).save_pretrained(folder / "no_head")
+    weights = (folder / "cut" / "model.safetensors").read_bytes()
+    (folder / "cut" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+
+
+MISTAKES = [
+    pytest.param({"--model": "gone"}, "--model: cannot load .*gone: there is no such folder", id="no-model"),
+    pytest.param({"--model": "."}, r"--model: cannot load .*Accepted is a folder with a model", id="not-a-model"),
+    pytest.param({"--model": "no_head"}, "no weights for classifier.bias, classifier.weight", id="not-fine-tuned"),
+    pytest.param({"--model": "cut"}, "--model: cannot load .*cut", id="cut-model"),
+    pytest.param({"--model": "no_tokenizer"}, "--model: cannot load .*no_tokenizer", id="no-tokenizer"),
+    pytest.param({"--input": "gone.json"}, "--input: .*gone.json does not exist", id="no-input"),
+    pytest.param({"--input": "*.gone"}, r"--input: .*\*.gone does not exist", id="no-match"),
+    pytest.param({"--input": "."}, "--input: .* is a folder", id="folder"),
+    pytest.param({"--input": "a.bin"}, "a.bin: ends in '.bin'; accepted .* with --format", id="format"),
+    pytest.param({"--input": "empty.jsonl"}, "empty.jsonl: has no rows", id="empty"),
+    pytest.param({"--input": "empty.txt"}, "empty.txt: has no rows", id="empty-text"),
+    pytest.param({"--input": "broken.jsonl"}, "broken.jsonl, line 2: not readable as json", id="broken"),
+    pytest.param({"--input": "uneven.jsonl"}, "uneven.jsonl, line 2: found 2 words but 1 tags", id="uneven"),
+    pytest.param({"--input": "number.jsonl"}, "number.jsonl, line 2: word 1 is 5", id="number"),
+    pytest.param({"--input": "null.jsonl"}, "null.jsonl, line 2: the words are None", id="null"),
+    pytest.param({"--input": "half.jsonl"}, "half.jsonl, line 1: found half of a character", id="half-character"),
+    pytest.param({"--input": "latin.txt"}, "latin.txt, line 1: found the byte 0xe9", id="encoding"),
+    pytest.param({"--text-column": "words"}, "no column 'words'; found tokens.* Set --text-column to", id="column"),
+    pytest.param({"--label-column": "gold"}, "no column 'gold'.* Set --label-column to", id="label-column"),
+    pytest.param({"--output": "in.jsonl"}, "--output: .*in.jsonl is the input too", id="same-file"),
+    pytest.param({"--input": "*n.jsonl", "--output": "in.jsonl"}, "is the input too", id="same-file-in-glob"),
+    pytest.param({"--output": "gone/out.jsonl"}, "--output: cannot write .*No such file or directory", id="no-folder"),
+    pytest.param({"--output": "no_head"}, "--output: cannot write .*no_head: Is a directory", id="output-is-folder"),
+    pytest.param({"--output": "/dev/full"}, "--output: cannot write /dev/full: No space left", id="full"),
+    pytest.param({"--output": "busy/out.jsonl"}, "--output: cannot write .*busy/report", id="report"),
+    pytest.param({"--input": "tab.jsonl", "--output": "out.conll"}, r"'a\\tb' cannot stand in a column", id="tab"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES)
+def test_a_mistake_ends_in_one_paragraph(
+    change: dict[str, str], message: str, model: Path, tmp_path: Path, tag: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    bad_models(tmp_path, model)
+    good = json.dumps({"tokens": ["Ada"], "ner_tags": ["B-PER"]})
+    second = {
+        "broken": '{"tokens": ["Ada"], "ner', "uneven": '{"tokens": ["Ada", "slept"], "ner_tags": ["O"]}',
+        "number": '{"tokens": [5]}', "null": '{"words": ["Ada"]}', "tab": '{"tokens": ["a\\tb"], "ner_tags": ["O"]}',
+        "in": good, "half": "",
+    }  # fmt: skip
+    for name, line in second.items():
+        first = '{"text": "\\ud83d"}' if name == "half" else good
+        (tmp_path / f"{name}.jsonl").write_text(f"{first}\n{line}\n")
+    (tmp_path / "latin.txt").write_bytes("café\n".encode("latin1"))
+    (tmp_path / "a.bin").write_bytes(b"a")
+    for name in ("empty.jsonl", "empty.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy" / "report").touch()
+    before = (tmp_path / "in.jsonl").read_bytes()
+
+    arguments = {"--model": str(model), "--input": "in.jsonl", "--output": "out.jsonl"} | change
+    with pytest.raises(SystemExit) as stopped:
+        tag(*(part for pair in arguments.items() for part in pair))
+    assert stopped.value.code == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if "LOAD REPORT" not in line]
+    assert re.search(message, errors[-1]), errors
+    assert (tmp_path / "in.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("batch_size", ["0", "-1", "x"])
+def test_a_wrong_batch_size_is_a_wrong_command(batch_size: str, tag: Callable[..., None]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        tag("--model", "m", "--input", "i", "--output", "o", "--batch-size", batch_size)
+    assert stopped.value.code == 2
+
+
+# -------------------------------------------------------------------------------------------------------- interruption
+
+
+@pytest.fixture(scope="module")
+def long_input(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str]:
+    """Arguments that read it, and the whole output."""
+    folder = tmp_path_factory.mktemp("long")
+    rows = read_lines(SAMPLE_DATA / "train.json") * 2
+    (folder / "long.jsonl").write_text("\n".join(json.dumps({"tokens": row["tokens"] * 3}) for row in rows))
+    arguments = ["--model", str(model), "--input", str(folder / "long.jsonl"), "--batch-size", "2"]
+    assert wait_for(arguments, folder / "whole.jsonl") == 0
+    return arguments, (folder / "whole.jsonl").read_text()
+
+
+def wait_for(
+    arguments: Sequence[str], output: Path, kill: Callable[[BaseProcess], None] | None = None, largest_file: int = -1
+) -> int | None:
+    """The exit status of a process that tags a file, and is killed."""
+    files = {0: os.devnull, 1: os.devnull, 2: str(output.with_suffix(".err"))}
+    process = start_process(tag_in_process, [*arguments, "--output", str(output)], files, largest_file)
+    if kill is not None:
+        kill(process)
+    process.join()
+    return process.exitcode
+
+
+def assert_first_lines(output: Path, whole: str) -> int:
+    """Check that there are whole lines only, from the beginning; returns how many."""
+    text = output.read_text() if output.exists() else ""
+    assert whole.startswith(text), "other lines, or in another order"
+    assert text == "" or text.endswith("\n"), "half a line"
+    return text.count("\n")
+
+
+@pytest.mark.parametrize(("kind", "num_kills"), [(signal.SIGKILL, 10), (signal.SIGINT, 3)])
+def test_interrupted_output_is_whole_lines(
+    kind: signal.Signals, num_kills: int, long_input: tuple[list[str], str], tmp_path: Path
+) -> None:
+    arguments, whole = long_input
+    chance, counts = random.Random(int(kind)), []
+    for number in range(num_kills):
+        output, enough = tmp_path / f"{number}.jsonl", chance.random() * len(whole)
+
+        def kill_somewhere(process: BaseProcess, output: Path = output, enough: float = enough) -> None:
+            while process.is_alive() and (not output.exists() or output.stat().st_size < enough):
+                time.sleep(0.001)
+            time.sleep(chance.random() * 0.02)
+            os.kill(process.pid or 0, kind)
+
+        status = wait_for(arguments, output, kill_somewhere)
+        counts.append(assert_first_lines(output, whole))
+        if kind == signal.SIGINT and counts[-1] < whole.count("\n"):
+            assert status == 130
+            errors = output.with_suffix(".err").read_text()
+            assert "Interrupted: the output holds whole lines" in errors and "Traceback" not in errors
+    assert sum(0 < count < whole.count("\n") for count in counts) >= num_kills / 2, counts
+
+
+def test_a_full_disk_leaves_whole_lines(long_input: tuple[list[str], str], tmp_path: Path) -> None:
+    arguments, whole = long_input
+    assert wait_for(arguments, tmp_path / "out.jsonl", largest_file=100_000) == 1
+    assert assert_first_lines(tmp_path / "out.jsonl", whole) > 10
+    errors = (tmp_path / "out.err").read_text()
+    assert "--output: cannot write" in errors and "File too large" in errors and "Traceback" not in errors
+
+
+def test_memory_does_not_grow_with_the_file(model: Path, tmp_path: Path) -> None:
+    """What a sentence leaves behind is below 250 bytes; its line of output has more than that."""
+    sentence = {"tokens": ["Ada", "Lovelace", "lived", "in", "London", "."], "ner_tags": ["B-PER", "I-PER", *"OOOO"]}
+    peaks, sizes = [], (4_000, 44_000)
+    for size in sizes:
+        (tmp_path / "in.jsonl").write_text(f"{json.dumps(sentence)}\n" * size)
+        arguments = ["--model", str(model), "--input", str(tmp_path / "in.jsonl"), "--batch-size", "64"]
+        assert wait_for(arguments, tmp_path / f"{size}.jsonl") == 0
+        (peak,) = re.findall(r"^peak (\d+)$", (tmp_path / f"{size}.err").read_text(), re.MULTILINE)
+        peaks.append(int(peak) * 1024)
+        assert (tmp_path / f"{size}.jsonl").read_text().count("\n") == size
+    assert (peaks[1] - peaks[0]) / (sizes[1] - sizes[0]) < 250, peaks
