@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ner_report
+from transformer_trial.parsing import printable
 
 TEMPLATE = """---
 library_name: transformers
@@ -83,5 +84,5 @@ def _scores(split: str, report: Mapping[str, Any]) -> str:
 
 def _cell(text: str) -> str:
     """Text that is neither markdown nor html."""
-    shown = ner_report.printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("~", "&#126;")
+    shown = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("~", "&#126;")
     return "".join(f"\\{c}" if c in "\\|`*_[]#" else c for c in shown)

@@ -10,6 +10,7 @@ import pyarrow.compute
 
 from ner_labels import Tags, find_entity_types, read_tags
 from ner_utils import NO_POSITION, DatasetMetadata
+from transformer_trial.parsing import printable
 
 RARE_ENTITIES = 10
 """A type that training has fewer of is hard to learn."""
@@ -121,4 +122,5 @@ def format_data(description: Mapping[str, Any]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [row[0].ljust(widths[0]) + "".join(f"  {c.rjust(w)}" for c, w in zip(row[1:], widths[1:])) for row in cells]
     lines.append(f"The labels' scheme is {description['label_scheme']}: {', '.join(description['labels'])}")
-    return "\n".join([*lines, *(f"Look: {warning}" for warning in description["warnings"])])
+    lines += [f"Look: {warning}" for warning in description["warnings"]]
+    return "\n".join(map(printable, lines))

@@ -4,6 +4,7 @@ python3 ner_predict.py --model DIR/model --input FILE --output FILE [--batch-siz
 """
 
 import argparse
+import contextlib
 import glob
 import itertools
 import json
@@ -108,6 +109,8 @@ class Tagger:
             if missing := sorted(loaded["missing_keys"]):
                 raise ValueError(f"it has no weights for {', '.join(missing[:4])}, so it was not trained to tag words")
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers 5 makes one up
+                raise ValueError("it has no tokenizer")
         except Exception as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise TrialError(
@@ -295,7 +298,7 @@ def write_predictions(
             while written < len(line):
                 written += output.write(line[written:])
         except OSError:  # the disk is full, say
-            if output.seekable():
+            with contextlib.suppress(OSError):  # of what is no file, such as a pipe
                 output.truncate(output.tell() - written)
             raise
 

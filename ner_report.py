@@ -21,6 +21,7 @@ from seqeval import scheme as seqeval_schemes
 from seqeval.metrics.sequence_labeling import get_entities
 
 from ner_labels import OUTSIDE, entity_tag
+from transformer_trial.parsing import printable
 
 NUM_WORST_SENTENCES = 50
 NUM_COMMONEST = 10
@@ -28,9 +29,6 @@ NUM_COMMONEST = 10
 
 MAX_DRAWN_TYPES = 60
 """Figures show the most frequent types: with more, nothing could be read."""
-
-JOINERS = "\u200c\u200d"
-"""Invisible letters that Persian, Indic scripts and emoji are spelled with; they reorder nothing."""
 
 SCORES = ("precision", "recall", "f1")
 COUNTS = ("support", "predicted", "correct", "boundary", "confused", "missed", "spurious")
@@ -48,16 +46,6 @@ or E of their type must follow."""
 
 Entity = tuple[str, int, int]
 """Type, first and last word."""
-
-
-def printable(text: str) -> str:
-    """The text, with whatever is invisible, or acts on a terminal or on the order of letters, as its code point.
-
-    Example:
-        >>> printable("a\\x1b[1mb")
-        'a⟨U+001B⟩[1mb'
-    """
-    return "".join(c if c.isprintable() or c in JOINERS else f"⟨U+{ord(c):04X}⟩" for c in text)
 
 
 def match_entities(gold: Sequence[Entity], predicted: Sequence[Entity]) -> list[tuple[Entity | None, Entity | None]]:

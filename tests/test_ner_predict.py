@@ -130,7 +130,7 @@ def tag_in_process(arguments: list[str], files: dict[int, str], largest_file: in
         sys.stdout.flush()
 
 
-# ---------------------------------------------------------------------------------------- the metrics, by three accounts
+# ------------------------------------------------------------------------------------------------------------- metrics
 
 
 def tags_by_hand(
@@ -245,7 +245,7 @@ def test_offsets_are_those_of_the_words_in_the_text(tagger: Tagger, text: str, d
         size = len(sentence.words)
         sentence.tags = data.draw(st.lists(st.sampled_from(BIO), min_size=size, max_size=size))
     row = tagger.as_json(sentence)
-    assert row["text"] == text and list(row)[0] == "text"
+    assert row["text"] == text and next(iter(row)) == "text"
     words = set()
     for span in row["spans"]:
         assert text[span["start"] : span["end"]] == span["text"]
@@ -256,7 +256,7 @@ def test_offsets_are_those_of_the_words_in_the_text(tagger: Tagger, text: str, d
 
 
 def test_words_without_a_sub_token_are_outside_and_have_no_score(model: Path) -> None:
-    without = ["\x07", "", "\ufe0f"]
+    without = ["\x07", "", "\u200b"]
     rows = list(predict(model, [["Ada", *without, "slept"], without, [], "", "Ada slept"], batch_size=1))
     assert rows[0]["tags"][1:4] == rows[1]["tags"] == ["O"] * 3
     assert rows[0]["scores"][1:4] == rows[1]["scores"] == [None] * 3
@@ -289,7 +289,7 @@ def as_spans(tagged: bool, *, style: str) -> bytes:
 def as_table(tagged: bool, *, style: Callable[[list[str]], str] = json.dumps, delimiter: str = ",") -> bytes:
     file = io.StringIO()
     cells = [[style(words), style(tags)] for words, tags in ROWS]
-    csv.writer(file, delimiter=delimiter).writerows(row[: 1 + tagged] + ["x"] for row in [["tokens", "tags"], *cells])
+    csv.writer(file, delimiter=delimiter).writerows([*row[: 1 + tagged], "x"] for row in [["tokens", "tags"], *cells])
     return file.getvalue().encode()
 
 
@@ -342,10 +342,7 @@ TEXT_FORMATS = {
     "text": ("rows.txt", "\n".join(TEXTS).encode()),
     "text, gzip": ("rows.txt.gz", gzip.compress("\n".join(TEXTS).encode())),
     "json of text": ("rows.json", json.dumps([{"text": text} for text in TEXTS]).encode()),
-    "csv of text": (
-        "rows.csv",
-        "id,text\n1,Ada Lovelace lived in London.\n2,Nobody came!\n3,(東京) and Rome\n".encode(),
-    ),
+    "csv of text": ("rows.csv", "id,text\n1,Ada Lovelace lived in London.\n2,Nobody came!\n3,(東京) and Rome".encode()),
 }
 CASES = [
     *((name, file, contents(tagged), has_text, tagged) for name, (file, contents, has_text) in FORMATS.items()
@@ -365,7 +362,8 @@ def test_every_format_has_the_tags_of_its_words(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(Tagger, "load", lambda *_: tagger)
     (tmp_path / file).write_bytes(contents)
-    tag("--model", model, "--input", tmp_path / file, "--output", tmp_path / "out.jsonl")
+    options = ["--format", "tsv"] if file.endswith(".tsv") else []  # one name of a column alone may be a word
+    tag("--model", model, "--input", tmp_path / file, "--output", tmp_path / "out.jsonl", *options)
     found, expected = read_lines(tmp_path / "out.jsonl"), list(predict(model, [words for words, _ in ROWS]))
     assert [row["tokens"] for row in found] == [words for words, _ in ROWS]
     assert [row["tags"] for row in found] == [row["tags"] for row in expected]
@@ -474,7 +472,7 @@ def test_standard_input_goes_to_standard_output(
 def test_the_command_needs_no_determined_and_stops_with_its_reader(model: Path) -> None:
     code = (
         "import sys, ner_predict; ner_predict.main(sys.argv[1:]);"
-        "sys.exit(', '.join(name for name in sys.modules if name.partition('.')[0] == 'determined'))"
+        "sys.exit(', '.join(name for name in sys.modules if name.partition('.')[0] == 'determined') or 0)"
     )
     command = [sys.executable, "-c", code, "--model", str(model), "--input", "-", "--output", "-", "--batch-size", "1"]
     with subprocess.Popen(

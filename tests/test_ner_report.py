@@ -24,18 +24,17 @@ from seqeval import scheme as seqeval_schemes
 from ner_labels import entity_tag
 from ner_report import (
     COUNTS,
-    JOINERS,
     MAX_DRAWN_TYPES,
     NUM_WORST_SENTENCES,
     Entity,
     ErrorReport,
     is_invalid,
     match_entities,
-    printable,
     report_html,
     report_text,
     write_report,
 )
+from transformer_trial.parsing import JOINERS, printable
 
 FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 

@@ -15,7 +15,7 @@ from determined import pytorch
 
 from transformer_trial.experiment import HarnessConfig
 from transformer_trial.export import export_model, replace_folder
-from transformer_trial.parsing import TrialError, read_known
+from transformer_trial.parsing import TrialError, printable, read_known
 
 if TYPE_CHECKING:
     from transformer_trial.trial import BaseTransformerTrial
@@ -133,7 +133,7 @@ class RunRecord(pytorch.PyTorchCallback):
             return
         numbers = {name: float(v) for name, v in metrics.items() if name not in ("batches", "epochs")}
         batches = self.trial.batches_trained
-        text = ", ".join(f"{name} {number:.4g}" for name, number in numbers.items())
+        text = printable(", ".join(f"{name} {number:.4g}" for name, number in numbers.items()))
         logger.info("batch %d of %d: %s %s", batches, self.trial.num_training_batches, group, text)
         if group == "training" and not all(map(math.isfinite, numbers.values())):
             logger.warning("The training loss is no longer a number. A lower learning_rate usually helps.")

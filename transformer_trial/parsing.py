@@ -25,8 +25,25 @@ REQUIRED: Any = object()
 """Default of a key that the yaml has to give."""
 
 
+JOINERS = "\u200c\u200d"
+"""Invisible letters that Persian, Indic scripts and emoji are spelled with; they reorder nothing."""
+
+
+def printable(text: str) -> str:
+    """The text, with whatever is invisible, or acts on a terminal or on the order of letters, as its code point.
+
+    Example:
+        >>> printable("a\\x1b[1mb")
+        'a⟨U+001B⟩[1mb'
+    """
+    return "".join(c if c.isprintable() or c in JOINERS else f"⟨U+{ord(c):04X}⟩" for c in text)
+
+
 class TrialError(ValueError):
     """A mistake in what the user gave, which its one-paragraph message explains without a traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("\n".join(printable(line) for line in message.split("\n")))
 
 
 class ConfigError(TrialError):
