@@ -306,8 +306,9 @@ def _places(records: Sequence[Record], *, needs_tags: bool) -> tuple[int, int]:
     tags, used = -1, -1
     for place, column in enumerate(columns):
         flat = [str(cell) for cells in column for cell in cells if cell is not None]
-        used = place if any(re.search(r"[^\W_]", cell) for cell in flat) else used
-        tags = place if 2 * sum(bool(re.match("[0O]$|[BIESLUMW]-", cell)) for cell in flat) > len(flat) else tags
+        if any(re.search(r"[^\W_]", cell) for cell in flat):  # not dashes only
+            used = place
+            tags = place if 2 * sum(bool(re.match("[0O]$|[BIESLUMW]-", cell)) for cell in flat) >= len(flat) else tags
     last = used if needs_tags and names[0] != "ID" else -1
     return text, tags if tags > max(text, 0) else last
 
@@ -356,14 +357,14 @@ def read_splits(
 
 def _only_names(named: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     """What numbers stand for; TrialError if not all that say so say the same."""
-    named = {name: names for name, names in named.items() if names}
-    if len(set(named.values())) > 1:
-        different = "; ".join(f"{name} has {', '.join(names)[:200]}" for name, names in list(named.items())[:2])
+    sources = {names: name for name, names in named.items() if names}
+    if len(sources) > 1:
+        different = "; ".join(f"{name} has {', '.join(names)[:150]}" for names, name in list(sources.items())[:2])
         raise TrialError(
             f"The numbers among the tags stand for different tags: {different}. Save all splits with the same "
             "ClassLabel, and remove data.label_list."
         )
-    return next(iter(named.values()), ())
+    return next(iter(sources), ())
 
 
 def _cached(split: str, config: NERDataConfig, key: list[Any], arguments: dict[str, Any]) -> datasets.Dataset:

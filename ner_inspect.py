@@ -9,7 +9,8 @@ import pyarrow
 import pyarrow.compute
 
 from ner_labels import Tags, find_entity_types, read_tags
-from ner_utils import NO_POSITION, DatasetMetadata
+from ner_utils import DatasetMetadata
+from ner_windows import NO_POSITION
 from transformer_trial.parsing import printable
 
 RARE_ENTITIES = 10

@@ -27,6 +27,7 @@ import ner_data
 import ner_files
 import ner_report
 import ner_utils
+import ner_windows
 from ner_labels import OUTSIDE, entity_tag
 from transformer_trial.parsing import TrialError
 
@@ -89,9 +90,9 @@ class Tagger:
         settings = getattr(config, "ner", None) or {}
         self.label_scheme = settings.get("label_scheme")
         self.metric_options = settings.get("metric_options", {"mode": "default", "scheme": None})
-        ner_utils.prepare_tokenizer(tokenizer)
-        self.max_seq_length = ner_utils.choose_max_seq_length(tokenizer, model, settings.get("max_seq_length"))
-        self.doc_stride = ner_utils.choose_doc_stride(tokenizer, self.max_seq_length, settings.get("doc_stride"))
+        ner_windows.prepare_tokenizer(tokenizer)
+        self.max_seq_length = ner_windows.choose_max_seq_length(tokenizer, model, settings.get("max_seq_length"))
+        self.doc_stride = ner_windows.choose_doc_stride(tokenizer, self.max_seq_length, settings.get("doc_stride"))
         self.collate = ner_utils.WordCollator(tokenizer, tokenizer.model_input_names)
 
     @classmethod
@@ -133,8 +134,8 @@ class Tagger:
         for sentence in chunk:
             sentence.tags, sentence.scores = [OUTSIDE] * len(sentence.words), [None] * len(sentence.words)
         words = [sentence.words for sentence in chunk]
-        windows = list(ner_utils.cut_windows(words, self.tokenizer, self.max_seq_length, self.doc_stride))
-        windows = [window for window in windows if any(p != ner_utils.NO_POSITION for _, p in window.scored)]
+        windows = list(ner_windows.cut_windows(words, self.tokenizer, self.max_seq_length, self.doc_stride))
+        windows = [window for window in windows if any(p != ner_windows.NO_POSITION for _, p in window.scored)]
         windows.sort(key=lambda window: len(window.word_ids), reverse=True)
         was_training = self.model.training
         self.model.eval()
@@ -150,7 +151,7 @@ class Tagger:
             for window, of_words, of_scores in zip(batch, label_ids, scores):
                 sentence = chunk[window.sentence]
                 for (word, position), label_id, score in zip(window.scored, of_words, of_scores):
-                    if position != ner_utils.NO_POSITION:
+                    if position != ner_windows.NO_POSITION:
                         sentence.tags[word], sentence.scores[word] = self.labels[label_id], score  # type: ignore[index]
         self.model.train(was_training)
 
@@ -284,8 +285,8 @@ def write_predictions(
     Args:
         tagged: From `tagger`.
         tagger: What tagged them.
-        output: An unbuffered binary file. It gets each sentence in a call of its own, so that there are whole lines
-            only, whatever interrupts it.
+        output: An unbuffered binary file. It gets each sentence in a call of its own, so that an interruption leaves
+            whole lines. (Linux itself may cut one, at the end of a page, if SIGKILL comes while it copies the line.)
         report: Of the errors.
         columns: Write CoNLL columns instead of json lines.
     """

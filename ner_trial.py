@@ -22,7 +22,9 @@ import ner_labels
 import ner_predict
 import ner_report
 import ner_utils
-from ner_utils import IGNORED_LABEL_ID, NO_POSITION
+import ner_windows
+from ner_utils import IGNORED_LABEL_ID
+from ner_windows import NO_POSITION
 from transformer_trial.batches import local_chief_first
 from transformer_trial.builders import build_using_auto
 from transformer_trial.config import TrialConfig
@@ -111,13 +113,13 @@ class NERTrial(BaseTransformerTrial):
             self.config, self.tokenizer, self.model = build_using_auto(settings.model, metadata.label_list)
             self.label_list = [self.config.id2label[i] for i in range(metadata.num_labels)]
             self.label_scheme = metadata.label_scheme
-            ner_utils.prepare_tokenizer(self.tokenizer)
+            ner_windows.prepare_tokenizer(self.tokenizer)
             if self.config.pad_token_id is None:
                 self.config.pad_token_id = self.tokenizer.pad_token_id
 
             self.rows = rows = select_splits(rows, data)
-            self.max_seq_length = ner_utils.choose_max_seq_length(self.tokenizer, self.model, data.max_seq_length)
-            doc_stride = ner_utils.choose_doc_stride(self.tokenizer, self.max_seq_length, data.doc_stride)
+            self.max_seq_length = ner_windows.choose_max_seq_length(self.tokenizer, self.model, data.max_seq_length)
+            doc_stride = ner_windows.choose_doc_stride(self.tokenizer, self.max_seq_length, data.doc_stride)
             self.tokenized_datasets = ner_utils.build_tokenized_datasets(
                 rows,
                 self.tokenizer,

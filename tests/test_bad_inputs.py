@@ -322,7 +322,9 @@ BAD: list[tuple[str, str, Any, dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(("name", "content", "options", "said"), [pytest.param(*case[1:], id=case[0]) for case in BAD])
-def test_a_bad_file_is_refused(name: str, content: Any, options: dict[str, Any], said: list[str], tmp_path: Path) -> None:
+def test_a_bad_file_is_refused(
+    name: str, content: Any, options: dict[str, Any], said: list[str], tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "other.jsonl").write_text('{"words": ["EU"], "tags": ["O"]}\n')

@@ -1,447 +1,203 @@
-"""From files and data sets to checked rows of words and tags, and what is said of those that are not right."""
+"""From files and data sets to checked rows: columns, names of numbers, cache, memory, and WNUT 17 in two formats."""
 
-import ast
-import csv
 import json
+import os
+import pty
+import random
+import shutil
+import subprocess
+import sys
+import termios
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
-import pandas as pd
 import pytest
-from conftest import SAMPLE_DATA
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+import torch
+from conftest import PROJECT, SAMPLE_MODEL, SHARED_DATA, needs_wnut
 
-from ner_data import Columns, NERDataConfig, check_rows, find_columns, read_list
-from transformer_trial.data import default_load_dataset, select_splits
+import ner_data
+from ner_data import Columns, NERDataConfig, find_columns
+from ner_files import Record
 from transformer_trial.parsing import TrialError
-
-FIXED = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 NAMES = ["O", "B-PER", "I-PER", "B-ORG"]
 
 ROWS = [
     {"tokens": ["EU", "rejects"], "ner_tags": ["B-ORG", "O"]},
-    {"tokens": ["null", "NA", "nan", "None"], "ner_tags": ["O", "O", "O", "O"]},
-    {"tokens": ["don't", '"', "a,b", "two\nlines", "tab\t", "'", "\\n", ""], "ner_tags": ["O"] * 8},
-    {"tokens": ["Zoë", "Müller", "東京", "👩‍👩‍👧", "\u200b", "1"], "ner_tags": ["B-PER", "I-PER", "O", "O", "O", "O"]},
+    {"tokens": ["null", "NA", "Ada", "Lovelace"], "ner_tags": ["O", "O", "B-PER", "I-PER"]},
 ]
 
-
-def read(config: NERDataConfig, task: str = "ner") -> datasets.DatasetDict:
-    """Checked rows, by the way that NERTrial takes."""
-    splits = default_load_dataset(config)
-    return select_splits(check_rows(splits, find_columns(splits, config, task), config), config)
+LINE = json.dumps(ROWS[0]) + "\n"
 
 
-def read_rows(path: Path, **options: Any) -> list[dict[str, Any]]:
-    """The checked rows of one file, which serves as both splits."""
-    config = NERDataConfig(train_file=str(path), validation_file=str(path), **options)
-    splits = read(config)
-    rows: list[dict[str, Any]] = splits["train"].to_list()
-    assert splits["validation"].to_list() == rows
-    return rows
+def read(config: NERDataConfig) -> datasets.DatasetDict:
+    return ner_data.read_splits(ner_data.load_splits(config), config, "ner")[0]
 
 
-def checked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"tokens": row["tokens"], "tags": row["ner_tags"]} for row in rows]
+def words_and_tags(rows: datasets.Dataset) -> list[tuple[list[str], list[str]]]:
+    return [(row["tokens"], row["tags"]) for row in rows]
 
 
-def write_csv(rows: list[dict[str, Any]], path: Path, *, cell: Callable[[Any], str]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["tokens", "ner_tags"])
-        writer.writeheader()
-        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
-
-
-def write_jsonl(rows: list[dict[str, Any]], path: Path) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-# --------------------------------------------------------------------------------------------------- what can be read
-
-
-@pytest.mark.parametrize(
-    ("name", "write"),
-    [
-        pytest.param("a.jsonl", write_jsonl, id="jsonl"),
-        pytest.param("a.json", lambda rows, path: path.write_text(json.dumps(rows)), id="json"),
-        pytest.param(
-            "a.json", lambda rows, path: path.write_text("\n".join(json.dumps(row, indent=1) for row in rows)),
-            id="json over several lines",
-        ),
-        pytest.param("a.parquet", lambda rows, path: pd.DataFrame(rows).to_parquet(path), id="parquet"),
-        pytest.param("a.csv", lambda rows, path: write_csv(rows, path, cell=json.dumps), id="csv with JSON"),
-        pytest.param("a.csv", lambda rows, path: write_csv(rows, path, cell=repr), id="csv with Python text"),
-        pytest.param("a.csv", lambda rows, path: pd.DataFrame(rows).to_csv(path, index=False), id="csv by pandas"),
-        pytest.param(
-            "a.csv", lambda rows, path: write_csv(rows, path, cell=lambda c: json.dumps(c, indent=1)),
-            id="csv with lines in cells",
-        ),
-    ],
-)  # fmt: skip
-def test_all_file_formats_give_the_same_rows(
-    name: str, write: Callable[[list[dict[str, Any]], Path], None], tmp_path: Path
-) -> None:
-    write(ROWS, tmp_path / name)
-    assert read_rows(tmp_path / name) == checked(ROWS)
-
-
-@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
-def test_the_sample_is_the_same_in_every_format(ending: str) -> None:
-    names = ("train", "validation", "test")
-    files: dict[str, Any] = {f"{split}_file": str(SAMPLE_DATA / f"{split}.{ending}") for split in names}
-    splits = read(NERDataConfig(**files))
-    for split in names:
-        lines = (SAMPLE_DATA / f"{split}.json").read_text(encoding="utf-8").splitlines()
-        assert splits[split].to_list() == checked([json.loads(line) for line in lines])
-
-
-@settings(FIXED, max_examples=25)
-@given(
-    words=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1),
-    cell=st.sampled_from((json.dumps, repr)),
-)
-def test_any_words_survive_a_csv_file(
-    words: list[str], cell: Callable[[Any], str], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    path = tmp_path_factory.mktemp("csv") / "a.csv"
-    rows = [{"tokens": words, "ner_tags": ["O"] * len(words)}]
-    write_csv(rows, path, cell=cell)
-    assert read_rows(path) == checked(rows)
-
-
-@FIXED
-@given(cell=st.text() | st.text(alphabet="[]{}()'\", 1:\\\n-O"))
-@example("{[]: 1}")
-@example("[" * 10_000)
-@example("['EU' 'rejects']")
-@example("('EU', 'rejects')")
-def test_a_text_is_read_as_the_list_that_it_writes_down_or_refused(cell: str) -> None:
-    try:
-        found = read_list(cell, "words")
-    except ValueError as error:
-        assert str(error).startswith("the words are ")
-        return
-    try:
-        expected = json.loads(cell)
-    except ValueError:
-        expected = list(ast.literal_eval(cell.strip()))
-    assert repr(found) == repr(expected)  # by repr: NaN is not equal to itself
-
-
-INTEGERS = [{"tokens": row["tokens"], "ner_tags": [NAMES.index(tag) for tag in row["ner_tags"]]} for row in ROWS]
-
-CLASS_LABELS = datasets.Dataset.from_list(
-    INTEGERS,
-    features=datasets.Features(
-        {"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(datasets.ClassLabel(names=NAMES))}
-    ),
-)
-
-
-@pytest.mark.parametrize(
-    ("name", "write", "options"),
-    [
-        pytest.param("a.parquet", lambda path: CLASS_LABELS.to_parquet(path), {}, id="ClassLabel"),
-        pytest.param("a.parquet", lambda p: CLASS_LABELS.to_parquet(p), {"label_list": NAMES}, id="ClassLabel twice"),
-        pytest.param("a.jsonl", lambda path: write_jsonl(INTEGERS, path), {"label_list": NAMES}, id="numbers in json"),
-        pytest.param(
-            "a.csv", lambda path: write_csv(INTEGERS, path, cell=str), {"label_list": NAMES}, id="numbers in csv"
-        ),
-        pytest.param("a.jsonl", lambda path: write_jsonl(ROWS, path), {"label_list": NAMES}, id="texts"),
-        pytest.param("a.jsonl", lambda path: write_jsonl(ROWS, path), {"preprocessing_num_workers": 2}, id="processes"),
-    ],
-)
-def test_tags_are_read_as_texts(
-    name: str, write: Callable[[Path], Any], options: dict[str, Any], tmp_path: Path
-) -> None:
-    write(tmp_path / name)
-    assert read_rows(tmp_path / name, **options) == checked(ROWS)
-
-
-def test_a_saved_data_set_keeps_its_class_labels(tmp_path: Path) -> None:
-    datasets.DatasetDict({"train": CLASS_LABELS, "validation": CLASS_LABELS}).save_to_disk(tmp_path / "saved")
-    splits = read(NERDataConfig(dataset_name=str(tmp_path / "saved")))
-    assert splits["validation"].to_list() == checked(ROWS)
-
-
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_checked_rows_are_found_in_the_cache(num_workers: int, tmp_path: Path) -> None:
-    write_jsonl(ROWS, tmp_path / "a.jsonl")
-    options: dict[str, Any] = {f"{split}_file": str(tmp_path / "a.jsonl") for split in ("train", "validation")}
-    config = NERDataConfig(**options, preprocessing_num_workers=num_workers)
-
-    def files() -> list[tuple[str, int]]:
-        found = [file["filename"] for rows in read(config).values() for file in rows.cache_files]
-        return [(name, Path(name).stat().st_mtime_ns) for name in found]
-
-    first = files()
-    assert len(set(first)) == 2 * num_workers
-    assert files() == first
+def assert_says(error: Exception, said: list[str]) -> None:
+    message = str(error)
+    assert isinstance(error, TrialError)
+    assert [text for text in said if text not in message] == [], message
+    assert len(message) < 700, message
 
 
 # ----------------------------------------------------------------------------------------------------------- columns
 
 
-def make_splits(*names: str, **others: list[str]) -> datasets.DatasetDict:
-    """Splits with such columns of texts."""
-    columns = {"train": list(names), **others}
-    return datasets.DatasetDict(
-        {split: datasets.Dataset.from_dict({n: [["x"]] for n in found}) for split, found in columns.items()}
-    )
+def table(*names: str, cell: Any = ("x",)) -> Record:
+    return Record("a.json, line 1", {name: list(cell) if isinstance(cell, tuple) else cell for name in names})
+
+
+def columns(*cells: str, names: str = "") -> Record:
+    """The sentence that these columns make, each a text with spaces between the cells."""
+    lists = [[cell or None for cell in text.split(" ")] for text in cells]
+    keys = names.split() or [str(i) for i in range(len(cells))]
+    return Record("a.conll, line 1", dict(zip(keys, lists)), ["a.conll, line 1"] * len(lists[0]))
 
 
 @pytest.mark.parametrize(
-    ("found", "options", "task", "expected"),
+    ("first", "options", "task", "expected"),
     [
-        pytest.param(["id", "ner_tags", "tokens"], {}, "ner", ("tokens", "ner_tags"), id="usual names"),
-        pytest.param(["id", "tokens", "pos_tags", "ner_tags"], {}, "pos", ("tokens", "pos_tags"), id="another task"),
-        pytest.param(["words", "labels", "id"], {}, "ner", ("words", "labels"), id="first and second"),
-        pytest.param(["words", "labels", "ner_tags"], {}, "ner", ("words", "ner_tags"), id="first and usual"),
-        pytest.param(["tokens", "labels", "id"], {}, "ner", ("tokens", "labels"), id="usual and second"),
+        # As run_ner.py finds them.
+        pytest.param(table("id", "ner_tags", "tokens"), {}, "ner", ("tokens", "ner_tags"), id="usual names"),
         pytest.param(
-            ["tokens", "ner_tags", "w"], {"text_column_name": "w"}, "ner", ("w", "ner_tags"), id="given words"
+            table("id", "tokens", "pos_tags", "ner_tags"), {}, "pos", ("tokens", "pos_tags"), id="another task"
+        ),
+        pytest.param(table("mots", "sorte", "id"), {}, "ner", ("mots", "sorte"), id="first and second"),
+        pytest.param(table("mots", "x", "ner_tags"), {}, "ner", ("mots", "ner_tags"), id="first and usual"),
+        pytest.param(table("tokens", "sorte", "id"), {}, "ner", ("tokens", "sorte"), id="usual and second"),
+        pytest.param(table("tokens", "ner_tags", "w"), {"text_column_name": "w"}, "ner", ("w", "ner_tags"), id="words"),
+        pytest.param(table("tokens", "ner_tags", "t"), {"label_column_name": "t"}, "ner", ("tokens", "t"), id="tags"),
+        pytest.param(table("a", "b", "c"), {"label_column_name": -1}, "ner", ("a", "c"), id="by number"),
+        # What the tables of others have.
+        pytest.param(table("Tags", "Words"), {}, "ner", ("Words", "Tags"), id="in capitals"),
+        pytest.param(table("", "mots", "x"), {}, "ner", ("mots", "x"), id="after the index of pandas"),
+        pytest.param(table("Unnamed: 0", "mots", "x"), {}, "ner", ("mots", "x"), id="after an index read back"),
+        pytest.param(
+            table("sent_id", "mot", "x", cell="y"), {}, "ner", ("mot", "x", "sent_id"), id="after the sentence's id"
+        ),
+        pytest.param(table("sentence_id", "tokens", "tags"), {}, "ner", ("tokens", "tags"), id="an id of sentence rows"),
+        pytest.param(
+            table("doc", "word", "tag", cell="y"), {"sentence_column_name": "doc"}, "ner", ("word", "tag", "doc"),
+            id="an id by its name",
         ),
         pytest.param(
-            ["tokens", "ner_tags", "t"], {"label_column_name": "t"}, "ner", ("tokens", "t"), id="given tags"
+            Record("", {"text": "a", "tokens": [{}], "spans": [{}]}), {}, "ner", ("text", "spans"), id="spans and tokens"
         ),
+        # CoNLL columns: the last one that holds tags.
+        pytest.param(columns("EU is", "B-ORG O"), {}, "ner", ("0", "1"), id="two columns"),
+        pytest.param(columns("EU is", "NNP VB", "B-NP O", "I-ORG O"), {}, "ner", ("0", "3"), id="four columns"),
+        pytest.param(columns("Ada", "NNP", "B-NP", "PER"), {}, "ner", ("0", "2"), id="plain and no O: chunks"),
+        pytest.param(columns("a b c", "X X X", "B-NP O O", "PER O O"), {}, "ner", ("0", "3"), id="plain beside O"),
+        pytest.param(columns("EU is", "X Y", "PER ORG"), {}, "ner", ("0", "2"), id="plain types: the last"),
+        pytest.param(columns("EU is", "B-ORG O", "- -"), {}, "ner", ("0", "1"), id="nothing in the last"),
+        pytest.param(columns("EU is", "B-ORG O", " "), {}, "ner", ("0", "1"), id="an empty last one"),
+        pytest.param(columns("EU is", "B-ORG O", "d1 d1"), {}, "ner", ("0", "1"), id="something else in the last"),
+        pytest.param(columns("EU is", "B-NP O", "3 0"), {}, "ner", ("0", "2"), id="numbers in the last"),
+        pytest.param(columns("1 2", "EU is", "B-ORG O", "- -"), {}, "ner", ("1", "2"), id="a count of words"),
+        pytest.param(columns("0 1", "EU is", "B-ORG O"), {}, "ner", ("1", "2"), id="a count from 0"),
+        pytest.param(columns("1 2", "O O"), {}, "ner", ("0", "1"), id="numbers that are words"),
+        pytest.param(columns("O", "B-X"), {"text_column_name": 1, "label_column_name": "0"}, "ner", ("1", "0"), id="swap"),
+        pytest.param(columns("a", "O", names="FORM NER"), {}, "ner", ("FORM", "NER"), id="names of columns"),
+        pytest.param(columns("1", "a", "X", "O", names="ID FORM UPOS MISC"), {}, "ner", ("FORM", "MISC"), id="CoNLL-U"),
     ],
 )  # fmt: skip
-def test_columns_are_found_as_run_ner_finds_them(
-    found: list[str], options: dict[str, Any], task: str, expected: tuple[str, str]
-) -> None:
-    config = NERDataConfig(dataset_name="d", **options)
-    assert find_columns(make_splits(*found), config, task) == Columns(*expected, label_names=None)
+def test_columns_are_found(first: Record, options: dict[str, Any], task: str, expected: tuple[str, ...]) -> None:
+    found = find_columns(first, NERDataConfig(dataset_name="d", **options), task)
+    assert (found.text, found.label, *([found.sentence] if found.sentence else [])) == expected
+
+
+def test_more_sentences_than_the_first_tell_a_count_from_words() -> None:
+    single, other = columns("1", "CD", "O"), columns("EU is", "NN VB", "B-ORG O")
+    assert find_columns(single, NERDataConfig(), "ner", following=[other]) == Columns("0", "2", num_unnamed=3)
 
 
 @pytest.mark.parametrize(
-    ("splits", "options", "said"),
+    ("cells", "expected"),
     [
-        pytest.param(
-            make_splits("tokens", "tags"), {"text_column_name": "words"},
-            ["train.json", "no column 'words'", "tokens, tags", "Set data.text_column_name", "the words"], id="words",
-        ),
-        pytest.param(
-            make_splits("tokens"), {},
-            ["train.json", "no column 'ner_tags'", "found tokens", "Set data.label_column_name", "the tags"], id="tags",
-        ),
-        pytest.param(
-            make_splits("tokens", "ner_tags", validation=["tokens", "tags"]), {},
-            ["validation.json", "no column 'ner_tags'", "tokens, tags", "data.label_column_name"], id="in one split",
-        ),
-        pytest.param(make_splits("id", "tokens"), {}, ["data.label_column_name", "'tokens'", "the words too"],
-                     id="one"),
+        pytest.param(["word", "tag"], True, id="two usual names"),
+        pytest.param(["Token", "Gold Label"], True, id="a longer name"),
+        pytest.param(["text", "ner_tags", "x"], True, id="of a task"),
+        pytest.param(["word", "O"], False, id="a word and its tag"),
+        pytest.param(["text", "B-label"], False, id="a type called label"),
+        pytest.param(["EU", "B-ORG"], False, id="none"),
     ],
-)  # fmt: skip
-def test_a_missing_column_is_named(splits: datasets.DatasetDict, options: dict[str, Any], said: list[str]) -> None:
-    config = NERDataConfig(train_file="train.json", validation_file="validation.json", **options)
-    with pytest.raises(TrialError) as raised:
-        find_columns(splits, config, "ner")
-    assert_says(raised.value, said)
+)
+def test_a_header_is_told_from_words(cells: list[str], expected: bool) -> None:
+    assert ner_data.names_columns(cells) == expected
+
+
+def test_splits_may_have_different_formats(tmp_path: Path) -> None:
+    (tmp_path / "a.conll").write_text("EU\tNNP\tB-ORG\nrejects\tVBZ\tO\n")
+    (tmp_path / "b.jsonl").write_text(LINE)
+    (tmp_path / "c.csv").write_text("words,tags\nEU rejects,B-ORG O\n")
+    files = {"train_file": "a.conll", "validation_file": "b.jsonl", "test_file": "c.csv"}
+    splits = read(NERDataConfig(**{key: str(tmp_path / file) for key, file in files.items()}))
+    assert [words_and_tags(rows) for rows in splits.values()] == [[(["EU", "rejects"], ["B-ORG", "O"])]] * 3
+
+
+# ---------------------------------------------------------------------------------------------------- numbers and names
+
+INTEGERS = [{"tokens": row["tokens"], "ner_tags": [NAMES.index(tag) for tag in row["ner_tags"]]} for row in ROWS]
+
+
+def class_labels(names: list[str] = NAMES) -> datasets.Dataset:
+    words, tags = datasets.List(datasets.Value("string")), datasets.List(datasets.ClassLabel(names=names))
+    return datasets.Dataset.from_list(INTEGERS, features=datasets.Features({"tokens": words, "ner_tags": tags}))
+
+
+@pytest.mark.parametrize("label_list", [None, NAMES], ids=["ClassLabel", "label_list too"])
+def test_a_saved_data_set_keeps_its_class_labels(label_list: list[str] | None, tmp_path: Path) -> None:
+    datasets.DatasetDict({"train": class_labels(), "validation": class_labels()}).save_to_disk(tmp_path / "saved")
+    config = NERDataConfig(dataset_name=str(tmp_path / "saved"), label_list=label_list)
+    rows, names = ner_data.read_splits(ner_data.load_splits(config), config, "ner")
+    assert words_and_tags(rows["validation"]) == [(row["tokens"], row["ner_tags"]) for row in ROWS]
+    assert names == tuple(NAMES)
+
+
+def test_numbers_of_one_split_have_the_names_of_another(tmp_path: Path) -> None:
+    class_labels().to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text(json.dumps(INTEGERS))
+    splits = read(NERDataConfig(train_file=str(tmp_path / "a.parquet"), validation_file=str(tmp_path / "b.jsonl")))
+    assert words_and_tags(splits["validation"]) == words_and_tags(splits["train"])
 
 
 @pytest.mark.parametrize(
-    ("names", "label_list", "said"),
+    ("others", "label_list", "said"),
     [
-        pytest.param([["O", "B-X"], ["B-X", "O"]], None, ["validation.json has B-X, O"], id="between splits"),
-        pytest.param([["O", "B-X"], ["O", "B-X"]], ["O", "B-Y"], ["data.label_list has O, B-Y"], id="in label_list"),
+        pytest.param([*NAMES[::-1]], None, ["(validation split) has B-ORG, I-PER, B-PER, O"], id="between splits"),
+        pytest.param(NAMES, [*NAMES, "B-Y"], ["data.label_list has O, B-PER, I-PER, B-ORG, B-Y"], id="in label_list"),
     ],
 )
 def test_numbers_that_stand_for_different_tags_are_refused(
-    names: list[list[str]], label_list: list[str] | None, said: list[str]
+    others: list[str], label_list: list[str] | None, said: list[str]
 ) -> None:
-    splits = datasets.DatasetDict(
-        {
-            split: datasets.Dataset.from_dict(
-                {"tokens": [["x"]], "ner_tags": [[0]]},
-                features=datasets.Features(
-                    {
-                        "tokens": datasets.List(datasets.Value("string")),
-                        "ner_tags": datasets.List(datasets.ClassLabel(names=of_split)),
-                    }
-                ),
-            )
-            for split, of_split in zip(("train", "validation"), names)
-        }
-    )
-    config = NERDataConfig(train_file="train.json", validation_file="validation.json", label_list=label_list)
+    splits = {"train": class_labels(), "validation": class_labels(others)}
     with pytest.raises(TrialError) as raised:
-        find_columns(splits, config, "ner")
+        ner_data.read_splits(splits, NERDataConfig(dataset_name="d", label_list=label_list), "ner")
     assert_says(
-        raised.value, ["'ner_tags'", "train.json has O, B-X", *said, "Save all splits with the same ClassLabel"]
+        raised.value,
+        [
+            "(train split) has O, B-PER" if label_list is None else "d (",
+            *said,
+            "Save all splits with the same ClassLabel",
+        ],
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ errors
-
-
-def assert_says(error: Exception, said: list[str]) -> None:
-    message = str(error)
-    assert type(error) is TrialError
-    assert [text for text in said if text not in message] == [], message
-    assert "\n" not in message
-    assert len(message) < 700, message
-
-
-def line(tokens: Any, tags: Any) -> str:
-    return json.dumps({"tokens": tokens, "ner_tags": tags}) + "\n"
-
-
-GOOD = line(["EU", "rejects"], ["B-ORG", "O"])
-HEADER = "tokens,ner_tags\n"
-GOOD_CSV = "\"['EU']\",\"['O']\"\n"
-LIST_ADVICE = ["accepted is a list", 'JSON (json.dumps) or Python text, such as ["EU", "rejects"]']
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "options", "said"),
-    [
-        # The cells of a row, with its number.
-        pytest.param("a.jsonl", GOOD + line(["EU", "a"], ["O"]), {},
-                     ["row 2: found 2 words but 1 tags (words: EU a; tags: O)", "Every word needs one tag"],
-                     id="length"),
-        pytest.param("a.jsonl", GOOD * 1200 + line(["a"] * 99, ["O"] * 98), {},
-                     ["row 1201: found 99 words but 98 tags", "a a a a a a ..."], id="length in a long row, far down"),
-        pytest.param("a.jsonl", GOOD + line(None, ["O"]), {}, ["row 2: the words are None", *LIST_ADVICE],
-                     id="null cell"),
-        pytest.param("a.jsonl", GOOD + '{"tokens": ["a"]}\n', {}, ["row 2: the tags are None", *LIST_ADVICE],
-                     id="no cell"),
-        pytest.param("a.jsonl", GOOD + line(["a", None], ["O", "O"]), {},
-                     ["row 2: word 2 is None", "accepted are texts", "leave it out"], id="null word"),
-        pytest.param("a.jsonl", GOOD + line(["a", 5], ["O", "O"]), {},
-                     ["row 2: word 2 is 5", "accepted are texts", "in quotes"], id="a number among words"),
-        pytest.param("a.jsonl", line([3, 5], ["O", "O"]), {}, ["row 1: word 1 is 3", "in quotes"],
-                     id="numbers as words"),
-        pytest.param("a.jsonl", line([["EU"], ["a"]], ["O", "O"]), {},
-                     ["row 1: word 1 is ['EU']", "accepted are texts"], id="nested list"),
-        pytest.param("a.jsonl", GOOD + line([], []), {}, ["row 2: found a sentence without words", "Remove the row"],
-                     id="no words"),
-        pytest.param("a.jsonl", GOOD + line("EU rejects", ["O"]), {},
-                     ["row 2: the words are 'EU rejects'", *LIST_ADVICE], id="text instead of list"),
-        pytest.param("a.jsonl", line("EU rejects " * 50, ["O"]), {}, ["row 1: the words are 'EU", "...", *LIST_ADVICE],
-                     id="long text instead of list"),
-        pytest.param("a.jsonl", GOOD + line(["a"], [""]), {}, ["row 2: tag 1 is ''", "'B-PER', or whole numbers"],
-                     id="empty tag"),
-        pytest.param("a.jsonl", GOOD + line(["a"], [None]), {}, ["row 2: tag 1 is None", "'B-PER'"], id="null tag"),
-        pytest.param("a.jsonl", line(["a"], [1.0]), {}, ["row 1: tag 1 is 1.0", "whole numbers"], id="float tag"),
-        pytest.param("a.jsonl", line(["a"], [True]), {}, ["row 1: tag 1 is True", "'B-PER'"], id="boolean tag"),
-        pytest.param("a.jsonl", line(["a"], [1]), {},
-                     ["row 1: tag 1 is the number 1", "data.label_list, such as [O, B-PER, I-PER]"],
-                     id="nameless number"),
-        pytest.param("a.jsonl", line(["a", "b"], [1, 2]), {"label_list": ["O", "B-X"]},
-                     ["row 1: tag 2 is the number 2", "accepted are 0 to 1: O, B-X"], id="number too high"),
-        pytest.param("a.jsonl", line(["a"], [-1]), {"label_list": ["O", "B-X"]},
-                     ["row 1: tag 1 is the number -1", "accepted are 0 to 1"], id="number below 0"),
-        pytest.param("a.jsonl", GOOD + line(["a"], ["B-ORGG"]), {"label_list": ["O", "B-ORG"]},
-                     ["row 2: tag 1 is 'B-ORGG'", "accepted are O, B-ORG", "data.label_list"],
-                     id="tag not in label_list"),
-        pytest.param("a.jsonl", GOOD + line(["a"], ["O", "O"]), {"preprocessing_num_workers": 2},
-                     ["row 2: found 1 words but 2 tags"], id="length, found by another process"),
-        pytest.param("a.csv", HEADER + GOOD_CSV + ",\"['O']\"\n", {}, ["row 2: the words are ''", *LIST_ADVICE],
-                     id="empty csv cell"),
-        pytest.param("a.csv", HEADER + GOOD_CSV + "\"['EU']\"\n", {}, ["row 2: the tags are ''", *LIST_ADVICE],
-                     id="short csv row"),
-        pytest.param("a.csv", HEADER + "null,\"['O']\"\n", {}, ["row 1: the words are 'null'", *LIST_ADVICE],
-                     id="null csv cell"),
-        pytest.param("a.csv", HEADER + "5,\"['O']\"\n", {}, ["row 1: the words are 5", *LIST_ADVICE], id="csv number"),
-        pytest.param("a.csv", HEADER + f"\"{np.array(['EU', 'rejects'])}\",\"['O', 'O']\"\n", {},
-                     ["row 1: the words are", "['EU' 'rejects']", *LIST_ADVICE], id="printed NumPy texts"),
-        pytest.param("a.csv", HEADER + f"\"['EU', 'rejects']\",{np.array([3, 0])}\n", {},
-                     ["row 1: the tags are '[3 0]'", *LIST_ADVICE], id="printed NumPy numbers"),
-        pytest.param("a.csv", HEADER + "\"{'EU': 'rejects'}\",\"['O']\"\n", {},
-                     ["row 1: the words are", "{'EU': 'rejects'}", *LIST_ADVICE], id="a dictionary in a csv cell"),
-        pytest.param("a.csv", HEADER + '"[""\\ud83d""]","[""O""]"\n', {}, ["row 1", "surrogates not allowed"],
-                     id="half a surrogate pair"),
-        # The file as a whole.
-        pytest.param("a.json", "", {}, ["data.train_file", "has no rows", "at least one"], id="empty file"),
-        pytest.param("a.json", "\n", {}, ["data.train_file", "has no rows", "at least one"], id="blank file"),
-        pytest.param("a.json", "[]", {}, ["data.train_file", "has no rows", "at least one"], id="empty list"),
-        pytest.param("a.csv", HEADER, {}, ["data.train_file", "has no rows", "at least one"], id="header only"),
-        pytest.param("a.parquet", pd.DataFrame({"tokens": [], "ner_tags": []}), {},
-                     ["data.train_file", "has no rows", "at least one"], id="parquet without rows"),
-        pytest.param("a.conll", "EU B-ORG\n", {}, ["data.train_file", "'.conll'", ".csv, .json, .jsonl, .parquet"],
-                     id="unknown ending"),
-        pytest.param("train", "EU B-ORG\n", {}, ["data.train_file", "ends in ''", ".csv"], id="no ending"),
-        pytest.param("a.jsonl", GOOD + "\n" + '{"tokens": ["a"], "ner_tags": ["O"\n' + GOOD, {},
-                     ["data.train_file", "as json: line 3: Expecting", "json.dumps"], id="broken json line"),
-        pytest.param("a.json", '[{"tokens": ["a"], "ner_tags": ["O"]},', {},
-                     ["data.train_file", "cannot read", "json.dumps"], id="broken json list"),
-        pytest.param("a.json", f"[\n{GOOD},\n{{\n]", {}, ["as json: Expected object or value", "json.dumps"],
-                     id="broken json list over several lines"),
-        pytest.param("a.jsonl", GOOD + '["a"]\n', {}, ["data.train_file", "cannot read", "json.dumps"],
-                     id="json lists"),
-        pytest.param("a.jsonl", (GOOD + GOOD.replace("EU", "Zürich")).encode("latin-1"), {},
-                     ["data.train_file", "line 2: 'utf-8' codec", "UTF-8"], id="latin-1 json"),
-        pytest.param("a.csv", (HEADER + GOOD_CSV.replace("EU", "Zürich")).encode("latin-1"), {},
-                     ["data.train_file", "'utf-8' codec", "UTF-8"], id="latin-1 csv"),
-        pytest.param("a.csv", HEADER + GOOD_CSV + "\"['EU']\",\"['O']\",5,6\n", {},
-                     ["data.train_file", "line 3", "quotes where they are needed"], id="too many csv cells"),
-        pytest.param("a.csv", HEADER + "\"['EU'],['O']\n", {},
-                     ["data.train_file", "quotes where they are needed"], id="open quote in csv"),
-        pytest.param("a.csv", "tokens;ner_tags\n['EU'];['O']\n", {}, ["no column 'ner_tags'", "tokens;ner_tags"],
-                     id="csv with semicolons"),
-        pytest.param("a.parquet", (SAMPLE_DATA / "train.parquet").read_bytes()[:5000], {},
-                     ["data.train_file", "cannot read", "as parquet", "DataFrame.to_parquet"], id="truncated parquet"),
-        pytest.param("a.parquet", GOOD, {}, ["data.train_file", "as parquet", "DataFrame.to_parquet"],
-                     id="not parquet"),
-        # The splits.
-        pytest.param("a.jsonl", GOOD, {"validation_file": None}, ["no validation split", "validation_split_percentage"],
-                     id="no validation split"),
-        pytest.param("a.jsonl", GOOD * 3, {"validation_file": None, "validation_split_percentage": 5},
-                     ["data.validation_split_percentage: 5% of 3 rows leaves 0", "validation_file"],
-                     id="nothing to validate on"),
-    ],
-)  # fmt: skip
-def test_what_is_wrong_with_a_file_is_said_in_a_sentence(
-    name: str, content: Any, options: dict[str, Any], said: list[str], tmp_path: Path
-) -> None:
-    path = tmp_path / name
-    if isinstance(content, pd.DataFrame):
-        content.to_parquet(path)
-    else:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(TrialError) as raised:
-        read(NERDataConfig(**{"train_file": str(path), "validation_file": str(path), **options}))
-    about_splits = "validation_file" in options
-    assert_says(raised.value, said if about_splits else [str(path), *said])
-
-
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        pytest.param(lambda path: None, "does not exist", id="missing"),
-        pytest.param(lambda path: path.mkdir(), "is a folder", id="folder"),
-    ],
-)
-def test_a_file_that_is_not_there_is_named_with_its_key(
-    make: Callable[[Path], None], said: str, split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_jsonl(ROWS, tmp_path / "good.jsonl")
-    make(tmp_path / "a.json")
-    files: dict[str, Any] = {f"{s}_file": "good.jsonl" for s in ("train", "validation", "test")}
-    files[f"{split}_file"] = "a.json"
-    with pytest.raises(TrialError) as raised:
-        read(NERDataConfig(**files))
-    assert_says(raised.value, [f"data.{split}_file: a.json {said}", str(tmp_path / "a.json"), "Give a file"])
-
-
-def test_the_file_of_the_split_is_named(tmp_path: Path) -> None:
-    write_jsonl(ROWS, tmp_path / "good.jsonl")
-    (tmp_path / "bad.jsonl").write_text(GOOD + line(["a"], []))
-    with pytest.raises(TrialError) as raised:
-        read(NERDataConfig(train_file=str(tmp_path / "good.jsonl"), validation_file=str(tmp_path / "bad.jsonl")))
-    assert_says(raised.value, ["bad.jsonl, row 2"])
+# ---------------------------------------------------------------------------------------------------------- data sets
 
 
 def folder_without_train(folder: Path) -> str:
     folder.mkdir()
-    (folder / "test.jsonl").write_text(GOOD)
+    (folder / "test.jsonl").write_text(LINE)
     return str(folder)
 
 
@@ -457,15 +213,14 @@ def folder_with_a_script(folder: Path) -> str:
 
 
 def folder_with_broken_state(folder: Path) -> str:
-    datasets.DatasetDict({"train": CLASS_LABELS}).save_to_disk(folder)
+    datasets.DatasetDict({"train": class_labels()}).save_to_disk(folder)
     (folder / "train" / "state.json").write_text("{")
     return str(folder)
 
 
 def folder_with_a_bad_row(folder: Path) -> str:
-    datasets.DatasetDict({"train": datasets.Dataset.from_list([{"tokens": ["a"], "ner_tags": [""]}])}).save_to_disk(
-        folder
-    )
+    rows = datasets.Dataset.from_list([ROWS[0], {"tokens": ["a"], "ner_tags": [""]}])
+    datasets.DatasetDict({"train": rows}).save_to_disk(folder)
     return str(folder)
 
 
@@ -476,7 +231,7 @@ def folder_with_a_bad_row(folder: Path) -> str:
         pytest.param(folder_of_nothing, ["cannot load", "a local folder"], id="empty folder"),
         pytest.param(folder_with_a_script, ["needs a loading script", "refs/convert/parquet"], id="script"),
         pytest.param(folder_with_broken_state, ["cannot load", "a local folder"], id="broken state"),
-        pytest.param(folder_with_a_bad_row, ["(train split), row 1: tag 1 is ''"], id="bad row"),
+        pytest.param(folder_with_a_bad_row, ["(train split), row 2: tag 1 is missing"], id="bad row"),
         pytest.param(str, ["cannot load", "a local folder"], id="no folder"),
         pytest.param(lambda _: "lhoestq/conll2003", ["cannot load", "HF_TOKEN", "in the cache"], id="hub"),
     ],
@@ -503,6 +258,20 @@ def test_a_revision_without_a_script_is_not_called_one() -> None:
     assert "loading script" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        pytest.param({"test": class_labels()}, ["no train split", "found are test"], id="no train split"),
+        pytest.param({}, ["no train split", "found are none"], id="nothing"),
+        pytest.param({"train": class_labels().select([])}, ["the data set (train split): has no rows"], id="no rows"),
+    ],
+)
+def test_rows_of_ones_own_are_checked(splits: dict[str, Any], said: list[str]) -> None:
+    with pytest.raises(TrialError) as raised:
+        ner_data.read_splits(splits, NERDataConfig(), "ner")
+    assert_says(raised.value, said)
+
+
 def conflicts(**options: Any) -> Iterator[str]:
     return NERDataConfig(train_file="a.json", validation_file="b.json", **options).conflicts()
 
@@ -522,3 +291,196 @@ def test_settings_that_contradict_each_other_are_refused(options: dict[str, Any]
 @pytest.mark.parametrize("options", [{}, {"metric_mode": "strict", "metric_scheme": "IOB2"}, {"label_list": NAMES}])
 def test_settings_that_agree_are_accepted(options: dict[str, Any]) -> None:
     assert list(conflicts(**options)) == []
+
+
+# -------------------------------------------------------------------------------------------------------------- cache
+
+
+@pytest.fixture
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[Any]]]:
+    """Reads, and tells how many splits were not found in the cache, and what was read."""
+    original = ner_data.read_sentences
+
+    def count_reads(file: Path, **options: Any) -> tuple[int, list[Any]]:
+        calls = []
+
+        def counting(**arguments: Any) -> Iterator[dict[str, Any]]:
+            calls.append(1)
+            return original(**arguments)
+
+        monkeypatch.setattr(ner_data, "read_sentences", counting)
+        rows = read(NERDataConfig(train_file=str(file), **options))["train"]
+        return len(calls), words_and_tags(rows)
+
+    return count_reads
+
+
+def change_within(folder: Path) -> dict[str, Any]:
+    path = folder / "a.jsonl"
+    before = path.stat()
+    path.write_text(LINE.replace("EU", "UN"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    return {}
+
+
+def add_file(folder: Path) -> dict[str, Any]:
+    (folder / "b.jsonl").write_text(LINE)
+    return {}
+
+
+def rename_file(folder: Path) -> dict[str, Any]:
+    (folder / "a.jsonl").rename(folder / "c.jsonl")  # which messages name
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("change", "num_reads"),
+    [
+        pytest.param(lambda folder: {}, 0, id="nothing"),
+        pytest.param(lambda folder: {"preprocessing_num_workers": 2, "max_seq_length": 9}, 0, id="other settings"),
+        pytest.param(lambda folder: {"overwrite_cache": True}, 1, id="overwrite_cache"),
+        pytest.param(change_within, 1, id="contents of the same size and time"),
+        pytest.param(add_file, 1, id="another file of the glob"),
+        pytest.param(rename_file, 1, id="another name"),
+        pytest.param(lambda folder: {"file_format": "json"}, 1, id="another format"),
+        pytest.param(lambda folder: {"label_column_name": "tags"}, 1, id="another column of tags"),
+        pytest.param(lambda folder: {"text_column_name": "words"}, 1, id="another column of words"),
+        pytest.param(lambda folder: {"label_list": ["B-ORG", "O"]}, 1, id="label_list"),
+    ],
+)
+def test_the_cache_is_used_unless_something_changed(
+    change: Callable[[Path], dict[str, Any]],
+    num_reads: int,
+    count_reads: Callable[..., tuple[int, list[Any]]],
+    tmp_path: Path,
+) -> None:
+    columns = {"tokens": ["EU"], "ner_tags": ["O"], "tags": ["B-ORG"], "words": ["the"]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(columns) + "\n")
+    assert count_reads(tmp_path / "*.jsonl")[0] == 1
+    assert count_reads(tmp_path / "*.jsonl")[0] == 0
+    options = change(tmp_path) if change is not change_within else {}
+    if change is change_within:
+        (tmp_path / "a.jsonl").write_text(LINE)
+        assert count_reads(tmp_path / "*.jsonl")[0] == 1
+        change_within(tmp_path)
+    found, rows = count_reads(tmp_path / "*.jsonl", **options)
+    assert found == num_reads
+    fresh = count_reads(tmp_path / "*.jsonl", **{**options, "overwrite_cache": True})
+    assert fresh == (1, rows)
+
+
+READ_WITH_COPY = """
+import sys, ner_cells, ner_data
+config = ner_data.NERDataConfig(train_file=sys.argv[1], cache_dir=sys.argv[2])
+print(ner_data.read_splits(ner_data.load_splits(config), config, "ner")[0]["train"]["tokens"][0])
+"""
+
+
+def test_changed_code_reads_anew(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(LINE)
+    for file in PROJECT.glob("ner_*.py"):
+        shutil.copy(file, tmp_path)
+    shutil.copytree(PROJECT / "transformer_trial", tmp_path / "transformer_trial")
+    command = [sys.executable, "-c", READ_WITH_COPY, "a.jsonl", "cache"]
+    found = []
+    for addition in ("", "\n_words = read_words\ndef read_words(cell): return [w.lower() for w in _words(cell)]\n"):
+        with (tmp_path / "ner_cells.py").open("a") as file:
+            file.write(addition)
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        found.append(result.stdout.strip())
+    assert found == ["['EU', 'rejects']", "['eu', 'rejects']"]
+
+
+# ------------------------------------------------------------------------------------------ memory, processes, progress
+
+CONVERT = """
+import json, resource, sys
+sys.path.insert(0, sys.argv[1])
+import ner_data, ner_utils, transformers
+tokenizer, peaks = transformers.AutoTokenizer.from_pretrained(sys.argv[2]), []
+for file in sys.argv[4:]:
+    config = ner_data.NERDataConfig(train_file=file, cache_dir=sys.argv[3])
+    rows, _ = ner_data.read_splits(ner_data.load_splits(config), config, "ner")
+    tokenized = ner_utils.build_tokenized_datasets(rows, tokenizer, ["O", "B-PER"], 128, 64, num_workers=2)
+    usage = [resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    peaks.append({"MiB": usage, "rows": rows["train"].num_rows, "files": len(tokenized["train"].cache_files)})
+print(json.dumps(peaks))
+"""
+
+
+def write_columns(path: Path, num_words: int) -> None:
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(1, 10))) for _ in range(5000)]
+    lines = (
+        f"{draw.choice(words)}\t{draw.choice(['O', 'O', 'B-PER'])}\n" + "\n" * (i % 20 == 19) for i in range(num_words)
+    )
+    path.write_text("".join(lines))
+
+
+def test_memory_does_not_grow_with_the_file_and_the_terminal_shows_progress(tmp_path: Path) -> None:
+    files = [tmp_path / "small.conll", tmp_path / "large.conll"]
+    for file, num_words in zip(files, (40_000, 240_000)):
+        write_columns(file, num_words)
+    controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    command = [
+        sys.executable,
+        "-c",
+        CONVERT,
+        str(PROJECT),
+        str(SAMPLE_MODEL),
+        str(tmp_path / "cache"),
+        *map(str, files),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True)
+    os.close(terminal)
+    shown = b""
+    try:
+        while data := os.read(controller, 65536):
+            shown += data
+    except OSError:  # Linux's end of a terminal
+        pass
+    output, _ = process.communicate()
+    os.close(controller)
+    assert process.returncode == 0, shown
+    assert b"Generating train split: 12000 examples" in shown
+    assert b"Tokenizing train rows (num_proc=2): 100%" in shown
+    small, large = json.loads(output)
+    assert (small["rows"], large["rows"], large["files"]) == (2000, 12000, 2)
+    # As lists, 200,000 words more are some 27 MiB more, and 7 MiB were measured.
+    assert large["MiB"][0] - small["MiB"][0] < 16
+    assert large["MiB"][1] - small["MiB"][1] < 32
+
+
+# ------------------------------------------------------------------------------------------------------------ WNUT 17
+
+WNUT = SHARED_DATA / "wnut17"
+
+
+@needs_wnut
+@pytest.mark.parametrize(
+    ("split", "num_sentences", "num_words"),
+    [("train", 3394, 62730), ("validation", 1009, 15733), ("test", 1287, 23394)],
+)
+def test_wnut_is_the_same_as_columns_and_as_json(split: str, num_sentences: int, num_words: int) -> None:
+    files = (WNUT / "conll" / f"{split}.conll", WNUT / f"{split}.json")
+    columns, rows = (words_and_tags(read(NERDataConfig(train_file=str(file)))["train"]) for file in files)
+    assert columns == rows
+    assert (len(rows), sum(len(words) for words, _ in rows)) == (num_sentences, num_words)
+    lines = [line.split("\t") for line in files[0].read_text(encoding="utf-8").splitlines() if line.strip()]
+    assert Counter(tag for _, tag in lines) == Counter(tag for _, tags in rows for tag in tags)
+
+
+@needs_wnut
+def test_wnut_trains_to_the_same_weights_from_columns_and_from_json(
+    config: dict[str, Any], fit: Callable[..., Any]
+) -> None:
+    config["searcher"]["max_length"] = {"batches": 20}
+    weights = []
+    for pattern in ("conll/{}.conll", "{}.json"):
+        files = {f"{split}_file": str(WNUT / pattern.format(split)) for split in ("train", "validation", "test")}
+        weights.append(fit({**config, "data": {**files, "max_eval_samples": 50}}).model.state_dict())
+    assert weights[0].keys() == weights[1].keys()
+    assert [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])] == []

@@ -399,4 +399,7 @@ def test_a_word_has_the_place_of_its_line_and_a_sentence_that_of_its_first(tmp_p
     records = ner_files.read_records(tmp_path / "a.conll", None, ner_data.names_columns)
     places = [(record.place, list(record.places)) for record in records]
     file = tmp_path / "a.conll"
-    assert places == [(f"{file}, line 3", [f"{file}, line 3", f"{file}, line 4"]), (f"{file}, line 7",) * 1 + ([f"{file}, line 7"],)]
+    assert places == [
+        (f"{file}, line 3", [f"{file}, line 3", f"{file}, line 4"]),
+        (f"{file}, line 7",) * 1 + ([f"{file}, line 7"],),
+    ]

@@ -287,7 +287,9 @@ def test_the_table_holds_every_number_of_the_description(num_types: int, names: 
 
 def test_the_table_reads_like_this() -> None:
     found = describe(train=[(["Ada", "slept"], ["B-PER", "O"])] * 12, validation=[(["in", "Rome"], ["O", "B-LOC"])])
-    assert format_data(found) == """
+    assert (
+        format_data(found)
+        == """
                               train  validation
 sentences                        12           1
 words                            24           2
@@ -305,6 +307,7 @@ The labels' scheme is IOB2: B-LOC, B-PER, O
 Look: validation has tags that train has none of, which cannot be learned: B-LOC.
 Look: 11 sentences of train are there more than once.
 Look: train has fewer than 10 entities of these types: LOC.""".lstrip("\n")
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- the command

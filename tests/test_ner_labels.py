@@ -22,16 +22,9 @@ from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
 from seqeval.metrics.sequence_labeling import get_entities
 
-from ner_labels import (
-    PREFIXES,
-    choose_metric_scheme,
-    entity_tag,
-    find_entity_types,
-    find_label_scheme,
-    read_tags,
-)
+from ner_labels import PREFIXES, choose_metric_scheme, entity_tag, find_entity_types, find_label_scheme, read_tags
 from ner_trial import WordPredictions
-from ner_utils import NO_POSITION
+from ner_windows import NO_POSITION
 from transformer_trial.parsing import TrialError
 
 FIXED = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -103,7 +96,10 @@ def gold_and_predicted(draw: st.DrawFn, types: Sequence[str] = TYPES) -> tuple[l
     for sentence in gold:
         seen: Segments = []
         for length, name in sentence:
-            choices: list[Segments] = [[(length, name)]] * 3 + [[(length, None)], [(length, draw(st.sampled_from(types)))]]
+            choices: list[Segments] = [[(length, name)]] * 3 + [
+                [(length, None)],
+                [(length, draw(st.sampled_from(types)))],
+            ]
             if length > 1:
                 choices.append([(1, name), (length - 1, name)])
             seen += draw(st.sampled_from(choices))
@@ -210,8 +206,7 @@ EVERY_PREFIX: list[Sentence] = [(9, [(0, 2, "PER"), (3, 3, "PER"), (4, 4, "PER")
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
-    [pair for pair in itertools.permutations(SCHEMES, 2) if NAMES[pair[0]] != NAMES[pair[1]]],
+    ("one", "other"), [pair for pair in itertools.permutations(SCHEMES, 2) if NAMES[pair[0]] != NAMES[pair[1]]]
 )
 def test_splits_in_different_schemes_are_refused(one: str, other: str) -> None:
     train, validation = ([write_tags(sentence, scheme) for sentence in EVERY_PREFIX] for scheme in (one, other))
@@ -343,7 +338,10 @@ def seqeval_scores(gold: list[list[str]], predicted: list[list[str]], **options:
 
 def strict_options(scheme: str) -> dict[str, Any]:
     """How seqeval reads raw tags of a scheme strictly."""
-    return {"mode": "strict", "scheme": getattr(seqeval_schemes, {"BIOES": "IOBES", "plain": "IOB1"}.get(scheme, scheme))}
+    return {
+        "mode": "strict",
+        "scheme": getattr(seqeval_schemes, {"BIOES": "IOBES", "plain": "IOB1"}.get(scheme, scheme)),
+    }
 
 
 def assert_scores(metrics: dict[str, float], expected: dict[str, float]) -> None:

@@ -281,9 +281,11 @@ def as_json(tagged: bool, *, lines: bool) -> bytes:
 
 
 def as_spans(tagged: bool, *, style: str) -> bytes:
-    entities: list[Any] = [[{"start": s, "end": e, "label": t} for s, e, t in spans] for spans in SPANS]
-    rows = [{"text": t, style: e if style == "entities" else s} for t, e, s in zip(TEXTS, entities, SPANS)]
-    return "\n".join(json.dumps(row if tagged else {"text": row["text"]}) for row in rows).encode()
+    entities: Any = SPANS
+    if style == "entities":
+        entities = [[{"start": s, "end": e, "label": t} for s, e, t in spans] for spans in SPANS]
+    rows = [{"text": text} | ({style: spans} if tagged else {}) for text, spans in zip(TEXTS, entities)]
+    return "\n".join(map(json.dumps, rows)).encode()
 
 
 def as_table(tagged: bool, *, style: Callable[[list[str]], str] = json.dumps, delimiter: str = ",") -> bytes:
@@ -295,7 +297,7 @@ def as_table(tagged: bool, *, style: Callable[[list[str]], str] = json.dumps, de
 
 def as_words(tagged: bool) -> bytes:
     file = io.StringIO()
-    lines = [[i, word, tag] for i, (words, tags) in enumerate(ROWS) for word, tag in zip(words, tags)]
+    lines: list[list[Any]] = [[i, word, tag] for i, (words, tags) in enumerate(ROWS) for word, tag in zip(words, tags)]
     csv.writer(file).writerows(line[: 2 + tagged] for line in [["Sentence #", "Word", "Tag"], *lines])
     return file.getvalue().encode()
 
@@ -620,11 +622,15 @@ def wait_for(
     return process.exitcode
 
 
-def assert_first_lines(output: Path, whole: str) -> int:
-    """Check that there are whole lines only, from the beginning; returns how many."""
+def assert_first_lines(output: Path, whole: str, *, may_cut: bool = False) -> int:
+    """Check that there are whole lines only, from the beginning; returns how many.
+
+    Linux looks for SIGKILL between the pages that it copies to a file: one time in a thousand it meets one there, and
+    the last line ends with the page.
+    """
     text = output.read_text() if output.exists() else ""
     assert whole.startswith(text), "other lines, or in another order"
-    assert text == "" or text.endswith("\n"), "half a line"
+    assert text == "" or text.endswith("\n") or (may_cut and len(text) % 4096 == 0), "half a line"
     return text.count("\n")
 
 
@@ -633,7 +639,7 @@ def test_interrupted_output_is_whole_lines(
     kind: signal.Signals, num_kills: int, long_input: tuple[list[str], str], tmp_path: Path
 ) -> None:
     arguments, whole = long_input
-    chance, counts = random.Random(int(kind)), []
+    chance, counts, num_cut = random.Random(int(kind)), list[int](), 0
     for number in range(num_kills):
         output, enough = tmp_path / f"{number}.jsonl", chance.random() * len(whole)
 
@@ -641,14 +647,17 @@ def test_interrupted_output_is_whole_lines(
             while process.is_alive() and (not output.exists() or output.stat().st_size < enough):
                 time.sleep(0.001)
             time.sleep(chance.random() * 0.02)
-            os.kill(process.pid or 0, kind)
+            assert process.pid is not None
+            os.kill(process.pid, kind)
 
         status = wait_for(arguments, output, kill_somewhere)
-        counts.append(assert_first_lines(output, whole))
+        counts.append(assert_first_lines(output, whole, may_cut=kind == signal.SIGKILL))
+        num_cut += output.exists() and output.read_bytes()[-1:] not in (b"", b"\n")
         if kind == signal.SIGINT and counts[-1] < whole.count("\n"):
             assert status == 130
             errors = output.with_suffix(".err").read_text()
             assert "Interrupted: the output holds whole lines" in errors and "Traceback" not in errors
+    assert num_cut <= 1
     assert sum(0 < count < whole.count("\n") for count in counts) >= num_kills / 2, counts
 
 

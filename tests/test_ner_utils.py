@@ -26,21 +26,17 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from ner_utils import (
     IGNORED_LABEL_ID,
-    NO_POSITION,
     WORD_COLUMNS,
     WordCollator,
-    assign_words,
     build_tokenized_datasets,
-    choose_doc_stride,
-    choose_max_seq_length,
     compute_metrics,
     continuation_ids,
     get_dataset_metadata,
     group_by_sentence,
     metric_directions,
-    prepare_tokenizer,
     tokenize_and_align,
 )
+from ner_windows import NO_POSITION, assign_words, choose_doc_stride, choose_max_seq_length, prepare_tokenizer
 
 FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from ner_utils import IGNORED_LABEL_ID, NO_POSITION, WordCollator, prepare_tokenizer, tokenize_and_align
+from ner_utils import IGNORED_LABEL_ID, WordCollator, tokenize_and_align
+from ner_windows import NO_POSITION, prepare_tokenizer
 from transformer_trial.builders import build_using_auto
 from transformer_trial.config import ModelConfig
 from transformer_trial.parsing import TrialError

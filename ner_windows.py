@@ -1,0 +1,161 @@
+"""Sentences cut into windows of sub-tokens, so that each word is in one of them to be scored. Pure functions."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import pre_tokenizers
+
+from transformer_trial.parsing import ConfigError, TrialError
+
+NO_POSITION = -1
+"""Position of a word that the tokenizer gives no sub-token, and padding of the columns that count words."""
+
+
+def prepare_tokenizer(tokenizer: Any) -> None:
+    """Make a tokenizer ready for words that were split before: it must be fast, see spaces and be able to pad.
+
+    Raises:
+        TrialError: If it is a slow one, which cannot tell which word a sub-token belongs to.
+    """
+    if not tokenizer.is_fast:
+        raise TrialError(
+            f"hyperparameters.tokenizer_name (or pretrained_model_name_or_path): {type(tokenizer).__name__} is a slow "
+            "tokenizer, which cannot tell which word a sub-token belongs to. Accepted are fast ones (use_fast: true, "
+            "and a tokenizer.json)."
+        )
+    if tokenizer.pad_token is None:  # any will do: what it pads is masked
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    # Where sub-tokens hold the space before them, as Ġ or ▁, the model met most words in the form that has it.
+    splitter = tokenizer.backend_tokenizer.pre_tokenizer
+    parts = splitter and [splitter.pre_tokenize_str(text)[0][0] for text in ("a", " a")]
+    if parts in (["a", "Ġa"], ["a", "▁a"]):
+        if isinstance(splitter, pre_tokenizers.ByteLevel):
+            splitter.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True  # the latter goes into exports
+        else:  # Its ByteLevel would put a space before each part of a word that the others split.
+            add_space = pre_tokenizers.Metaspace(" ", "always", split=False)
+            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([add_space, splitter])
+            tokenizer.init_kwargs.pop("add_prefix_space", None)
+        tokenizer.add_prefix_space = True  # without it, transformers 4 refuses words for some tokenizers
+
+
+def choose_max_seq_length(tokenizer: Any, model: torch.nn.Module, requested: int | None) -> int:
+    """Sub-tokens of a model input, special tokens included: as requested, or as many as tokenizer and model take.
+
+    Raises:
+        TrialError: If more are requested than the model has positions for.
+    """
+    positions = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if name.endswith(("position_embeddings", "wpe", "embed_positions")) and isinstance(module, torch.nn.Embedding)
+    ]
+    of_config: Any = getattr(model, "config", None)
+    if positions and hasattr(of_config, "max_position_embeddings"):  # BART's embed_positions has rows beside these
+        positions.append(of_config.max_position_embeddings)
+    limit = min(positions, default=None)
+    if requested is None:
+        # Tokenizers that know no limit say 1e30.
+        known = [length for length in (tokenizer.model_max_length, limit) if length is not None and length < 1e9]
+        return min(known, default=512)
+    if limit is not None and requested > limit:
+        accepted = f"at most {limit}, the model's positions"
+        raise ConfigError([f"data.max_seq_length: found {requested}; accepted is {accepted}."])
+    return requested
+
+
+def choose_doc_stride(tokenizer: Any, max_seq_length: int, requested: int | None) -> int:
+    """Sub-tokens that two windows share: as requested, or 128, or half a window's content if that is less.
+
+    Raises:
+        TrialError: If windows that share so many could not move on.
+    """
+    content = max_seq_length - tokenizer.num_special_tokens_to_add()
+    leaves = f"data.max_seq_length: {max_seq_length} leaves {content} sub-tokens beside the special ones"
+    if content < 1:
+        raise ConfigError([f"{leaves}. Accepted is at least {max_seq_length + 1 - content}."])
+    if requested is not None and requested >= content:
+        shared = f"data.doc_stride: {requested} of them are shared by two windows"
+        raise ConfigError([f"{leaves}, and {shared}. Accepted is a doc_stride below {content}."])
+    return min(128, content // 2) if requested is None else requested
+
+
+def assign_words(windows: Sequence[Sequence[int | None]], stride: int, num_words: int) -> list[list[tuple[int, int]]]:
+    """Decide in which window, and where in it, each word of a sentence is trained on and scored.
+
+    That is at its first sub-token, in the window that has the most sub-tokens on that one's poorer side; the earlier
+    one of equals.
+
+    Args:
+        windows: For each window the word that each of its sub-tokens belongs to; None for special tokens.
+        stride: Sub-tokens that two windows share.
+        num_words: Words of the sentence.
+
+    Returns:
+        For each window its (word, position) pairs, by word. A word without sub-tokens has NO_POSITION, in the window
+        of the word before.
+
+    Example:
+        >>> assign_words([[None, 0, 1, 1, None], [None, 1, 1, 2, None]], stride=2, num_words=4)
+        [[(0, 1), (1, 2)], [(2, 3), (3, -1)]]
+    """
+    best: dict[int, tuple[int, int, int]] = {}  # word: context on the poorer side, window, position
+    first_piece: dict[int, int] = {}  # word: place in the whole sentence
+    window_start = 0
+    for window, word_ids in enumerate(windows):
+        content = [(position, word) for position, word in enumerate(word_ids) if word is not None]
+        for place, (position, word) in enumerate(content):
+            if first_piece.setdefault(word, window_start + place) == window_start + place:
+                context = min(place, len(content) - 1 - place)
+                if word not in best or context > best[word][0]:
+                    best[word] = (context, window, position)
+        window_start += len(content) - stride
+    assigned: list[list[tuple[int, int]]] = [[] for _ in windows]
+    window = 0
+    for word in range(num_words):
+        _, window, position = best.get(word, (0, window, NO_POSITION))
+        assigned[window].append((word, position))
+    return assigned
+
+
+class Window(NamedTuple):
+    """A stretch of a sentence that fits into the model."""
+
+    sentence: int
+    """The place of its sentence."""
+    inputs: dict[str, list[int]]
+    """The model's inputs, each (sub-token,)."""
+    word_ids: list[int | None]
+    """The word that each sub-token belongs to, None for special ones, (sub-token,)."""
+    scored: list[tuple[int, int]]
+    """The words that are trained on and scored in this window, and where; see `assign_words`."""
+
+
+def cut_windows(sentences: list[list[str]], tokenizer: Any, max_seq_length: int, doc_stride: int) -> Iterator[Window]:
+    """The windows of sentences, those in which some word is scored, by sentence and in the order of the text.
+
+    Args:
+        sentences: The words of each.
+        tokenizer: A fast one.
+        max_seq_length: Sub-tokens of a window, special tokens included.
+        doc_stride: Sub-tokens that two windows of a sentence share.
+    """
+    encoded = tokenizer(
+        sentences,
+        is_split_into_words=True,
+        truncation=True,
+        max_length=max_seq_length,
+        stride=doc_stride,
+        return_overflowing_tokens=True,
+    )
+    names = [name for name in tokenizer.model_input_names if name in encoded]
+    sentence_of = encoded["overflow_to_sample_mapping"]
+    for sentence, group in itertools.groupby(range(len(sentence_of)), key=sentence_of.__getitem__):
+        # In the order of the text: a tokenizer that truncates on the left begins with the last window.
+        windows = sorted(group, reverse=tokenizer.truncation_side == "left")
+        word_ids = [encoded.word_ids(window) for window in windows]
+        assigned = assign_words(word_ids, doc_stride, len(sentences[sentence]))
+        for window, words, scored in zip(windows, word_ids, assigned):
+            if scored:  # else all its words are scored in its neighbours
+                yield Window(sentence, {name: encoded[name][window] for name in names}, words, scored)
