@@ -19,7 +19,7 @@ LINE_BREAK = re.compile(r"[\r\n]")
 HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 """A surrogate, which no column could hold."""
 
-NO_TAG = re.compile(r"""[\[\]{}"]|[,;]\S""")
+NO_TAG = re.compile(r"""[\[\]{}"\t\r\n]|[,;](\S|$)|^(O|[BIESLUMW]-\S+) +(O|[BIESLUMW]-\S+)( |$)""")
 """What tags do not hold, but what is left of other formats does that are read as CoNLL columns, say."""
 
 TAGGED_LINE = re.compile(r"[ \t](O|[BIESLUMW]-\S+)$")
@@ -201,7 +201,8 @@ def read_spans(text: str, spans: list[Any]) -> tuple[list[str], list[str]]:
                 f"entity {number} reaches from {start} to {end}; accepted are characters from 0 to {len(text)}, the "
                 "end after the start."
             )
-        if not re.search(r"[^\W_]", label):
+        label = label.strip(BLANKS)
+        if not re.search(r"[^\W_]", label) or NO_TAG.search(label):
             raise ValueError(f"entity {number} has the label {label!r}, which names no type.")
         own_text = span.get("text") if isinstance(span, dict) else None
         if isinstance(own_text, str) and own_text.strip() != text[start:end].strip():

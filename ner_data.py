@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from datasets.packaged_modules.generator.generator import Generator
 
 import ner_cells
 import ner_files
-from ner_cells import BLANKS, WordError, holds_spans, read_sentence
-from ner_files import Record
+from ner_cells import BLANKS, TAGGED_LINE, WordError, holds_spans, read_sentence
+from ner_files import Record, listed
 from transformer_trial.config import DataConfig
 from transformer_trial.data import configured_files, default_load_dataset
 from transformer_trial.parsing import TrialError, setting, shown
@@ -113,10 +114,13 @@ def load_splits(config: NERDataConfig) -> Mapping[str, Any]:
     return {split: source_of_files(f"data.{split}_file", file, config) for split, file in files}
 
 
-def names_columns(cells: list[str]) -> bool:
-    """Whether these cells are a table's header: at least two of them are usual names of columns."""
+def names_columns(cells: Sequence[str], given: Sequence[Any] = ()) -> int:
+    """How many of these cells are names that columns are given or usually have; none if there is a tag among them."""
+    if any(TAGGED_LINE.search(f" {cell}") for cell in cells):
+        return 0
     known = {*TEXT_NAMES, *LABEL_NAMES, *SENTENCE_NAMES}
-    return sum(c.lower() in known or bool(re.fullmatch(r"(?i).*[ _](tag|label)s?", c)) for c in cells) >= 2
+    usual = sum(c.strip().lower() in known or bool(re.fullmatch(r"(?i).*[ _](tag|label)s? *", c)) for c in cells)
+    return usual + 2 * sum(name in cells and not str(name).isdigit() for name in given)
 
 
 def source_of_files(key: str, pattern: str, config: NERDataConfig) -> Source:
@@ -136,13 +140,10 @@ def source_of_files(key: str, pattern: str, config: NERDataConfig) -> Source:
 
     given = (config.text_column_name, config.label_column_name, config.sentence_column_name)
 
-    def is_header(cells: list[str]) -> bool:
-        return names_columns(cells) or any(name in cells and not str(name).isdigit() for name in given)
-
     def records() -> Iterator[Record]:
         for path in paths:
             has_rows = False
-            for record in ner_files.read_records(path, config.file_format, is_header):
+            for record in ner_files.read_records(path, config.file_format, partial(names_columns, given=given)):
                 has_rows = True
                 yield record
             if not has_rows:
@@ -230,49 +231,46 @@ def find_columns(
     names, records = list(first.cells), [first, *following]
     if any(re.search(r"(^|\s)(O|[BIESLUMW]-\S+)($|\s)|[\[{]", name) for name in names):
         raise TrialError(
-            f"{first.place}: the line before holds {', '.join(names)[:60]!r}, which looks like data; accepted is a "
+            f"{first.place}: the line before holds {listed(names)[:60]!r}, which looks like data; accepted is a "
             "first line with the columns' names."
         )
     numbered = bool(first.places) and names[0] == "0"
-    by_lower = {name.lower(): name for name in reversed(names)}
+    by_lower = {name.strip().lower(): name for name in reversed(names)}
 
-    def find(key: str, usual: Sequence[str], place: int, holds: str) -> Any:
+    def find(key: str, usual: Sequence[str], place: str | None, holds: str) -> Any:
         given: Any = getattr(config, key)
         if isinstance(given, int) or (given is not None and numbered and re.fullmatch(r"-?\d+", given)):
             found = names[int(given)] if -len(names) <= int(given) < len(names) else None
         elif given is not None:
             found = given if given in names else None
         else:
-            found = next((by_lower[name] for name in usual if name in by_lower), None)
-            others = [name for name in names if name != sentence and not re.match("$|Unnamed: ", name)]
-            found = others[place] if found is None and 0 <= place < len(others) else found
+            found = next((by_lower[name] for name in usual if name in by_lower), place)
         if found is None and (needs_tags or given is not None or key != "label_column_name"):
             missing = repr(usual[0] if given is None else given)
             raise TrialError(
-                f"{first.place}: no column {missing}; found {', '.join(names)}. Set data.{key} to the column that "
+                f"{first.place}: no column {missing}; found {listed(names)}. Set data.{key} to the column that "
                 f"holds the {holds}."
             )
         return found
 
     sentence = None
     if config.sentence_column_name is not None:
-        sentence = find("sentence_column_name", SENTENCE_NAMES, -1, "sentence's id")
+        sentence = find("sentence_column_name", SENTENCE_NAMES, None, "sentence's id")
     elif not first.places:
         sentence = next((by_lower[name] for name in SENTENCE_NAMES if name in by_lower), None)
     text_names: Sequence[str] = TEXT_NAMES
     label_names: Sequence[str] = (f"{task}_tags", *LABEL_NAMES)
-    places = (0, 1 if needs_tags else -1)
-    if first.places:
-        places = _places(records, needs_tags=needs_tags)
+    others = [name for name in names if name != sentence and not re.match("$|Unnamed: ", name)]
     if not numbered and like is not None and not like.text.isdigit():
-        text_names, label_names, places = (like.text.lower(),), (str(like.label).lower(),), (-1, -1)
-    text = find("text_column_name", text_names, places[0], "words of each sentence")
-    label = find("label_column_name", label_names, places[1], "tags of each sentence")
+        text_names, label_names, others = (like.text.lower(),), (str(like.label).lower(),), []
+    text = find("text_column_name", text_names, _place_of_words(records, others), "words of each sentence")
+    place = _place_of_tags(records, others, text, needs_tags=needs_tags)
+    label = find("label_column_name", label_names, place, "tags of each sentence")
     if label in SPAN_NAMES and config.text_column_name is None and "text" in names:
         text = "text"  # an annotation tool's tokens hold more than the words
     if text == label:
         raise TrialError(
-            f"{first.place}: {label!r} is the column of the words and of the tags; found {', '.join(names)}. Set "
+            f"{first.place}: {label!r} is the column of the words and of the tags; found {listed(names)}. Set "
             "data.text_column_name and data.label_column_name to two columns."
         )
     cells = [(record.cells.get(text), record.cells.get(str(label))) for record in records]
@@ -292,25 +290,35 @@ def _is_tag(cell: Any) -> bool:
     return _is_word(cell) and not re.search(r"^\[| ", str(cell))
 
 
-def _places(records: Sequence[Record], *, needs_tags: bool) -> tuple[int, int]:
-    """Of CoNLL columns: that of the words, which a count of them may precede, and the last one that holds tags.
+def _place_of_words(records: Sequence[Record], names: Sequence[str]) -> str | None:
+    """The first column; of CoNLL columns the one after a count of the words. Other numbers are neither, nor words."""
+    ids = [record.cells.get(names[0], []) for record in records] if records[0].places and len(names) > 2 else []
+    if not ids or not all(str(cell).isdigit() for cells in ids for cell in cells):
+        return names[0] if names else None
+    is_count = all(cells in ([str(i + start) for i in range(len(cells))] for start in (0, 1)) for cells in ids)
+    return names[1] if is_count else None
 
-    -1 stands for none: numbers that do not count the words of a sentence are neither count nor words.
-    """
-    names = list(records[0].cells)
-    columns = [[record.cells.get(name, []) for record in records] for name in names]
-    text = 0
-    if len(names) > 2 and all(str(cell).isdigit() for cells in columns[0] for cell in cells):
-        counts = all(cells in ([str(i + start) for i in range(len(cells))] for start in (0, 1)) for cells in columns[0])
-        text = 1 if counts else -1
-    tags, used = -1, -1
-    for place, column in enumerate(columns):
-        flat = [str(cell) for cells in column for cell in cells if cell is not None]
-        if any(re.search(r"[^\W_]", cell) for cell in flat):  # not dashes only
-            used = place
-            tags = place if 2 * sum(bool(re.match("[0O]$|[BIESLUMW]-", cell)) for cell in flat) >= len(flat) else tags
-    last = used if needs_tags and names[0] != "ID" else -1
-    return text, tags if tags > max(text, 0) else last
+
+def _place_of_tags(records: Sequence[Record], names: Sequence[str], text: str, *, needs_tags: bool) -> str | None:
+    """The second column, unless only others hold tags; of CoNLL columns the last one that does, or the last one."""
+    rest = list(names[names.index(text) + 1 :]) if records[0].places and text in names else list(names[1:])
+    tagged = [name for name in rest if name != text and _holds_tags(records, name)]
+    if not records[0].places:
+        return (tagged[-1] if tagged and rest[0] not in tagged else rest[0]) if rest and needs_tags else None
+    used = [name for name in rest if any(re.search(r"[^\W_]", cell) for cell in _items(records, name))]
+    return tagged[-1] if tagged else used[-1] if used and needs_tags and names[0] != "ID" else None
+
+
+def _holds_tags(records: Sequence[Record], name: str) -> bool:
+    items = _items(records, name)
+    return bool(items) and 2 * sum(bool(re.match("[0O]$|[BIESLUMW]-", item)) for item in items) >= len(items)
+
+
+def _items(records: Sequence[Record], name: str) -> list[str]:
+    """What the cells of a column hold, whatever way they are written."""
+    cells = [record.cells.get(name) for record in records]
+    lists = (cell if isinstance(cell, list) else re.findall(r"""[^\s\[\]'",]+""", str(cell)) for cell in cells)
+    return [str(item) for items in lists for item in items if item is not None]
 
 
 def read_splits(
@@ -394,7 +402,7 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
         num_sentences += 1
         missing = [name for name in names if name not in record.cells]
         if missing:
-            found = ", ".join(record.cells)
+            found = listed(record.cells)
             raise TrialError(f"{record.place}: no column {missing[0]!r} as in the first row; found {found}.")
         if columns.num_unnamed not in (0, len(record.cells)):
             raise TrialError(
@@ -438,6 +446,7 @@ def join_words(records: Iterator[Record], columns: Columns) -> Iterator[Record]:
                     f"tag, since the column {sentence!r} says that a row is a word."
                 )
         identity = record.cells.get(sentence)
+        identity = identity.strip() if isinstance(identity, str) else identity
         if isinstance(identity, (list, dict)):
             raise TrialError(f"{record.place}: found {shown('', identity)} in the column {sentence!r}; number it.")
         if identity is None or identity in ("", current) or identity != identity:  # NaN, as pandas fills up

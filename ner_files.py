@@ -8,10 +8,11 @@ import csv
 import gzip
 import itertools
 import json
+import logging
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,8 @@ JSON_BLANKS = re.compile(r"[ \t\r\n]*")
 
 WORD_RANGE = re.compile(r"\d+[-.]\d+")
 
+logger = logging.getLogger(__name__)
+
 csv.field_size_limit(sys.maxsize)  # else a cell of 128 KiB is an error
 
 
@@ -62,13 +65,14 @@ class Record(NamedTuple):
     """Of CoNLL columns, and of rows of words joined, the place of each word."""
 
 
-def read_records(path: Path, file_format: str | None, is_header: Callable[[list[str]], bool]) -> Iterator[Record]:
+def read_records(path: Path, file_format: str | None, count_names: Callable[[list[str]], int]) -> Iterator[Record]:
     """Read a file, plain or gzipped.
 
     Args:
         path: The file.
         file_format: One of FORMAT_NAMES, or "text", lines of which each is a sentence; None goes by the file's ending.
-        is_header: Tells whether these cells, the first line of a .tsv file or of CoNLL columns, name columns.
+        count_names: Tells how many of these cells, the first line of a .tsv file or of CoNLL columns, are names of
+            columns. One makes the former a table, unless there are tags; two are refused in the latter.
 
     Raises:
         TrialError: If the file cannot be read in that format. It names the line, what is there and what to do.
@@ -81,7 +85,7 @@ def read_records(path: Path, file_format: str | None, is_header: Callable[[list[
         lines = read_lines(path)
         if not kind:
             first = next(lines, "")
-            kind = "tsv" if is_header(first.rstrip("\r\n").split("\t")) else "conll"
+            kind = "tsv" if count_names(first.rstrip("\r\n").split("\t")) else "conll"
             lines = read_lines(path)
         if kind in ("csv", "tsv"):
             yield from _read_table(path, lines, "," if kind == "csv" else "\t")
@@ -90,7 +94,7 @@ def read_records(path: Path, file_format: str | None, is_header: Callable[[list[
                 Record(f"{path}, line {i}", {"text": line.rstrip("\r\n")}) for i, line in enumerate(lines, start=1)
             )
         elif kind in ("conll", "conllu"):
-            yield from _read_columns(path, lines, is_header, is_conllu=kind == "conllu")
+            yield from _read_columns(path, lines, count_names, is_conllu=kind == "conllu")
         else:
             yield from _read_json(path, lines)
     except (OSError, EOFError, zlib.error) as error:
@@ -162,7 +166,11 @@ def class_names(path: Path, column: str) -> tuple[str, ...]:
         schema = parquet.read_schema(file)
     if b"huggingface" not in (schema.metadata or {}):
         return ()
-    return names_of_feature(datasets.Features.from_arrow_schema(schema).get(column))
+    try:
+        features = datasets.Features.from_arrow_schema(schema)
+    except Exception as error:  # whatever its json holds
+        raise _unreadable(f"{path}", "parquet", f"what it says of its columns is damaged: {error}") from None
+    return names_of_feature(features.get(column))
 
 
 def names_of_feature(feature: Any) -> tuple[str, ...]:
@@ -173,6 +181,12 @@ def names_of_feature(feature: Any) -> tuple[str, ...]:
 def _unreadable(place: str, kind: str, error: Any) -> TrialError:
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return TrialError(f"{place}: not readable as {kind}: {reason}. {ADVICE[kind]}")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of columns as a message shows them: on one line, and not at length."""
+    text = " ".join(", ".join(names).split())
+    return text if len(text) <= 150 else text[:147] + "..."
 
 
 def _refuse_twice(place: Path, names: list[str]) -> None:
@@ -204,7 +218,7 @@ def _read_table(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[Re
                 )
         elif len(cells) != len(header):
             raise TrialError(
-                f"{place}: found {len(cells)} cells, but the header names {len(header)} columns: {', '.join(header)}. "
+                f"{place}: found {len(cells)} cells, but the header names {len(header)} columns: {listed(header)}. "
                 + ADVICE["csv"]
             )
         else:
@@ -269,7 +283,7 @@ def _json_record(place: str, value: Any) -> Record:
 
 
 def _read_columns(
-    path: Path, lines: Iterator[str], is_header: Callable[[list[str]], bool], *, is_conllu: bool
+    path: Path, lines: Iterator[str], count_names: Callable[[list[str]], int], *, is_conllu: bool
 ) -> Iterator[Record]:
     """CoNLL columns: a word a line, separated by TABs, or by spaces if the first line has no TAB.
 
@@ -280,31 +294,34 @@ def _read_columns(
     names = list(CONLLU_COLUMNS) if is_conllu else []
     words: dict[str, list[str | None]] = {}  # by place
     last_cells: set[str] = set()
-    separator = ""
+    separator, doubtful = "", list[str]()
     for number, line in enumerate(itertools.chain(lines, [""]), start=1):
         line, place = line.rstrip("\r\n"), f"{path}, line {number}"
         if "\r" in line:
             raise TrialError(f"{place}: found a carriage return within the line; end lines with \\n.")
-        if not line.strip(" \t") or line.startswith("-DOCSTART-"):
+        tabs = (separator or line).count("\t") > 0
+        line = line if tabs and line.strip(" \t") else line.strip(" \t")
+        if not line or line.startswith("-DOCSTART-"):
             if words:
                 yield _sentence(words, names)
                 words = {}
             continue
-        tabs = (separator or line).count("\t") > 0
-        cells = line.split("\t") if tabs else re.split(" +", line.strip(" \t"))
+        cells = line.split("\t") if tabs else re.split(" +", line)
         if line.startswith("#") and not words and _is_comment(line, cells, names, last_cells, tabs=tabs):
             if match := re.match(r"# *global\.columns *=(.*)", line):
                 names = match[1].split()
                 _refuse_twice(path, names)
+            elif len(cells) == len(names) and "=" not in line:
+                doubtful.append(place)
             continue
-        if not names and is_header(cells):
+        if not names and count_names(cells) > 1:
             raise TrialError(
                 f"{place}: found the columns' names, {line[:60]!r}; accepted are words and tags. Write the names as a "
                 f'comment, "# global.columns = {" ".join(cells)[:60]}", or, of a table, say data.file_format: tsv.'
             )
         separator = "\t" if tabs else " "
         names = names or [str(i) for i in range(len(cells))]
-        if len(cells) != len(names) or len(cells) < 2 or (not tabs and "\t" in line.strip(" \t")):
+        if len(cells) != len(names) or len(cells) < 2 or (not tabs and "\t" in line):
             others = ' Name others in a first line such as "# global.columns = ID FORM NER".' if is_conllu else ""
             raise TrialError(
                 f"{place}: found {len(cells)} columns ({line[:60]!r}) where {max(len(names), 2)} are expected, "
@@ -316,13 +333,15 @@ def _read_columns(
         if not tabs:
             last_cells.add(cells[-1])
         words[place] = [cell if cell.strip(" ") else None for cell in cells]
+    if doubtful:
+        logger.warning("%s: taken as a comment, as are %d lines like it.", doubtful[0], len(doubtful) - 1)
 
 
 def _is_comment(line: str, cells: list[str], names: list[str], last_cells: set[str], *, tabs: bool) -> bool:
     """Whether a line that begins with #, at a sentence's beginning, is no word: "#" and "#tag" are words, too.
 
-    Comments have a space, but no TAB where columns are separated by TABs. Among spaces they have one after #, and do
-    not end as lines of words do.
+    Comments have a space, but no TAB where columns are separated by TABs. Among spaces they have one after #, no tag
+    with a prefix, and do not end as lines of words do.
     """
     if names[:1] == ["ID"] or re.match(r"# \S+ = ", line):
         return True
@@ -330,7 +349,8 @@ def _is_comment(line: str, cells: list[str], names: list[str], last_cells: set[s
         return not names
     if tabs:
         return " " in line and "\t" not in line
-    is_word = TAGGED_LINE.search(line.rstrip(" ")) or (len(cells) == len(names) and cells[-1] in last_cells)
+    alike = cells[-1] in last_cells or any(TAGGED_LINE.search(f" {cell}") for cell in cells)
+    is_word = TAGGED_LINE.search(line) or (alike and len(cells) == len(names))
     return line[1] == " " and not is_word
 
 

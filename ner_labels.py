@@ -140,8 +140,8 @@ def find_label_scheme(splits: Mapping[str, Tags], requested: str | None) -> str:
         tag, place = _find_first(splits, odd)
         raise TrialError(
             f"{place}: the tag {tag} does not go with {requested or 'the others'}; found are "
-            f"{', '.join(sorted(names))}. Accepted are tags of one scheme ({', '.join(PREFIXES)}). Write them alike, or "
-            "name the scheme with data.label_scheme; plain takes tags as types, whatever they begin with."
+            f"{', '.join(sorted(names))}. Accepted are tags of one scheme ({', '.join(PREFIXES)}). Write them alike, "
+            "or name the scheme with data.label_scheme; plain takes tags as types, whatever they begin with."
         )
     if requested is not None:
         return requested

@@ -256,6 +256,7 @@ VALUES: dict[str, list[tuple[str, Any, Any]]] = {
         ("use_fast", True, False), ("do_lower_case", None, True), ("num_labels", None, 9),
         ("trust_remote_code", False, True), ("ignore_mismatched_sizes", False, True), ("use_auth_token", False, True),
         ("use_apex_amp", False, True), ("mixed_precision", "none", "bf16"), ("global_batch_size", MISSING, 32),
+        ("early_stopping_patience", None, 3), ("export_model", True, False),
         ("learning_rate", 5e-5, 3e-5), ("weight_decay", 0.0, 0.01), ("adafactor", False, True),
         ("scale_parameter", False, True), ("relative_step", False, True), ("adam_beta1", 0.9, 0.8),
         ("adam_beta2", 0.999, 0.98), ("adam_epsilon", 1e-8, 1e-6), ("max_grad_norm", 1.0, 0.0),
@@ -296,7 +297,7 @@ def test_a_key_has_its_default_and_takes_another_value(section: str, key: str, d
 
 def test_the_keys_above_are_all_there_are() -> None:
     assert sorted(KEYS) == sorted((section, value[0]) for section, values in VALUES.items() for value in values)
-    assert len(KEYS) == 59
+    assert len(KEYS) == 61
 
 
 @pytest.mark.parametrize("config_class", [*CLASSES["hyperparameters"], DataConfig, NERDataConfig, SearcherConfig])

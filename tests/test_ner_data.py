@@ -83,13 +83,22 @@ def columns(*cells: str, names: str = "") -> Record:
         pytest.param(
             table("sent_id", "mot", "x", cell="y"), {}, "ner", ("mot", "x", "sent_id"), id="after the sentence's id"
         ),
-        pytest.param(table("sentence_id", "tokens", "tags"), {}, "ner", ("tokens", "tags"), id="an id of sentence rows"),
+        pytest.param(table("sentence_id", "tokens", "tags"), {}, "ner", ("tokens", "tags"), id="an id of sentences"),
         pytest.param(
             table("doc", "word", "tag", cell="y"), {"sentence_column_name": "doc"}, "ner", ("word", "tag", "doc"),
             id="an id by its name",
         ),
         pytest.param(
-            Record("", {"text": "a", "tokens": [{}], "spans": [{}]}), {}, "ner", ("text", "spans"), id="spans and tokens"
+            Record("", {"text": "a", "tokens": [{}], "spans": [{}]}), {}, "ner", ("text", "spans"), id="spans, tokens"
+        ),
+        pytest.param(table("words", "tags "), {}, "ner", ("words", "tags "), id="a blank after a name"),
+        pytest.param(
+            Record("", {"word": "EU", "POS": "NNP", "NE": "B-ORG", "doc": "a"}), {}, "ner", ("word", "NE"),
+            id="it holds tags",
+        ),
+        pytest.param(
+            Record("", {"mots": "['EU', 'a']", "x": "['B-X', 'O']", "chunks": "['B-NP', 'O']"}), {}, "ner",
+            ("mots", "x"), id="the second holds tags",
         ),
         # CoNLL columns: the last one that holds tags.
         pytest.param(columns("EU is", "B-ORG O"), {}, "ner", ("0", "1"), id="two columns"),
@@ -104,7 +113,9 @@ def columns(*cells: str, names: str = "") -> Record:
         pytest.param(columns("1 2", "EU is", "B-ORG O", "- -"), {}, "ner", ("1", "2"), id="a count of words"),
         pytest.param(columns("0 1", "EU is", "B-ORG O"), {}, "ner", ("1", "2"), id="a count from 0"),
         pytest.param(columns("1 2", "O O"), {}, "ner", ("0", "1"), id="numbers that are words"),
-        pytest.param(columns("O", "B-X"), {"text_column_name": 1, "label_column_name": "0"}, "ner", ("1", "0"), id="swap"),
+        pytest.param(
+            columns("O", "B-X"), {"text_column_name": 1, "label_column_name": "0"}, "ner", ("1", "0"), id="numbers"
+        ),
         pytest.param(columns("a", "O", names="FORM NER"), {}, "ner", ("FORM", "NER"), id="names of columns"),
         pytest.param(columns("1", "a", "X", "O", names="ID FORM UPOS MISC"), {}, "ner", ("FORM", "MISC"), id="CoNLL-U"),
     ],
@@ -112,6 +123,12 @@ def columns(*cells: str, names: str = "") -> Record:
 def test_columns_are_found(first: Record, options: dict[str, Any], task: str, expected: tuple[str, ...]) -> None:
     found = find_columns(first, NERDataConfig(dataset_name="d", **options), task)
     assert (found.text, found.label, *([found.sentence] if found.sentence else [])) == expected
+
+
+def test_text_to_predict_on_needs_no_column_of_tags() -> None:
+    for first in (columns("EU is", "NNP VB"), table("text", "x"), table("text")):
+        assert find_columns(first, NERDataConfig(), "ner", needs_tags=False).label is None
+    assert find_columns(columns("EU is", "B-ORG O"), NERDataConfig(), "ner", needs_tags=False).label == "1"
 
 
 def test_more_sentences_than_the_first_tell_a_count_from_words() -> None:
@@ -131,15 +148,15 @@ def test_more_sentences_than_the_first_tell_a_count_from_words() -> None:
     ],
 )
 def test_a_header_is_told_from_words(cells: list[str], expected: bool) -> None:
-    assert ner_data.names_columns(cells) == expected
+    assert (ner_data.names_columns(cells) >= 2) == expected
 
 
 def test_splits_may_have_different_formats(tmp_path: Path) -> None:
     (tmp_path / "a.conll").write_text("EU\tNNP\tB-ORG\nrejects\tVBZ\tO\n")
     (tmp_path / "b.jsonl").write_text(LINE)
     (tmp_path / "c.csv").write_text("words,tags\nEU rejects,B-ORG O\n")
-    files = {"train_file": "a.conll", "validation_file": "b.jsonl", "test_file": "c.csv"}
-    splits = read(NERDataConfig(**{key: str(tmp_path / file) for key, file in files.items()}))
+    train, validation, test = (str(tmp_path / name) for name in ("a.conll", "b.jsonl", "c.csv"))
+    splits = read(NERDataConfig(train_file=train, validation_file=validation, test_file=test))
     assert [words_and_tags(rows) for rows in splits.values()] == [[(["EU", "rejects"], ["B-ORG", "O"])]] * 3
 
 
@@ -318,7 +335,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, lis
 def change_within(folder: Path) -> dict[str, Any]:
     path = folder / "a.jsonl"
     before = path.stat()
-    path.write_text(LINE.replace("EU", "UN"))
+    path.write_text(path.read_text().replace("EU", "UN"))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     return {}
@@ -359,11 +376,7 @@ def test_the_cache_is_used_unless_something_changed(
     (tmp_path / "a.jsonl").write_text(json.dumps(columns) + "\n")
     assert count_reads(tmp_path / "*.jsonl")[0] == 1
     assert count_reads(tmp_path / "*.jsonl")[0] == 0
-    options = change(tmp_path) if change is not change_within else {}
-    if change is change_within:
-        (tmp_path / "a.jsonl").write_text(LINE)
-        assert count_reads(tmp_path / "*.jsonl")[0] == 1
-        change_within(tmp_path)
+    options = change(tmp_path)
     found, rows = count_reads(tmp_path / "*.jsonl", **options)
     assert found == num_reads
     fresh = count_reads(tmp_path / "*.jsonl", **{**options, "overwrite_cache": True})
@@ -385,8 +398,8 @@ def test_changed_code_reads_anew(tmp_path: Path) -> None:
     command = [sys.executable, "-c", READ_WITH_COPY, "a.jsonl", "cache"]
     found = []
     for addition in ("", "\n_words = read_words\ndef read_words(cell): return [w.lower() for w in _words(cell)]\n"):
-        with (tmp_path / "ner_cells.py").open("a") as file:
-            file.write(addition)
+        with (tmp_path / "ner_cells.py").open("a") as module:
+            module.write(addition)
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         found.append(result.stdout.strip())

@@ -1,5 +1,6 @@
-"""The same sentences in every format and shape are the same tokenized rows; any word that a format can hold survives."""
+"""The same sentences in every format and shape are the same tokenized rows; any words that a format holds survive."""
 
+import ast
 import csv
 import gzip
 import io
@@ -242,6 +243,9 @@ CASES = {
         "txt", "conll", conll("{tag} B-NP {word} B-VP"), between_spaces,
         options={"text_column_name": 2, "label_column_name": "0"},
     ),
+    "plain comments among spaces": Case(
+        "txt", "conll", conll("{word} {tag}", comment="# comment\n  # of three\n"), between_spaces
+    ),
     "column by number from the end": Case(
         "txt", "conll", conll("{word} NNP {tag} B-VP"), between_spaces, options={"label_column_name": -2}
     ),
@@ -390,16 +394,20 @@ def test_a_text_is_read_as_the_list_that_it_writes_down_or_at_its_spaces_or_refu
     if not isinstance(expected, list):
         expected = [part for part in text.replace("\t", " ").split(" ") if part]
         if text[0] in "([" and found != expected:
-            expected = list(ner_cells.ast.literal_eval(text))
+            expected = list(ast.literal_eval(text))
     assert repr(found) == repr(expected)  # by repr: NaN is not equal to itself
 
 
 def test_a_word_has_the_place_of_its_line_and_a_sentence_that_of_its_first(tmp_path: Path) -> None:
-    write_file(tmp_path / "a.conll", "# x = y\n\nEU\tO\nrejects\tO\n\n\nAda\tB-PER\n")
-    records = ner_files.read_records(tmp_path / "a.conll", None, ner_data.names_columns)
-    places = [(record.place, list(record.places)) for record in records]
     file = tmp_path / "a.conll"
-    assert places == [
-        (f"{file}, line 3", [f"{file}, line 3", f"{file}, line 4"]),
-        (f"{file}, line 7",) * 1 + ([f"{file}, line 7"],),
-    ]
+    write_file(file, "# x = y\n\nEU\tO\nrejects\tO\n\n\nAda\tB-PER\n")
+    records = list(ner_files.read_records(file, None, ner_data.names_columns))
+    assert [record.place for record in records] == [f"{file}, line 3", f"{file}, line 7"]
+    assert [record.places for record in records] == [[f"{file}, line 3", f"{file}, line 4"], [f"{file}, line 7"]]
+
+
+def test_comments_that_could_be_words_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_file(tmp_path / "a.txt", "EU O\n\n# PER\nAda O\n\n# newdoc\nAda PER\n\n# PER\n\n# x = y\nBob PER\n\n")
+    expected = [(["EU"], ["O"]), (["Ada"], ["O"]), (["Ada"], ["PER"]), (["#"], ["PER"]), (["Bob"], ["PER"])]
+    assert read_files(tmp_path / "a.txt") == expected
+    assert f"{tmp_path / 'a.txt'}, line 3: taken as a comment, as are 1 lines like it." in caplog.text

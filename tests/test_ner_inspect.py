@@ -3,11 +3,12 @@
 import functools
 import itertools
 import json
+import logging
 import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
 from ner_inspect import describe_data, format_data
+from ner_trial import NERTrial
 from ner_utils import build_tokenized_datasets, get_dataset_metadata
+from transformer_trial import run as run_module
 
 FIXED = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
@@ -35,12 +38,12 @@ def tokenizer() -> Any:
 
 
 def describe(
+    splits: Mapping[str, Split],
     label_scheme: str | None = None,
     label_names: Sequence[str] | None = None,
     *,
     max_seq_length: int = 6,
     change: Callable[[datasets.Dataset], datasets.Dataset] = lambda rows: rows,
-    **splits: Split,
 ) -> dict[str, Any]:
     """The description of these splits, by the way that NERTrial takes."""
     rows = datasets.DatasetDict()
@@ -56,8 +59,8 @@ def describe(
 # ------------------------------------------------------------------------------------------------------------- numbers
 
 # Of one sub-token but the zero-width space, of none, and the long ones, which are unknown as wholes.
-WORDS = ["a", "b", "c", "东", "\u200b", "Ж" * 100, "y" * 101, "a\tb"]
-SUBTOKENS = dict.fromkeys(WORDS, 1) | {"\u200b": 0, "a\tb": 2}
+WORDS = ["a", "b", "c", "东", "\u200b", "Ж" * 100, "y" * 101]
+SUBTOKENS = dict.fromkeys(WORDS, 1) | {"\u200b": 0}
 PREFIXES = {"IOB2": "BI", "IOE2": "IE", "BIOES": "BIES", "BILOU": "BILU"}
 
 
@@ -112,7 +115,7 @@ def odd_words(split: Split, scheme: str) -> dict[str, list[int]]:
 def test_numbers_and_warnings_are_those_of_plain_loops(scheme: str, data: st.DataObject) -> None:
     train, validation = data.draw(split_of(scheme)), data.draw(split_of(scheme))
     validation += data.draw(st.lists(st.sampled_from(train), max_size=2))
-    found = describe(scheme, train=train, validation=validation)
+    found = describe(dict(train=train, validation=validation), scheme)
     assert json.loads(json.dumps(found)) == found
     expected = {"train": count(train), "validation": count(validation, train)}
     assert found["splits"] == expected
@@ -149,7 +152,7 @@ def test_numbers_equal_a_count_by_hand() -> None:
         (["\u200b", "Ada"], ["O", "B-PER"]),
     ] + [([f"p{i}"], ["B-PER"]) for i in range(8)]
     validation = [(["\u200b", "Ada"], ["O", "B-PER"])] * 2 + [(["z" * 120, "Acme"], ["I-PER", "B-ORG"])]
-    found = describe(max_seq_length=512, train=train, validation=validation)
+    found = describe(dict(train=train, validation=validation), max_seq_length=512)
     assert found == {
         "label_scheme": "IOB2",
         "labels": ["B-LOC", "B-ORG", "B-PER", "I-PER", "O"],
@@ -166,8 +169,8 @@ def test_numbers_equal_a_count_by_hand() -> None:
             },
         },
         "warnings": [
-            "train has 1 words whose tags go on with an entity that has not begun, as I- after O, first in train.conll, "
-            "line 2; an entity is taken to begin there, but under metric_mode: strict it does not count.",
+            "train has 1 words whose tags go on with an entity that has not begun, as I- after O, first in "
+            "train.conll, line 2; an entity is taken to begin there, but under metric_mode: strict it does not count.",
             "validation has tags that train has none of, which cannot be learned: B-ORG.",
             "2 of 3 sentences of validation are in train too: scores on them say little about new text.",
             "validation has 1 words of more than 100 characters.",
@@ -182,13 +185,13 @@ def test_numbers_equal_a_count_by_hand() -> None:
 
 def test_rows_are_described_in_whatever_way_the_library_keeps_them() -> None:
     train: Split = [(["a"] * n, ["B-X"] + ["O"] * (n - 1)) for n in (3, 9, 1, 3, 5)] + [(["b"], ["I-X"])]
-    expected = describe(train=train, validation=train[:2])
+    expected = describe(dict(train=train, validation=train[:2]))
 
     def keep_by_indices(rows: datasets.Dataset) -> datasets.Dataset:
         twice = datasets.concatenate_datasets([rows, rows])  # in chunks
         return twice.select(range(rows.num_rows, 2 * rows.num_rows)).select(range(rows.num_rows)[::-1])
 
-    found = describe(change=keep_by_indices, train=train, validation=train[:2])
+    found = describe(dict(train=train, validation=train[:2]), change=keep_by_indices)
     assert found == expected
     assert "first in train.conll, line 6;" in found["warnings"][0]
 
@@ -208,21 +211,21 @@ def test_rows_are_described_in_whatever_way_the_library_keeps_them() -> None:
 )
 def test_tags_by_the_rules_are_not_warned_of(label_scheme: str | None, tags: list[str]) -> None:
     split: Split = [([f"a{i}", "b", "c", "d"], tags) for i in range(10)]
-    assert describe(label_scheme, train=split, validation=[(["q"] * 4, tags)])["warnings"] == []
+    assert describe(dict(train=split, validation=[(["q"] * 4, tags)]), label_scheme)["warnings"] == []
 
 
 @pytest.mark.parametrize("num_entities", [9, 10])
 def test_types_seen_fewer_than_ten_times_are_warned_of(num_entities: int) -> None:
     train: Split = [([f"a{i}"], ["B-X"]) for i in range(num_entities)]
     names = ["O", "B-X", "B-Y", "I-Y"]  # no split has a Y
-    found = describe(None, names, train=train, validation=[(["b"], ["B-X"])])
+    found = describe(dict(train=train, validation=[(["b"], ["B-X"])]), None, names)
     rare = "X, Y" if num_entities < 10 else "Y"
     assert found["labels"] == names
     assert found["warnings"] == [f"train has fewer than 10 entities of these types: {rare}."]
 
 
 def test_splits_without_an_entity_and_sentences_of_one_word_are_described() -> None:
-    found = describe(train=[(["a"], ["O"])], validation=[(["b"], ["O"])], test=[(["a"], ["O"])])
+    found = describe(dict(train=[(["a"], ["O"])], validation=[(["b"], ["O"])], test=[(["a"], ["O"])]))
     assert [counts["entities"] for counts in found["splits"].values()] == [{}, {}, {}]
     assert found["warnings"] == ["1 of 1 sentences of test are in train too: scores on them say little about new text."]
     assert re.search(r"^entities +0 +0 +0$", format_data(found), re.MULTILINE)
@@ -230,14 +233,14 @@ def test_splits_without_an_entity_and_sentences_of_one_word_are_described() -> N
 
 def test_words_that_only_look_alike_when_joined_are_no_duplicates() -> None:
     train: Split = [(["a\tb"], ["O"]), (["a", "b"], ["O", "O"])]
-    found = describe(train=train, validation=[(["a", "b\t"], ["O", "O"])])
+    found = describe(dict(train=train, validation=[(["a", "b\t"], ["O", "O"])]))
     assert found["splits"]["train"]["duplicate sentences"] == 0
     assert found["splits"]["validation"]["sentences that train has too"] == 0
 
 
 def test_a_word_longer_than_a_window_is_in_one_only() -> None:
     (word,) = [word for word in ["abcdefghijklmnopqrstuvwxyz" * 3] if len(tokenizer().tokenize(word)) > 8]
-    found = describe(max_seq_length=6, train=[([word], ["O"])], validation=[(["a", word, "b"], ["O"] * 3)])
+    found = describe(dict(train=[([word], ["O"])], validation=[(["a", word, "b"], ["O"] * 3)]))
     assert [counts["sentences in several windows"] for counts in found["splits"].values()] == [0, 1]
 
 
@@ -262,7 +265,7 @@ def test_the_table_holds_every_number_of_the_description(num_types: int, names: 
         for place, name in enumerate(names, start=1)
     }
     splits["train"] += [(["a"] * 1500, ["O"] * 1500)]
-    found = describe(max_seq_length=512, **splits)
+    found = describe(splits, max_seq_length=512)
     text = format_data(found)
     table = read_table(text)
     header, *lines = text.splitlines()
@@ -286,7 +289,8 @@ def test_the_table_holds_every_number_of_the_description(num_types: int, names: 
 
 
 def test_the_table_reads_like_this() -> None:
-    found = describe(train=[(["Ada", "slept"], ["B-PER", "O"])] * 12, validation=[(["in", "Rome"], ["O", "B-LOC"])])
+    train, validation = [(["Ada", "slept"], ["B-PER", "O"])] * 12, [(["in", "Rome"], ["O", "B-LOC"])]
+    found = describe(dict(train=train, validation=validation))
     assert (
         format_data(found)
         == """
@@ -333,13 +337,6 @@ def odd_config(config: dict[str, Any], tmp_path: Path) -> Path:
     return file
 
 
-def train_py(*arguments: str) -> str:
-    """What the script wrote to its log."""
-    result = subprocess.run([sys.executable, "train.py", *arguments], cwd=PROJECT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stderr
-
-
 SAID = [
     r"sentences +15 +2",
     r"duplicate sentences +12 +0",
@@ -354,26 +351,35 @@ SAID = [
 ]
 
 
-def test_inspect_shows_the_data_and_trains_nothing(odd_config: Path, tmp_path: Path) -> None:
-    name = yaml.safe_load(odd_config.read_text())["name"]
-    said = train_py(str(odd_config), "--inspect")
+def test_inspect_shows_the_data_and_trains_nothing(
+    odd_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = [sys.executable, "train.py", str(odd_config), "--inspect"]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     for line in SAID:
-        assert re.search(f"^{line}$", said, re.MULTILINE), said
-    assert "batch " not in said
+        assert re.search(f"^{line}$", result.stderr, re.MULTILINE), result.stderr
+    assert "batch " not in result.stderr
+    name = yaml.safe_load(odd_config.read_text())["name"]
     assert list((PROJECT / "outputs").glob(f"{name}*")) == []
 
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(run_module, "set_up_logging", lambda on_cluster: None)  # which would take caplog's place
     folder = tmp_path / "run"
-    assert "batch " not in train_py(str(odd_config), "--inspect", "--output-dir", str(folder))
+    run_module.run(NERTrial, [str(odd_config), "--inspect", "--output-dir", str(folder)])
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     assert files == ["report/data.json"]
     report = json.loads((folder / "report" / "data.json").read_text())
     assert report["splits"]["train"]["entities"] == {"LOC": 5, "PER": 5}
     assert len(report["warnings"]) == 6
     for warning in report["warnings"]:  # the log and the file say the same
-        assert f"\nLook: {warning}\n" in said
+        assert f"\nLook: {warning}\n" in result.stderr
 
-    trained = train_py(str(odd_config), "--output-dir", str(folder))  # into the folder that was inspected
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        run_module.run(NERTrial, [str(odd_config), "--output-dir", str(folder)])  # into the folder of the inspection
     for line in SAID:
-        assert re.search(f"^{line}$", trained, re.MULTILINE), trained
+        assert re.search(f"^{line}$", caplog.text, re.MULTILINE), caplog.text
     assert json.loads((folder / "report" / "data.json").read_text()) == report
     assert len(read_metrics(folder, "validation")) == 1

@@ -47,12 +47,8 @@ TIE = 1e-5
 # ------------------------------------------------------------------------------------------------------------- helpers
 
 
-def train(config: dict[str, Any], folder: Path) -> Path:
+def train_here(config: dict[str, Any], folder: Path) -> Path:
     """Train as train.py does, in this process; returns the run's folder."""
-    config["hyperparameters"]["learning_rate"] = 3e-3
-    config |= {"min_validation_period": {"batches": 40}, "checkpoint_policy": "none"}
-    config["searcher"]["max_length"] = {"batches": 160}
-    config["data"]["test_file"] = str(SAMPLE_DATA / "test.json")
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "set_up_logging", lambda on_cluster: None)
@@ -62,24 +58,28 @@ def train(config: dict[str, Any], folder: Path) -> Path:
     return folder / "run"
 
 
-CONFIG = {
-    "name": "test",
-    "hyperparameters": {"model_mode": "token-classification", "finetuning_task": "ner", "global_batch_size": 8},
-    "reproducibility": {"experiment_seed": 7},
-    "searcher": {"name": "single", "metric": "f1", "smaller_is_better": False},
-}
-
-
-def make_config(model: Path, **data: Any) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(json.dumps(CONFIG))
-    config["hyperparameters"]["pretrained_model_name_or_path"] = str(model)
+def train(model: Path, folder: Path, **data: Any) -> Path:
     files = {f"{split}_file": str(SAMPLE_DATA / f"{split}.json") for split in ("train", "validation")}
-    return {**config, "data": files | data}
+    config = {
+        "name": "test",
+        "hyperparameters": {
+            "pretrained_model_name_or_path": str(model), "model_mode": "token-classification",
+            "finetuning_task": "ner", "global_batch_size": 8, "learning_rate": 3e-3,
+        },
+        "data": files | data,
+        "reproducibility": {"experiment_seed": 7},
+        "min_validation_period": {"batches": 40},
+        "checkpoint_policy": "none",
+        "searcher": {
+            "name": "single", "metric": "f1", "smaller_is_better": False, "max_length": {"batches": 160},
+        },
+    }  # fmt: skip
+    return train_here(config, folder)
 
 
 @pytest.fixture(scope="module")
 def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(make_config(tiny_model), tmp_path_factory.mktemp("whole"))
+    return train(tiny_model, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def tags_by_hand(
 def test_metrics_at_the_best_validation_are_those_of_the_output_at_any_batch_size(
     window: dict[str, int], tiny_model: Path, run: Path, tmp_path: Path, tag: Callable[..., None]
 ) -> None:
-    folder = train(make_config(tiny_model, **window), tmp_path) if window else run
+    folder = train(tiny_model, tmp_path, **window) if window else run
     validations = read_metrics(folder, "validation")
     reported = max(validations, key=lambda line: line["f1"])  # the first of equals
     assert 0.1 < reported["f1"] < 1, "the comparison needs a model that is neither blind nor perfect"
@@ -519,7 +519,7 @@ def bad_models(folder: Path, model: Path) -> None:
     for name in ("no_head", "cut", "no_tokenizer"):
         (folder / name).mkdir()
         for file in model.iterdir():
-            if file.is_file() and not (name == "no_tokenizer" and "token" in file.name):
+            if name != "no_tokenizer" or file.name in ("config.json", "model.safetensors"):
                 (folder / name / file.name).write_bytes(file.read_bytes())
     transformers.AutoModel.from_pretrained(model).save_pretrained(folder / "no_head")
     weights = (folder / "cut" / "model.safetensors").read_bytes()
@@ -603,7 +603,7 @@ def test_a_wrong_batch_size_is_a_wrong_command(batch_size: str, tag: Callable[..
 def long_input(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str]:
     """Arguments that read it, and the whole output."""
     folder = tmp_path_factory.mktemp("long")
-    rows = read_lines(SAMPLE_DATA / "train.json") * 2
+    rows = read_lines(SAMPLE_DATA / "train.json")
     (folder / "long.jsonl").write_text("\n".join(json.dumps({"tokens": row["tokens"] * 3}) for row in rows))
     arguments = ["--model", str(model), "--input", str(folder / "long.jsonl"), "--batch-size", "2"]
     assert wait_for(arguments, folder / "whole.jsonl") == 0
@@ -670,9 +670,9 @@ def test_a_full_disk_leaves_whole_lines(long_input: tuple[list[str], str], tmp_p
 
 
 def test_memory_does_not_grow_with_the_file(model: Path, tmp_path: Path) -> None:
-    """What a sentence leaves behind is below 250 bytes; its line of output has more than that."""
+    """What a sentence leaves behind is less than its six scores would take."""
     sentence = {"tokens": ["Ada", "Lovelace", "lived", "in", "London", "."], "ner_tags": ["B-PER", "I-PER", *"OOOO"]}
-    peaks, sizes = [], (4_000, 44_000)
+    peaks, sizes = [], (2_000, 22_000)
     for size in sizes:
         (tmp_path / "in.jsonl").write_text(f"{json.dumps(sentence)}\n" * size)
         arguments = ["--model", str(model), "--input", str(tmp_path / "in.jsonl"), "--batch-size", "64"]
@@ -680,4 +680,4 @@ def test_memory_does_not_grow_with_the_file(model: Path, tmp_path: Path) -> None
         (peak,) = re.findall(r"^peak (\d+)$", (tmp_path / f"{size}.err").read_text(), re.MULTILINE)
         peaks.append(int(peak) * 1024)
         assert (tmp_path / f"{size}.jsonl").read_text().count("\n") == size
-    assert (peaks[1] - peaks[0]) / (sizes[1] - sizes[0]) < 250, peaks
+    assert (peaks[1] - peaks[0]) / (sizes[1] - sizes[0]) < 200, peaks

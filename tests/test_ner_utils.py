@@ -860,7 +860,6 @@ def test_words_in_any_order_become_their_sentences_again(
         for place, (gold, predicted) in enumerate(sentence)
     ]
     shuffled = np.array(numbers.draw(st.permutations(words)), dtype=np.int32).reshape(-1, 4).T
-    sentence_ids, places, gold_ids, predicted_ids = shuffled
-    gold, predicted = group_by_sentence(sentence_ids, places, gold_ids, predicted_ids, LABELS)
+    gold, predicted = group_by_sentence(shuffled, LABELS)
     assert gold == [[gold for gold, _ in sentence] for sentence in sentences]
     assert predicted == [[predicted or "O" for _, predicted in sentence] for sentence in sentences]

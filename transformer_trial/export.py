@@ -29,18 +29,31 @@ def export_model(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
     """
     getattr(model, "module", model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    _make_readable_for_both(folder / "tokenizer_config.json")
+    _make_readable_for_both(folder, tokenizer)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _make_readable_for_both(file: Path) -> None:
-    """Let transformers 4 read the config of a tokenizer that transformers 5 saved."""
-    config = json.loads(file.read_text(encoding="utf-8"))
-    if config.get("tokenizer_class") == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(config.get("extra_special_tokens"), list):
-        config["additional_special_tokens"] = config.pop("extra_special_tokens")
-    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _make_readable_for_both(folder: Path, tokenizer: Any) -> None:
+    """Let transformers 4 and 5 read the same of what either has saved."""
+    files = [folder / "tokenizer_config.json", folder / "config.json"]
+    of_tokenizer, of_model = configs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    if (folder / "tokenizer.json").exists():
+        # It says all, to a class without ideas of its own: those of transformers 5 make other parts than it describes.
+        of_tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+        for name in ("model_input_names", "padding_side", "truncation_side"):
+            of_tokenizer[name] = getattr(tokenizer, name)
+    if isinstance(of_tokenizer.get("extra_special_tokens"), list):
+        of_tokenizer["additional_special_tokens"] = of_tokenizer.pop("extra_special_tokens")
+    rotary = of_model.get("rope_parameters") or {}  # as transformers 5 has them
+    if "rope_theta" in rotary:
+        of_model["rope_theta"] = rotary["rope_theta"]
+        if rotary.get("rope_type", "default") != "default":
+            of_model["rope_scaling"] = rotary
+    for name, layers in (("global_rope_theta", "full_attention"), ("local_rope_theta", "sliding_attention")):
+        if layers in rotary:  # ModernBERT's
+            of_model[name] = rotary[layers]["rope_theta"]
+    for file, config in zip(files, configs):
+        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def replace_folder(new: Path, folder: Path) -> None:

@@ -1,0 +1,260 @@
+"""RunRecord: the metrics log, the test split, and the early end, alone, after a resume, and with several processes."""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SAMPLE_DATA, read_metrics
+from determined import core, pytorch
+from determined.exec import harness
+from seqeval import metrics as seqeval_metrics
+from seqeval import scheme as seqeval_schemes
+from test_distributed import train as train_with_torchrun
+from test_ner_predict import train_here
+from test_run import stand_in_cluster
+
+from ner_trial import NERTrial, WordPredictions
+
+
+@pytest.fixture
+def small(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that trains and tests in no time; it validates every other batch."""
+    config["data"] |= {"max_train_samples": 24, "max_eval_samples": 8, "test_file": str(SAMPLE_DATA / "test.json")}
+    config["hyperparameters"] |= {"learning_rate": 1e-3, "num_training_steps": 20}
+    config["searcher"]["max_length"]["batches"] = 12
+    return config
+
+
+def script_f1(patch: pytest.MonkeyPatch, values: Iterable[float]) -> None:
+    """Let the next validations report these values as f1."""
+    script, reduce = iter(values), WordPredictions.cross_slot_reduce
+    patch.setattr(WordPredictions, "cross_slot_reduce", lambda self, parts: {**reduce(self, parts), "f1": next(script)})
+
+
+VALIDATING = {"validation_period": pytorch.Batch(2)}
+
+
+# ------------------------------------------------------------------------------------------------------- what is kept
+
+
+def test_the_log_has_what_determined_got(
+    small: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[tuple[str, int, dict[str, Any]]] = []
+
+    def report(self: Any, group: str, steps_completed: int, metrics: dict[str, Any], batch_metrics: Any = None) -> None:
+        got.append((group, steps_completed, {k: v for k, v in metrics.items() if k not in ("batches", "epochs")}))
+
+    monkeypatch.setattr(core.DummyTrainContext, "_report_trial_metrics", report)
+    folder = fit(small, reporting_period=3, **VALIDATING).output_dir
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = [(line.pop("group"), line.pop("batches"), line) for line in lines]
+    assert [line for line in kept if line[0] != "test"] == got
+    assert {group: sum(line[0] == group for line in got) for group in ("training", "validation")} == {
+        "training": 8, "validation": 6,
+    }  # fmt: skip
+
+
+class KeepingTrial(NERTrial):
+    """Keeps every account of the test split."""
+
+    def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
+        super().__init__(context)
+        self.kept: list[tuple[int, list[list[str]], list[list[str]]]] = []
+
+    def evaluate_best(self, folder: Path) -> dict[str, float]:
+        metrics = super().evaluate_best(folder)
+        rows = [json.loads(line) for line in (folder / "test" / "predictions.jsonl").read_text().splitlines()]
+        self.kept.append((self.batches_trained, [row["gold"] for row in rows], [row["tags"] for row in rows]))
+        return metrics
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        pytest.param({}, {}, id="default"),
+        pytest.param({"metric_mode": "strict"}, {"mode": "strict", "scheme": seqeval_schemes.IOB2}, id="strict"),
+    ],
+)
+def test_the_test_split_is_evaluated_with_each_better_model_and_only_then(
+    small: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, change: dict[str, Any],
+    options: dict[str, Any],
+) -> None:  # fmt: skip
+    script_f1(monkeypatch, [0.2, 0.1, 0.3, 0.3, math.nan, 0.4])
+    small["data"] |= {"return_entity_level_metrics": True, "max_train_samples": None, "max_seq_length": 16} | change
+    small["hyperparameters"] |= {"learning_rate": 3e-3, "num_training_steps": None}
+    small["searcher"]["max_length"]["batches"] = 120
+    trial = fit(small, KeepingTrial, validation_period=pytorch.Batch(20))
+    lines = read_metrics(trial.output_dir, "test")
+    assert [line["batches"] for line in lines] == [batches for batches, *_ in trial.kept] == [20, 60, 120]
+    assert lines[-1]["f1"] > 0.02, "a blind model scores nothing either way"
+    for line, (_, gold, predicted) in zip(lines, trial.kept):
+        assert len(gold) == 200
+        assert line["accuracy_score"] == pytest.approx(seqeval_metrics.accuracy_score(gold, predicted))
+        scores = seqeval_metrics.classification_report(gold, predicted, output_dict=True, zero_division=0, **options)
+        for prefix, name in {"": "micro avg", **{f"{t}_": t for t in ("LOC", "MISC", "ORG", "PER")}}.items():
+            assert line[f"{prefix}f1"] == pytest.approx(scores[name]["f1-score"])
+            assert line[f"{prefix}precision"] == pytest.approx(scores[name]["precision"])
+            assert line[f"{prefix}recall"] == pytest.approx(scores[name]["recall"])
+            assert prefix == "" or line[f"{prefix}number"] == scores[name]["support"]
+    assert lines[-1].keys() == read_metrics(trial.output_dir, "validation")[-1].keys() - {"validation_loss"}
+
+
+def test_without_a_test_split_nothing_is_called_test(small: dict[str, Any], fit: Callable[..., Any]) -> None:
+    small["data"]["test_file"] = None
+    folder = fit(small).output_dir
+    assert not read_metrics(folder, "test") and not (folder / "test").exists()
+    assert (folder / "report" / "report.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------------- early stopping
+
+
+@pytest.mark.parametrize(
+    ("patience", "values", "num_validations"),
+    [
+        pytest.param(None, [0.5, 0.4, 0.3, 0.2, 0.1, 0.0], 6, id="never"),
+        pytest.param(1, [0.5, 0.4], 2, id="at-once"),
+        pytest.param(1, [0.5, 0.5], 2, id="as-good-is-not-better"),
+        pytest.param(2, [0.5, 0.4, 0.6, 0.5, 0.55], 5, id="counted-anew"),
+        pytest.param(2, [0.5, math.nan, math.nan], 3, id="not-a-number"),
+        pytest.param(2, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 6, id="always-better"),
+        pytest.param(6, [0.5, 0.4, 0.3, 0.2, 0.1, 0.0], 6, id="not-reached"),
+    ],
+)
+def test_training_stops_after_so_many_worse_validations(
+    small: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, patience: int | None,
+    values: list[float], num_validations: int,
+) -> None:  # fmt: skip
+    script_f1(monkeypatch, values)
+    small["hyperparameters"]["early_stopping_patience"] = patience
+    folder = fit(small, **VALIDATING).output_dir
+    assert len(read_metrics(folder, "validation")) == num_validations
+    assert read_metrics(folder, "training")[-1]["batches"] == 2 * num_validations
+
+
+def test_smaller_may_be_better(small: dict[str, Any], fit: Callable[..., Any]) -> None:
+    small["searcher"] |= {"metric": "validation_loss", "smaller_is_better": True}
+    small["hyperparameters"] |= {"early_stopping_patience": 1, "learning_rate": 0}
+    assert len(read_metrics(fit(small, **VALIDATING).output_dir, "validation")) == 2
+
+
+def checkpoint_of(folder: Path) -> Path:
+    (checkpoint,) = (path.parent for path in folder.rglob("trial_state.pkl"))
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param([0.5, 0.4], [0.45, 0.45], id="worse-than-the-best-before"),
+        pytest.param([0.5, 0.4], [0.6, 0.1, 0.2, 0.3], id="better"),
+        pytest.param([0.5, 0.4, 0.4], [0.4], id="the-last-straw"),
+    ],
+)
+def test_a_resumed_run_stops_when_it_would_have(
+    small: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    before: list[float], after: list[float],
+) -> None:  # fmt: skip
+    small["hyperparameters"]["early_stopping_patience"] = 3
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "checkpoints"))
+    script_f1(monkeypatch, [*before, *after])
+    small["searcher"]["max_length"]["batches"] = 2 * len(before)
+    fit(small, **VALIDATING)
+    small["searcher"]["max_length"]["batches"] = 20
+    trial = fit(small, latest_checkpoint=str(checkpoint_of(tmp_path / "checkpoints")), **VALIDATING)
+    assert len(read_metrics(trial.output_dir, "validation")) == len(after)
+    assert (trial.output_dir / "model").exists() == (max(after) > max(before))
+
+
+def test_a_run_that_had_stopped_stops_again_without_a_step(
+    small: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small["hyperparameters"]["early_stopping_patience"] = 1
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "checkpoints"))
+    script_f1(monkeypatch, [0.5, 0.4])
+    stopped = fit(small, **VALIDATING)
+    checkpoint = checkpoint_of(tmp_path / "checkpoints")
+    resumed = fit(small, latest_checkpoint=str(checkpoint), **VALIDATING)
+    assert not (resumed.output_dir / "metrics.jsonl").exists()
+    assert checkpoint_of(tmp_path / "checkpoints") == checkpoint
+    weights = stopped.model.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in resumed.model.state_dict().items())
+
+
+def run_on_stand_in(
+    config: dict[str, Any], folder: Path, checkpoint: Path | None = None, steps_completed: int = 0
+) -> KeepingTrial:
+    """Train in Determined's own harness, against a stand-in for the cluster; returns the trial."""
+    trials: list[KeepingTrial] = []
+
+    class KeptTrial(KeepingTrial):
+        def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
+            super().__init__(context)
+            trials.append(self)
+
+    KeptTrial.__module__ = "ner_trial"
+    with pytest.MonkeyPatch.context() as patch, stand_in_cluster(config, folder, patch) as info:
+        info.latest_checkpoint = None if checkpoint is None else str(checkpoint)
+        info.trial._steps_completed = steps_completed
+        harness._run_pytorch_trial(KeptTrial, info, config["entrypoint"])
+    return trials[0]
+
+
+def test_a_resume_on_a_cluster_ends_with_the_same_model_at_the_same_batch(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    f1s = [0.3, 0.5, 0.4, 0.45, 0.4]  # with a patience of 3 the last one ends it
+    small |= {"min_validation_period": {"batches": 2}, "checkpoint_policy": "none"}
+    small["hyperparameters"]["early_stopping_patience"] = 3
+    script_f1(monkeypatch, [*f1s, *f1s])
+    whole = run_on_stand_in(small, tmp_path / "whole")
+    assert whole.batches_trained == 10
+    small["searcher"]["max_length"]["batches"] = 6
+    run_on_stand_in(small, tmp_path / "begun")
+    small["searcher"]["max_length"]["batches"] = 12
+    resumed = run_on_stand_in(small, tmp_path / "begun", checkpoint_of(tmp_path / "begun"), 6)
+    assert resumed.batches_trained == 10
+    assert [batches for batches, *_ in whole.kept] == [2, 4] and not resumed.kept
+    weights = whole.model.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in resumed.model.state_dict().items())
+
+
+def test_a_resumed_run_may_validate_before_it_trains(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small |= {"scheduling_unit": 4, "min_validation_period": {"batches": 100}}
+    small["searcher"]["max_length"]["batches"] = 4
+    with monkeypatch.context() as patch:
+        patch.setattr(core.DummyPreemptContext, "should_preempt", lambda *_, **__: True)  # when the last batch is done
+        assert not run_on_stand_in(small, tmp_path).kept
+    resumed = run_on_stand_in(small, tmp_path, checkpoint_of(tmp_path), 4)
+    assert [batches for batches, *_ in resumed.kept] == [4]
+
+
+# --------------------------------------------------------------------------------------------------- several processes
+
+
+def test_two_processes_keep_what_one_keeps(small: dict[str, Any], tmp_path: Path) -> None:
+    small["data"] |= {"max_eval_samples": 50, "return_entity_level_metrics": True}
+    small["hyperparameters"] |= {"learning_rate": 0, "early_stopping_patience": 2}  # no validation is ever better
+    small |= {"min_validation_period": {"batches": 2}, "scheduling_unit": 2}
+    kept = []
+    (tmp_path / "one").mkdir()
+    train_with_torchrun(small, tmp_path / "two", 2)
+    for folder in (train_here(small, tmp_path / "one"), tmp_path / "two" / "run"):
+        files = {str(path.relative_to(folder)) for path in folder.rglob("*") if "checkpoints" not in path.parts}
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        report = json.loads((folder / "report" / "report.json").read_text())
+        tags = [json.loads(line)["tags"] for line in (folder / "test" / "predictions.jsonl").read_text().splitlines()]
+        kept.append((files, report, tags, lines))
+    (*one, lines), (*two, other_lines) = kept
+    assert one == two
+    assert [line["group"] for line in lines] == ["training", "validation", "test", *["training", "validation"] * 2]
+    for line, other in zip(lines, other_lines, strict=True):
+        assert line.pop("group") == other.pop("group")
+        assert line == pytest.approx(other, rel=1e-4)

@@ -1,0 +1,446 @@
+"""Exports: whole folders that transformers loads, on either stack, whatever happens; and a card that tells the truth.
+
+With another environment's Python in NER_OTHER_PYTHON, or in .venv or .venv-cluster, exports go back and forth.
+"""
+
+import ctypes
+import functools
+import hashlib
+import html.parser
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from conftest import PROJECT, SAMPLE_DATA, read_metrics
+from determined.exec import harness
+from hypothesis import given
+from hypothesis import strategies as st
+from test_callbacks import script_f1
+from test_ner_predict import FIXED, read_lines, start_process
+from test_run import stand_in_cluster
+from test_tokenizers import KINDS, LABELS, save_kind
+
+import ner_card
+import ner_predict
+import ner_report
+from ner_data import NERDataConfig
+from ner_trial import NERTrial
+from ner_windows import prepare_tokenizer
+from transformer_trial.config import parse_trial_config
+from transformer_trial.export import export_model, recipe, replace_folder
+from transformer_trial.parsing import printable
+
+SECRET = "hf_plantedByATest"
+
+# ------------------------------------------------------------------------------------------------------- what is in it
+
+
+@pytest.fixture
+def small(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that trains and tests in no time."""
+    config["data"] |= {"max_train_samples": 40, "max_eval_samples": 30, "test_file": str(SAMPLE_DATA / "test.json")}
+    config["hyperparameters"]["learning_rate"] = 3e-3
+    config["searcher"]["max_length"]["batches"] = 8
+    return config
+
+
+def test_an_export_has_weights_names_tokenizer_and_settings(
+    small: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small["environment"] = {"environment_variables": [f"HF_TOKEN={SECRET}"]}
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    small["data"] |= {"max_seq_length": 20, "doc_stride": 5, "metric_mode": "strict"}
+    trial = fit(small)
+    folder = trial.output_dir / "model"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
+    assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl"))}
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    assert weights.keys() == trial.model.state_dict().keys()
+    assert all(torch.equal(weights[name], weight) for name, weight in trial.model.state_dict().items())
+    model = transformers.AutoModelForTokenClassification.from_pretrained(folder)
+    assert [model.config.id2label[i] for i in range(9)] == trial.label_list
+    assert model.config.label2id == {name: i for i, name in enumerate(trial.label_list)}
+    assert model.config.ner == {
+        "label_scheme": "IOB2", "max_seq_length": 20, "doc_stride": 5,
+        "metric_options": {"mode": "strict", "scheme": "IOB2"},
+    }  # fmt: skip
+    written = [path for path in trial.output_dir.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
+    assert len(written) > 8
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+
+
+def test_pipeline_gives_the_tags_of_ner_predict(small: dict[str, Any], fit: Callable[..., Any]) -> None:
+    small["data"] |= {"max_train_samples": 400}
+    small["searcher"]["max_length"]["batches"] = 50
+    folder = fit(small).output_dir / "model"
+    sentences = [row["tokens"] for row in read_lines(SAMPLE_DATA / "validation.json")]
+    long, without = [word for words in sentences[:30] for word in words], ["\x07", "Ada"]
+    sentences += [long, without]
+    rows = list(ner_predict.predict(folder, sentences))
+    assert len({tag for row in rows for tag in row["tags"]}) > 3, "a blind model agrees with anything"
+    pipeline = transformers.pipeline("token-classification", model=str(folder), ignore_labels=[], device="cpu")
+    differ: list[tuple[int, int]] = []
+    for number, (words, found) in enumerate(zip(sentences, pipeline(sentences, is_split_into_words=True))):
+        starts = [sum(map(len, words[:i])) + i for i in range(len(words))]  # in " ".join(words)
+        first = {piece["start"]: piece["entity"] for piece in reversed(found)}
+        differ += [(number, i) for i, start in enumerate(starts) if first.get(start) != rows[number]["tags"][i]]
+    # The pipeline says nothing of words without sub-tokens, and cuts what is longer than the model, of which words from
+    # the middle of the first window on may be seen from a later one. All others agree.
+    in_long = [i for number, i in differ if number == 200]
+    middle = pipeline.tokenizer(long, is_split_into_words=True, truncation=True, max_length=64).word_ids()[-2]
+    assert in_long and min(in_long) > middle and max(in_long) == len(long) - 1
+    assert [place for place in differ if place[0] != 200] == [(201, 0)]
+    num_words = sum(map(len, sentences))
+    assert (len(differ) - len(in_long)) / (num_words - len(in_long)) < 0.005
+
+
+# ---------------------------------------------------------------------------------------------------------------- card
+
+
+class Page(html.parser.HTMLParser):
+    """The tags of a page, and the texts of some of its elements."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags, self.rows, self.heading = Counter[str](), list[list[str]](), ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags[tag] += 1
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag in ("td", "th") and self.rows:
+            self.rows[-1][-1] += data.strip("\n")
+        elif self.lasttag == "h1":
+            self.heading += data.strip("\n")
+
+
+def render(card: str) -> Page:
+    """The card as a markdown library that is no part of this project shows it."""
+    _, _, text = card.removeprefix("---\n").partition("\n---\n")
+    return Page(importlib.import_module("markdown").markdown(text, extensions=["tables", "fenced_code"]))
+
+
+REPORT_FOLDERS = {"validation": "report", "test": "test/report"}
+SCORE_NAMES = ("precision", "recall", "f1", "support")
+
+
+def check_scores(card: str, reports: dict[str, Any]) -> None:
+    """Every number of the card's tables of scores is that of the report."""
+    rows = render(card).rows
+    tables = [i for i, row in enumerate(rows) if row[0] == "type"]
+    assert len(tables) == len(reports)
+    for start, report in zip(tables, reports.values()):
+        lines = [*report["types"].items(), ("all types", report["overall"])]
+        for row, (name, scores) in zip(rows[start + 1 :], lines):
+            values = [float(cell.replace(",", "")) for cell in row[1:]]
+            assert row[0] == printable(name)
+            assert values == pytest.approx([scores[key] for key in SCORE_NAMES], abs=5e-4)
+
+
+any_name = st.text(min_size=1, max_size=12).filter(lambda text: text.strip() and max(text) < "\ud800")
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "a|b",
+    "`x`",
+    "*_~~x~~_*",
+    "[l](javascript:1)",
+    "\x1b[31m",
+    "\u202eX",
+    "#",
+    "&lt;",
+]
+
+
+PLAIN_TAGS = {"h1", "h2", "p", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
+
+
+@FIXED
+@given(types=st.lists(any_name | st.sampled_from(HOSTILE), min_size=1, max_size=4, unique=True), title=any_name)
+def test_names_in_the_card_are_neither_markdown_nor_html(types: list[str], title: str) -> None:
+    types = [name.strip() for name in types]
+    report = ner_report.ErrorReport("IOB2")
+    for name in types:
+        report.add(["a", "b"], [f"B-{name}", "O"], [f"B-{types[0]}", "O"])
+    counts = {"sentences": 1, "words": 2, "entities": dict.fromkeys(types, 3)}
+    card = ner_card.model_card(
+        title, {"label_scheme": "IOB2", "max_seq_length": 8}, {"splits": {"train": counts}},
+        {"test": report.as_dict()}, batches=7, recipe="- `data.x`: `1`", versions="Python",
+    )  # fmt: skip
+    page, plain = render(card), render(card.replace(printable(title), "x"))
+    check_scores(card, {"test": report.as_dict()})
+    assert page.heading.strip() == printable(title).strip()
+    assert page.tags.keys() <= PLAIN_TAGS
+    assert plain.tags == page.tags
+    assert card.isprintable() or all(c.isprintable() or c in "\n\u200c\u200d" for c in card)
+
+
+def test_the_cards_recipe_repeats_no_secret_and_stays_code() -> None:
+    hparams = {
+        "model_mode": "token-classification", "global_batch_size": 8,
+        "pretrained_model_name_or_path": "a`b</code>``<script>c", "lr_scheduler_type": "cosine_with_restarts",
+        "lr_scheduler_kwargs": {"num_cycles": 2, "auth_token": SECRET},
+    }  # fmt: skip
+    text = recipe(parse_trial_config(hparams, {"train_file": "x.json"}, NERDataConfig))
+    assert SECRET not in text and "lr_scheduler_kwargs" in text
+    page = render(f"---\nx: 1\n---\n{text}")
+    assert page.tags == {"ul": 1, "li": 6, "code": 12}
+
+
+def test_the_card_has_the_scores_that_were_reported(
+    small: dict[str, Any], fit: Callable[..., Any], tmp_path: Path
+) -> None:
+    small["name"] = "run <b>3</b>\n# [x](y)"
+    for split in ("train", "validation", "test"):
+        lines = (SAMPLE_DATA / f"{split}.json").read_text(encoding="utf-8")
+        (tmp_path / f"{split}.json").write_text(lines.replace("-PER", "-<b>|`_P_").replace("-LOC", "-\u202eL\\u001b"))
+        small["data"][f"{split}_file"] = str(tmp_path / f"{split}.json")
+    small["searcher"]["max_length"]["batches"] = 60
+    small["data"]["max_train_samples"] = None
+    trial = fit(small)
+    folder = trial.output_dir
+    card = (folder / "model" / "README.md").read_text(encoding="utf-8")
+    files = {split: folder / part / "report.json" for split, part in REPORT_FOLDERS.items()}
+    reports = {split: json.loads(file.read_text()) for split, file in files.items()}
+    check_scores(card, reports)
+    for split, report in reports.items():
+        (line,) = read_metrics(folder, split)
+        assert {name: report["overall"][name] for name in ("precision", "recall", "f1")} == {
+            name: pytest.approx(line[name], abs=1e-12) for name in ("precision", "recall", "f1")
+        }
+        assert report["accuracy"] == pytest.approx(line["accuracy_score"])
+    page = render(card)
+    assert page.heading.strip() == "run <b>3</b>⟨U+000A⟩# [x](y)"
+    assert not page.tags.keys() & {"b", "a", "em"}
+    assert "<b>|`_P_" in [row[0] for row in page.rows]
+    assert ["train", "1,000", "11,988", "1,864"] in page.rows
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_export_model_false_leaves_reports_only(small: dict[str, Any], fit: Callable[..., Any], on: bool) -> None:
+    small["hyperparameters"]["export_model"] = on
+    names = {path.name for path in fit(small).output_dir.iterdir()}
+    assert names == {"metrics.jsonl", "report", "test"} | ({"model"} if on else set())
+
+
+# --------------------------------------------------------------------------------------------------------- replacement
+
+
+@pytest.fixture(scope="module")
+def two_exports(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folders = [tmp_path_factory.mktemp("export") / name for name in ("old", "new")]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    for seed, folder in enumerate(folders):
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForTokenClassification.from_pretrained(tiny_model, num_labels=3 + seed)
+        export_model(folder, model, tokenizer, f"# card {seed}\n")
+    return folders
+
+
+def digest(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()
+
+
+def export_in_turns(exports: Sequence[Path], folder: Path, number: int) -> None:
+    for turn in range(number):
+        shutil.rmtree(folder / "model.new", ignore_errors=True)
+        shutil.copytree(exports[turn % 2], folder / "model.new")
+        replace_folder(folder / "model.new", folder / "model")
+    (folder / "done").touch()
+
+
+needs_exchange = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "renameat2"), reason="this system has no renameat2")
+
+
+@needs_exchange
+def test_a_killed_export_leaves_the_old_or_the_new_model_whole(two_exports: list[Path], tmp_path: Path) -> None:
+    whole, chance = set(map(digest, two_exports)), random.Random(3)
+    for number in range(12):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        process = start_process(export_in_turns, two_exports, folder, 1_000_000)
+        while not (folder / "model").exists():
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.1)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert digest(folder / "model") in whole
+        assert transformers.AutoModelForTokenClassification.from_pretrained(folder / "model").num_labels in (3, 4)
+        assert len(transformers.AutoTokenizer.from_pretrained(folder / "model")) > 100
+
+
+@needs_exchange
+def test_there_is_a_model_at_every_moment(two_exports: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(two_exports[0], tmp_path / "model")
+    cards = {(folder / "README.md").read_bytes() for folder in two_exports}
+    process, num_looks = start_process(export_in_turns, two_exports, tmp_path, 300), 0
+    while not (tmp_path / "done").exists():
+        assert (tmp_path / "model" / "README.md").read_bytes() in cards
+        num_looks += 1
+    process.join()
+    assert num_looks > 300
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["done", "model"]
+
+
+@pytest.mark.parametrize("library", [pytest.param(object(), id="absent"), pytest.param(None, id="refused")])
+def test_without_an_exchange_folders_are_replaced_too(
+    library: Any, two_exports: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class RefusingLibrary:
+        """Stands in for a system whose file system cannot exchange names."""
+
+        def renameat2(self, *_: Any) -> int:
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: library or RefusingLibrary())
+    (tmp_path / "model.old").mkdir()  # left by a run that was killed
+    export_in_turns(two_exports, tmp_path, 3)
+    assert digest(tmp_path / "model") == digest(two_exports[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["done", "model"]
+
+
+# ------------------------------------------------------------------------------------------------------------- cluster
+
+
+@pytest.mark.parametrize("export", [True, False])
+def test_each_checkpoint_of_a_cluster_holds_its_own_model_and_the_best_their_reports(
+    export: bool, small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    f1s = [0.2, 0.1, 0.3, 0.3]
+    script_f1(monkeypatch, f1s)
+    small |= {"checkpoint_policy": "all", "min_validation_period": {"batches": 2}}
+    small["hyperparameters"]["export_model"] = export
+    (tmp_path / "temp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
+    with stand_in_cluster(small, tmp_path / "cluster", monkeypatch) as info:
+        harness._run_pytorch_trial(NERTrial, info, small["entrypoint"])
+    assert not list((tmp_path / "temp").iterdir()), "temporary folders are left"
+    checkpoints = {
+        json.loads(file.read_text())["steps_completed"]: file.parent
+        for file in (tmp_path / "cluster").glob("*/metadata.json")
+    }
+    assert sorted(checkpoints) == [2, 4, 6, 8]
+    for (batches, folder), is_best in zip(sorted(checkpoints.items()), (True, False, True, False)):
+        assert {"model", "report", "test"} & {path.name for path in folder.iterdir()} == (
+            {"model"} if export else set()
+        ) | ({"report", "test"} if is_best else set())
+        reports = {split: folder / part / "report.json" for split, part in REPORT_FOLDERS.items()} if is_best else {}
+        if is_best:
+            assert len(read_lines(folder / "test" / "predictions.jsonl")) == 200
+            assert (folder / "report" / "data.json").exists()
+        if not export:
+            continue
+        card = (folder / "model" / "README.md").read_text()
+        assert f"Fine-tuned for {batches} batches." in card
+        check_scores(card, {split: json.loads(file.read_text()) for split, file in reports.items()})
+        (weights,) = torch.load(folder / "state_dict.pth", weights_only=False)["models_state_dict"]
+        exported = safetensors.torch.load_file(folder / "model" / "model.safetensors")
+        assert all(torch.equal(exported[name], weights[name]) for name in weights)
+
+
+# ----------------------------------------------------------------------------------------------------------- two stacks
+
+SENTENCES = [row["tokens"] for row in read_lines(SAMPLE_DATA / "train.json")[:12]]
+SENTENCES += [["Ada", "\x07", "", "東京", "👩‍👩‍👧", "e\u0301", "ab" * 30, "two words"], ["\u200b"], []]
+ROTARY = {"global_rope_theta": 50.0, "local_rope_theta": 500.0, "global_attn_every_n_layers": 2, "local_attention": 8}
+
+
+def export_kinds(folder: Path) -> dict[str, Any]:
+    """Export a model of each kind, as NERTrial does, and tag with what is exported; weights make the most of inputs."""
+    tagged = {}
+    for number, (name, kind) in enumerate(KINDS.items()):
+        source = folder / f"{number}.source"
+        source.mkdir(parents=True)
+        save_kind(kind, source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        prepare_tokenizer(tokenizer)
+        names = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
+        config = transformers.AutoConfig.from_pretrained(source, **names, **(ROTARY if name == "ModernBERT" else {}))
+        config.pad_token_id = tokenizer.pad_token_id
+        config.ner = {"label_scheme": "IOB2", "max_seq_length": 16, "doc_stride": 4}
+        torch.manual_seed(1)
+        model = transformers.AutoModelForTokenClassification.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(8)
+        tagged[name] = tag_sentences(ner_predict.Tagger(model, tokenizer, batch_size=4))
+        export_model(folder / name, model, tokenizer, "# card\n")
+    return tagged
+
+
+def tag_sentences(tagger: ner_predict.Tagger) -> list[tuple[list[str], list[float | None]]]:
+    rows = map(tagger.as_json, tagger.tag(map(ner_predict.Sentence, SENTENCES)))
+    return [(row["tags"], row["scores"]) for row in rows]
+
+
+def tag_with_exports(folder: Path) -> dict[str, Any]:
+    return {kind: tag_sentences(ner_predict.Tagger.load(folder / kind, batch_size=4)) for kind in KINDS}
+
+
+@functools.cache
+def find_other_python() -> str | None:
+    places = [str(PROJECT / name / "bin" / "python") for name in (".venv-cluster", ".venv")]
+    for python in (os.environ.get("NER_OTHER_PYTHON", ""), *places):
+        if os.path.isfile(python) and Path(python).parents[1] != Path(sys.prefix):
+            return python
+    return None
+
+
+def assert_same_tags(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for kind in KINDS:
+        assert len({tag for tags, _ in expected[kind] for tag in tags}) > 1, "a blind model agrees with anything"
+        for (tags, scores), (expected_tags, expected_scores) in zip(found[kind], expected[kind], strict=True):
+            assert tags == expected_tags, kind
+            assert scores == pytest.approx(expected_scores, abs=1e-4), kind
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("kinds") / "here"
+    return folder, export_kinds(folder)
+
+
+def test_an_export_tags_as_the_model_and_tokenizer_that_it_was_made_from(kinds: tuple[Path, dict[str, Any]]) -> None:
+    folder, expected = kinds
+    assert_same_tags(tag_with_exports(folder), expected)
+
+
+@pytest.mark.skipif(find_other_python() is None, reason="no other environment: NER_OTHER_PYTHON, .venv, .venv-cluster")
+def test_exports_of_either_stack_tag_the_same_on_the_other(kinds: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    here, expected = kinds
+    command = [str(find_other_python()), __file__, str(here), str(tmp_path / "there")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert_same_tags(json.loads(here.with_suffix(".json").read_text()), expected)
+    expected_there = json.loads((tmp_path / "there.json").read_text())
+    assert_same_tags(tag_with_exports(tmp_path / "there"), expected_there)
+
+
+if __name__ == "__main__":
+    here, there = map(Path, sys.argv[1:])
+    there.with_suffix(".json").write_text(json.dumps(export_kinds(there)))
+    here.with_suffix(".json").write_text(json.dumps(tag_with_exports(here)))
