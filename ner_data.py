@@ -123,7 +123,7 @@ def names_columns(cells: Sequence[str], given: Sequence[Any] = ()) -> int:
     return usual + 2 * sum(name in cells and not str(name).isdigit() for name in given)
 
 
-def source_of_files(key: str, pattern: str, config: NERDataConfig) -> Source:
+def source_of_files(key: str, pattern: str, config: NERDataConfig, *, min_columns: int = 2) -> Source:
     """The files that a path or a glob such as data/*.conll names, in the order of their names."""
     whole = Path(pattern).expanduser()
     # Not `whole.exists`: without permission it raises an error.
@@ -139,11 +139,12 @@ def source_of_files(key: str, pattern: str, config: NERDataConfig) -> Source:
             )
 
     given = (config.text_column_name, config.label_column_name, config.sentence_column_name)
+    count_names = partial(names_columns, given=given)
 
     def records() -> Iterator[Record]:
         for path in paths:
             has_rows = False
-            for record in ner_files.read_records(path, config.file_format, partial(names_columns, given=given)):
+            for record in ner_files.read_records(path, config.file_format, count_names, min_columns=min_columns):
                 has_rows = True
                 yield record
             if not has_rows:

@@ -65,7 +65,9 @@ class Record(NamedTuple):
     """Of CoNLL columns, and of rows of words joined, the place of each word."""
 
 
-def read_records(path: Path, file_format: str | None, count_names: Callable[[list[str]], int]) -> Iterator[Record]:
+def read_records(
+    path: Path, file_format: str | None, count_names: Callable[[list[str]], int], *, min_columns: int = 2
+) -> Iterator[Record]:
     """Read a file, plain or gzipped.
 
     Args:
@@ -73,6 +75,7 @@ def read_records(path: Path, file_format: str | None, count_names: Callable[[lis
         file_format: One of FORMAT_NAMES, or "text", lines of which each is a sentence; None goes by the file's ending.
         count_names: Tells how many of these cells, the first line of a .tsv file or of CoNLL columns, are names of
             columns. One makes the former a table, unless there are tags; two are refused in the latter.
+        min_columns: A table or CoNLL columns with fewer are refused: words need tags, but for predictions.
 
     Raises:
         TrialError: If the file cannot be read in that format. It names the line, what is there and what to do.
@@ -88,13 +91,13 @@ def read_records(path: Path, file_format: str | None, count_names: Callable[[lis
             kind = "tsv" if count_names(first.rstrip("\r\n").split("\t")) else "conll"
             lines = read_lines(path)
         if kind in ("csv", "tsv"):
-            yield from _read_table(path, lines, "," if kind == "csv" else "\t")
+            yield from _read_table(path, lines, "," if kind == "csv" else "\t", min_columns)
         elif kind == "text":
             yield from (
                 Record(f"{path}, line {i}", {"text": line.rstrip("\r\n")}) for i, line in enumerate(lines, start=1)
             )
         elif kind in ("conll", "conllu"):
-            yield from _read_columns(path, lines, count_names, is_conllu=kind == "conllu")
+            yield from _read_columns(path, lines, count_names, min_columns, is_conllu=kind == "conllu")
         else:
             yield from _read_json(path, lines)
     except (OSError, EOFError, zlib.error) as error:
@@ -194,7 +197,7 @@ def _refuse_twice(place: Path, names: list[str]) -> None:
         raise TrialError(f"{place}: the column {twice[0]!r} stands there twice; give each column a name of its own.")
 
 
-def _read_table(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[Record]:
+def _read_table(path: Path, lines: Iterator[str], delimiter: str, min_columns: int) -> Iterator[Record]:
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
@@ -210,7 +213,7 @@ def _read_table(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[Re
         if header is None:
             header = cells
             _refuse_twice(path, header)
-            if len(header) == 1:
+            if len(header) < min_columns or (len(header) == 1 and re.search("[,;|\t]", header[0])):
                 given, other = ("commas", "tsv for TABs") if delimiter == "," else ("TABs", "csv for commas")
                 raise TrialError(
                     f"{place}: found one column, {header[0][:60]!r}; accepted are cells with {given} between them. "
@@ -283,7 +286,7 @@ def _json_record(place: str, value: Any) -> Record:
 
 
 def _read_columns(
-    path: Path, lines: Iterator[str], count_names: Callable[[list[str]], int], *, is_conllu: bool
+    path: Path, lines: Iterator[str], count_names: Callable[[list[str]], int], min_columns: int, *, is_conllu: bool
 ) -> Iterator[Record]:
     """CoNLL columns: a word a line, separated by TABs, or by spaces if the first line has no TAB.
 
@@ -321,12 +324,13 @@ def _read_columns(
             )
         separator = "\t" if tabs else " "
         names = names or [str(i) for i in range(len(cells))]
-        if len(cells) != len(names) or len(cells) < 2 or (not tabs and "\t" in line):
+        if len(cells) != len(names) or len(cells) < min_columns or (not tabs and "\t" in line):
             others = ' Name others in a first line such as "# global.columns = ID FORM NER".' if is_conllu else ""
+            expected = max(len(names), min_columns)
             raise TrialError(
-                f"{place}: found {len(cells)} columns ({line[:60]!r}) where {max(len(names), 2)} are expected, "
-                f"separated by {'TABs' if tabs else 'spaces'} as in the first line.{others} Give every word all its "
-                "columns, and write a blank line between sentences."
+                f"{place}: found {len(cells)} columns ({line[:60]!r}) where {expected} are expected, separated by "
+                f"{'TABs' if tabs else 'spaces'} as in the first line.{others} Give every word all its columns, and "
+                "write a blank line between sentences."
             )
         if names[0] == "ID" and WORD_RANGE.fullmatch(cells[0]):
             continue

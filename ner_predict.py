@@ -248,8 +248,9 @@ def read_sentences(source: ner_data.Source, config: ner_data.NERDataConfig, task
 def open_source(options: argparse.Namespace, config: ner_data.NERDataConfig) -> ner_data.Source:
     """What `--input` names: files as of a training, lines of text, or standard input."""
     if options.input != "-":
-        return ner_data.source_of_files("--input", options.input, config)
-    records = ner_files.read_records(Path("/dev/stdin"), config.file_format, ner_data.names_columns)
+        return ner_data.source_of_files("--input", options.input, config, min_columns=1)
+    stdin = Path("/dev/stdin")
+    records = ner_files.read_records(stdin, config.file_format, ner_data.names_columns, min_columns=1)
     return ner_data.Source("standard input", lambda: records, str, lambda column: ())
 
 
