@@ -178,9 +178,8 @@ def _look(tags: Tags, schemes: Sequence[str]) -> str | None:
         return "IOE" if "E" in entities.prefixes else "IOB"  # no entity of it begins, or none ends
     if "IOB2" not in schemes:  # the same, from the other end
         continues, border, kind = np.append(continues[1:], False), "E", "IOE"
-    inside_alone = ((entities.prefixes == "I") & ~continues).any()
-    border_alone = ((entities.prefixes == border) & ~continues).any()
-    return f"{kind}{1 if inside_alone and not border_alone else 2}"
+    border_alone = ((entities.prefixes == border) & ~continues).any()  # where no neighbour has its type
+    return f"{kind}{2 if border_alone else 1}"
 
 
 def choose_metric_scheme(label_list: Sequence[str], label_scheme: str, requested: str | None) -> str:

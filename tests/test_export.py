@@ -375,10 +375,14 @@ def export_kinds(folder: Path) -> dict[str, Any]:
         source = folder / f"{number}.source"
         source.mkdir(parents=True)
         save_kind(kind, source)
+        if name == "ModernBERT":
+            values = json.loads((source / "config.json").read_text()) | ROTARY
+            values = {key: value for key, value in values.items() if key not in ("rope_parameters", "layer_types")}
+            (source / "config.json").write_text(json.dumps(values))
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         prepare_tokenizer(tokenizer)
         names = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
-        config = transformers.AutoConfig.from_pretrained(source, **names, **(ROTARY if name == "ModernBERT" else {}))
+        config = transformers.AutoConfig.from_pretrained(source, **names)
         config.pad_token_id = tokenizer.pad_token_id
         config.ner = {"label_scheme": "IOB2", "max_seq_length": 16, "doc_stride": 4}
         torch.manual_seed(1)

@@ -593,7 +593,7 @@ def test_a_label_that_only_validation_has_is_known_reported_and_scored(
     assert exported.id2label == dict(enumerate(trial.label_list))
 
 
-def test_the_requested_scheme_and_order_of_labels_are_the_models(small: dict[str, Any], fit: Callable[..., Any]) -> None:
+def test_the_requested_scheme_and_order_are_the_models(small: dict[str, Any], fit: Callable[..., Any]) -> None:
     names = ["U-PER", "O", "B-LOC", "L-LOC", "U-LOC", "B-ORG", "L-ORG", "B-PER", "L-PER"]
     small["data"] |= {"label_scheme": "plain", "return_entity_level_metrics": True, "label_list": names}
     trial = fit(small)

@@ -670,14 +670,18 @@ def test_a_full_disk_leaves_whole_lines(long_input: tuple[list[str], str], tmp_p
 
 
 def test_memory_does_not_grow_with_the_file(model: Path, tmp_path: Path) -> None:
-    """What a sentence leaves behind is less than its six scores would take."""
-    sentence = {"tokens": ["Ada", "Lovelace", "lived", "in", "London", "."], "ner_tags": ["B-PER", "I-PER", *"OOOO"]}
-    peaks, sizes = [], (2_000, 22_000)
-    for size in sizes:
-        (tmp_path / "in.jsonl").write_text(f"{json.dumps(sentence)}\n" * size)
-        arguments = ["--model", str(model), "--input", str(tmp_path / "in.jsonl"), "--batch-size", "64"]
-        assert wait_for(arguments, tmp_path / f"{size}.jsonl") == 0
-        (peak,) = re.findall(r"^peak (\d+)$", (tmp_path / f"{size}.err").read_text(), re.MULTILINE)
+    words = [f"{letter}{'x' * 1000}" for letter in "abcdef"]
+    peaks, sizes = [], []
+    for num_sentences in (1_000, 7_000):
+        rows = ({"tokens": [f"{word}{i}" for word in words], "ner_tags": ["O"] * 6} for i in range(num_sentences))
+        (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        output = tmp_path / f"{num_sentences}.jsonl"
+        assert (
+            wait_for(["--model", str(model), "--input", str(tmp_path / "in.jsonl"), "--batch-size", "8"], output) == 0
+        )
+        (peak,) = re.findall(r"^peak (\d+)$", output.with_suffix(".err").read_text(), re.MULTILINE)
+        assert output.read_text().count("\n") == num_sentences
         peaks.append(int(peak) * 1024)
-        assert (tmp_path / f"{size}.jsonl").read_text().count("\n") == size
-    assert (peaks[1] - peaks[0]) / (sizes[1] - sizes[0]) < 200, peaks
+        sizes.append(output.stat().st_size)
+    assert sizes[1] - sizes[0] > 36_000_000
+    assert peaks[1] - peaks[0] < 0.2 * (sizes[1] - sizes[0]), peaks
