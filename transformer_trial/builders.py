@@ -65,14 +65,15 @@ def build_using_auto(
     auto_class = AUTO_CLASSES[model_config.model_mode]
     if not model_config.use_pretrained_weights:
         with _explained("hyperparameters.model_mode", f"a model of the config {type(config).__name__}", auto_class):
-            return config, tokenizer, auto_class.from_config(config, trust_remote_code=model_config.trust_remote_code)
+            model = auto_class.from_config(config, trust_remote_code=model_config.trust_remote_code)
+        return model.config, tokenizer, model
     model, loaded = load(
         auto_class, "model_name", config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
     _check_mismatched(model, loaded["mismatched_keys"], model_config, new_head=new_head)
     if new_head:
         _start_head_afresh(model, set(loaded["missing_keys"]))
-    return config, tokenizer, model
+    return model.config, tokenizer, model  # transformers has made a copy of the config
 
 
 @contextlib.contextmanager
