@@ -140,7 +140,8 @@ class NERTrial(BaseTransformerTrial):
             self.data_report = ner_inspect.describe_data(rows, self.tokenized_datasets, metadata)
             logger.info("%s", ner_inspect.format_data(self.data_report))
 
-        self.reports: dict[str, dict[str, Any]] = {}
+        self.reports: dict[str, dict[str, Any]] = {}  # of the best model so far
+        self.reports_batches = -1
         self.wrap(num_training_rows=self.tokenized_datasets["train"].num_rows)
         words = WordPredictions(self.label_list, self.label_scheme, metric_options)
         self.reducer = context.wrap_reducer(words, for_training=False)
@@ -220,7 +221,7 @@ class NERTrial(BaseTransformerTrial):
         for sentence, gold, predicted in zip(np.unique(words[0]).tolist(), *tags):
             row = self.rows["validation"][sentence]
             validation.add(row["tokens"], gold, predicted, row["place"])
-        self.reports = {"validation": validation.as_dict()}
+        self.reports, self.reports_batches = {"validation": validation.as_dict()}, self.batches_trained
         title = f"{self.experiment_config.get('name')}, batch {self.batches_trained}"
         ner_report.write_report(self.reports["validation"], folder / "report", f"{title}: validation")
         if "test" not in self.rows:
@@ -256,7 +257,7 @@ class NERTrial(BaseTransformerTrial):
             str(self.experiment_config.get("name")),
             self.config.ner,
             self.data_report or {},
-            self.reports,
+            self.reports if self.reports_batches == self.batches_trained else {},
             batches=self.batches_trained,
             recipe=recipe(self.settings),
             versions=versions(("determined", "torch", "transformers", "datasets", "seqeval")),
