@@ -51,6 +51,9 @@ WORD_RANGE = re.compile(r"\d+[-.]\d+")
 
 logger = logging.getLogger(__name__)
 
+STANDARD_INPUT = Path("standard input")
+"""Stands for that, in messages too."""
+
 csv.field_size_limit(sys.maxsize)  # else a cell of 128 KiB is an error
 
 
@@ -143,6 +146,8 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def _open(path: Path) -> Any:
+    if path == STANDARD_INPUT:
+        return open(0, "rb", closefd=False)
     return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 

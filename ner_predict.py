@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ OPTION_NAMES = {
     "data.label_column_name": "--label-column",
     "data.sentence_column_name": "--sentence-column",
     "data.file_format": "--format",
+    "data.label_list, such as [O, B-PER, I-PER]": "--label-list, such as O B-PER I-PER",
+    "data.label_list": "--label-list",
 }
 """What the settings of a training are called here."""
 
@@ -88,6 +91,7 @@ class Tagger:
         config = model.config
         self.labels = [config.id2label[i] for i in range(config.num_labels)]
         settings = getattr(config, "ner", None) or {}
+        self.label_names = settings.get("label_names")  # what numbers among the tags of the training data stood for
         self.label_scheme = settings.get("label_scheme")
         self.metric_options = settings.get("metric_options", {"mode": "default", "scheme": None})
         ner_windows.prepare_tokenizer(tokenizer)
@@ -201,8 +205,10 @@ def predict(
     return (tagger.as_json(sentence) for sentence in tagger.tag(as_sentences))
 
 
-def read_sentences(source: ner_data.Source, config: ner_data.NERDataConfig, task: str) -> Iterator[Sentence]:
-    """The sentences of a source, with gold tags where it has them.
+def read_sentences(
+    source: ner_data.Source, config: ner_data.NERDataConfig, task: str, label_names: Sequence[str] | None
+) -> Iterator[Sentence]:
+    """The sentences of a source, with gold tags where it has them; `label_names` are what numbers stand for there.
 
     Raises:
         TrialError: If there is none, or at the first one that is not right.
@@ -212,7 +218,7 @@ def read_sentences(source: ner_data.Source, config: ner_data.NERDataConfig, task
     if not first:
         raise TrialError(f"{source.name}: has no rows. Give at least one.")
     columns = ner_data.find_columns(first[0], config, task, needs_tags=False, following=first[1:])
-    label_names = source.label_names(columns.label) if columns.label is not None else ()
+    label_names = (source.label_names(columns.label) if columns.label is not None else None) or label_names
     records = itertools.chain(first, records)
     if columns.sentence is not None:
         records = ner_data.join_words(records, columns)
@@ -229,7 +235,7 @@ def read_sentences(source: ner_data.Source, config: ner_data.NERDataConfig, task
         try:
             sentence = Sentence.of_text(text) if is_text else Sentence([])
             if label is not None:
-                words, gold = ner_cells.read_sentence(text, label, label_names or None, has_spans=columns.has_spans)
+                words, gold = ner_cells.read_sentence(text, label, label_names, has_spans=columns.has_spans)
                 if sentence.words != words:  # a text with blanks between words is split there only
                     sentence = Sentence(words)
                 sentence.gold = gold
@@ -249,18 +255,45 @@ def open_source(options: argparse.Namespace, config: ner_data.NERDataConfig) -> 
     """What `--input` names: files as of a training, lines of text, or standard input."""
     if options.input != "-":
         return ner_data.source_of_files("--input", options.input, config, min_columns=1)
-    stdin = Path("/dev/stdin")
+    stdin = ner_files.STANDARD_INPUT
     records = ner_files.read_records(stdin, config.file_format, ner_data.names_columns, min_columns=1)
-    return ner_data.Source("standard input", lambda: records, str, lambda column: ())
+    return ner_data.Source(str(stdin), lambda: records, str, lambda column: ())
 
 
 def is_plain_text(path: Path) -> bool:
-    """Whether a .txt file is text rather than CoNLL columns: its first line does not end with a tag."""
+    """Whether a .txt file is text rather than CoNLL columns, which have a TAB in each line, or tags in most."""
     if not path.name.lower().removesuffix(".gz").endswith(".txt"):
         return False
     lines = (line.rstrip() for line in ner_files.read_lines(path))
-    first = next((line for line in lines if line and not line.startswith(("#", "-DOCSTART-"))), "")
-    return not ner_cells.TAGGED_LINE.search(first)
+    words = (line for line in lines if line and not line.startswith(("#", "-DOCSTART-")))
+    first = list(itertools.islice(words, ner_data.NUM_FIRST))
+    has_tabs = bool(first) and all("\t" in line for line in first)
+    is_text = not has_tabs and 2 * sum(bool(ner_cells.TAGGED_LINE.search(line)) for line in first) <= len(first)
+    kind = "text, a sentence a line" if is_text else "CoNLL columns"
+    logger.info("%s looks like %s; --format says otherwise.", path, kind)
+    return is_text
+
+
+def check_gold(tagged: Iterable[Sentence], tagger: Tagger) -> Iterator[Sentence]:
+    """Let sentences pass, and tell of gold tags that the model cannot predict.
+
+    Raises:
+        TrialError: At the first one, where scores go strictly by the scheme of the model's tags.
+    """
+    odd: Counter[str] = Counter()
+    for sentence in tagged:
+        for tag in sentence.gold or []:
+            if tag not in tagger.labels:
+                odd[tag] += 1
+                if tagger.metric_options["mode"] == "strict":
+                    raise TrialError(
+                        f"{sentence.place}: the tag {tag!r} is none of the model's, {', '.join(tagger.labels)}; its "
+                        "scores go strictly by their scheme. Convert the tags, or leave them out."
+                    )
+        yield sentence
+    if odd:
+        tags = ", ".join(f"{tag} ({count:,})" for tag, count in odd.most_common(10))
+        logger.warning("Look: the model knows nothing of these gold tags, and their scores may mean little: %s", tags)
 
 
 def as_columns(sentence: Sentence) -> str:
@@ -294,7 +327,8 @@ def write_predictions(
     for sentence in tagged:
         if sentence.gold is not None:
             report.add(sentence.words, sentence.gold, sentence.tags or [], sentence.place)
-        text = as_columns(sentence) if columns else json.dumps(tagger.as_json(sentence), ensure_ascii=False)
+        # A terminal would act on what some words hold.
+        text = as_columns(sentence) if columns else json.dumps(tagger.as_json(sentence), ensure_ascii=output.isatty())
         line, written = f"{text}\n".encode(), 0
         try:
             while written < len(line):
@@ -317,6 +351,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--text-column", metavar="NAME", help="column of the words or the text")
     parser.add_argument("--label-column", metavar="NAME", help="column of the gold tags or entities")
     parser.add_argument("--sentence-column", metavar="NAME", help="column of the sentence's id, if a row is a word")
+    parser.add_argument(
+        "--label-list",
+        nargs="+",
+        metavar="TAG",
+        help="what numbers among the gold tags stand for, from 0; by default what they stood for in training",
+    )
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32; the tags are the same")
     options = parser.parse_args(arguments)
     if options.batch_size < 1:
@@ -365,16 +405,21 @@ def tag_file(options: argparse.Namespace) -> None:
     mode = tagger.metric_options
     report = ner_report.ErrorReport(tagger.label_scheme, mode["mode"], mode["scheme"])
     columns = not to_stdout and path.suffix.lower() in (".conll", ".txt", ".bio", ".iob", ".iob2", ".tsv")
+    sentences = read_sentences(source, config, task, options.label_list or tagger.label_names)
+    tagged = iter(tqdm.tqdm(check_gold(tagger.tag(sentences), tagger), unit=" sentences", disable=None))
+    first = list(itertools.islice(tagged, 1))  # before an older output is emptied for nothing
     try:
         target: Any = sys.stdout.fileno() if to_stdout else path
         with open(target, "wb", buffering=0, closefd=not to_stdout) as output:
-            tagged = tqdm.tqdm(tagger.tag(read_sentences(source, config, task)), unit=" sentences", disable=None)
-            write_predictions(tagged, tagger, output, report, columns=columns)
+            write_predictions(itertools.chain(first, tagged), tagger, output, report, columns=columns)
         if report.num_sentences:
             found = report.as_dict()
             print(ner_report.report_text(found), file=sys.stderr if to_stdout else sys.stdout)
             if not to_stdout:
-                ner_report.write_report(found, path.parent / "report", f"{source.name} by {options.model}")
+                of_training = (path.parent / "report" / "data.json").exists()
+                folder = path.parent / (f"{path.stem}-report" if of_training else "report")
+                ner_report.write_report(found, folder, f"{source.name} by {options.model}")
+                logger.info("The report is %s", folder / "report.html")
     except BrokenPipeError:
         raise
     except OSError as error:

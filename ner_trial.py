@@ -132,6 +132,7 @@ class NERTrial(BaseTransformerTrial):
             )
         self.config.ner = {  # what ner_predict.py has to know of an export
             "label_scheme": self.label_scheme,
+            "label_names": label_names and list(label_names),
             "max_seq_length": self.max_seq_length,
             "doc_stride": doc_stride,
             "metric_options": {"mode": metric_options["mode"], "scheme": metric_options["scheme"]},
@@ -256,7 +257,7 @@ class NERTrial(BaseTransformerTrial):
         return ner_card.model_card(
             str(self.experiment_config.get("name")),
             self.config.ner,
-            self.data_report or {},
+            self.data_report,
             self.reports if self.reports_batches == self.batches_trained else {},
             batches=self.batches_trained,
             recipe=recipe(self.settings),

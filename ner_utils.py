@@ -17,6 +17,7 @@ from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
 
 import ner_labels
+import ner_windows
 from ner_labels import OUTSIDE, Array
 from ner_windows import NO_POSITION, cut_windows
 
@@ -135,7 +136,8 @@ def build_tokenized_datasets(
     overwrite_cache: bool = False,
 ) -> datasets.DatasetDict:
     """Apply `tokenize_and_align` to every split, or find its result in the cache of the datasets library."""
-    code = Path(__file__).read_bytes()  # the library would not notice another one of these functions
+    # The library would not notice another version of these functions.
+    code = [Path(str(file)).read_bytes() for file in (__file__, ner_windows.__file__)]
     arguments = {
         "tokenizer": tokenizer,
         "label_list": list(label_list),

@@ -97,6 +97,8 @@ class RunRecord(pytorch.PyTorchCallback):
         if self.metric not in metrics:
             raise TrialError(f"searcher.metric: found {self.metric!r}; validation reports {', '.join(metrics)}.")
         value = self.sign * float(metrics[self.metric])
+        if not math.isfinite(value) and self.is_chief:
+            logger.warning("%s is no number: it cannot tell which model is best.", self.metric)
         if value < self.best:
             self.best, self.best_batches, self.num_worse_validations = value, self.trial.batches_trained, 0
             if self.is_chief and self.folder is not None:
@@ -167,9 +169,9 @@ class RunRecord(pytorch.PyTorchCallback):
                 shutil.rmtree(checkpoint)
 
 
-def keep_data_report(data_report: dict[str, Any] | None, folder: Path) -> None:
+def keep_data_report(data_report: dict[str, Any], folder: Path) -> None:
     """Write what a trial tells of its data, if it does, to `report/data.json`."""
-    if data_report is not None:
+    if data_report:
         (folder / "report").mkdir(exist_ok=True)
         (folder / "report" / "data.json").write_text(json.dumps(data_report, indent=1) + "\n")
 

@@ -226,7 +226,8 @@ def train(
             profiling_enabled=on_cluster and read_known("profiling", config, ProfilingConfig).enabled,
         )
         if output_dir is not None:
-            logger.info("Model, metrics and checkpoints are in %s", output_dir)
+            kept = [name for name in ("model", "report", "test", "metrics.jsonl") if (output_dir / name).exists()]
+            logger.info("In %s: %s", output_dir, ", ".join(kept))
 
 
 def as_train_unit(length: Length, global_batch_size: int) -> pytorch.TrainUnit:

@@ -97,8 +97,8 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         self.batches_trained = 0
         self.output_dir: Path | None = None
         """Where metrics and the best model are kept; None keeps them in Determined only."""
-        self.data_report: dict[str, Any] | None = None
-        """What a task tells of its data before training; `train.py` keeps it."""
+        self.data_report: dict[str, Any] = {}
+        """What a task tells of its data before training, on the first process; it is kept in report/data.json."""
         self.test_mode = False
         """Whether one batch is all there is to be of anything."""
         self.on_batch_end: Callable[[], object] | None = None
