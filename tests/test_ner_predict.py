@@ -639,7 +639,7 @@ def test_interrupted_output_is_whole_lines(
 ) -> None:
     arguments, whole = long_input
     chance, counts, num_cut = random.Random(int(kind)), list[int](), 0
-    for number in range(num_kills):
+    for number in range(5 * num_kills):  # on a busy machine, some come too late
         output, enough = tmp_path / f"{number}.jsonl", chance.random() * len(whole)
 
         def kill_somewhere(process: BaseProcess, output: Path = output, enough: float = enough) -> None:
@@ -656,8 +656,11 @@ def test_interrupted_output_is_whole_lines(
             assert status == 130
             errors = output.with_suffix(".err").read_text()
             assert "Interrupted: the output holds whole lines" in errors and "Traceback" not in errors
+        if sum(0 < count < whole.count("\n") for count in counts) == num_kills:
+            break
+    else:
+        pytest.fail(f"of {len(counts)} kills, less than {num_kills} came in time: {counts}")
     assert num_cut <= 1
-    assert sum(0 < count < whole.count("\n") for count in counts) >= num_kills / 2, counts
 
 
 def test_a_full_disk_leaves_whole_lines(long_input: tuple[list[str], str], tmp_path: Path) -> None:
