@@ -410,7 +410,11 @@ def tag_with_exports(folder: Path) -> dict[str, Any]:
 def find_other_python() -> str | None:
     places = [str(PROJECT / name / "bin" / "python") for name in (".venv-cluster", ".venv")]
     for python in (os.environ.get("NER_OTHER_PYTHON", ""), *places):
-        if os.path.isfile(python) and Path(python).parents[1] != Path(sys.prefix):
+        if not os.path.isfile(python):
+            continue
+        folder = Path(python).parents[1]
+        is_whole = python not in places or (folder / "done").exists()  # else it is just being made
+        if is_whole and folder != Path(sys.prefix):
             return python
     return None
 

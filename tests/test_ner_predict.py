@@ -11,6 +11,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -386,6 +387,67 @@ def test_a_glob_is_read_in_the_order_of_its_names(model: Path, tmp_path: Path, t
         (tmp_path / name).write_text(text)
     tag("--model", model, "--input", tmp_path / "*.txt", "--output", tmp_path / "out.jsonl")
     assert [row["text"] for row in read_lines(tmp_path / "out.jsonl")] == ["first", "", "of two", "second", "third"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        pytest.param("EU\tORG\nrejects\tO\n\nGerman\tMISC\n", [["EU", "rejects"], ["German"]], id="TABs, plain types"),
+        pytest.param("EU B-ORG\nrejects O\n\nGerman B-MISC\n", [["EU", "rejects"], ["German"]], id="tags in most"),
+        pytest.param("We drove I-95\nand home\n", [["We", "drove", "I", "-", "95"], ["and", "home"]], id="text"),
+    ],
+)
+def test_text_is_told_from_columns(
+    content: str, expected: list[list[str]], model: Path, tmp_path: Path, tag: Callable[..., None]
+) -> None:
+    (tmp_path / "a.txt").write_text(content)
+    tag("--model", model, "--input", tmp_path / "a.txt", "--output", tmp_path / "out.jsonl")
+    assert [row["tokens"] for row in read_lines(tmp_path / "out.jsonl")] == expected
+
+
+def test_numbers_among_gold_tags_are_what_they_were_in_training_or_what_is_given(
+    model: Path, tmp_path: Path, tag: Callable[..., None]
+) -> None:
+    names = ["O", "B-PER"]
+    (tmp_path / "a.jsonl").write_text('{"tokens": ["EU", "a"], "ner_tags": [1, 0]}')
+    options = ("--input", tmp_path / "a.jsonl", "--output", tmp_path / "out.jsonl")
+    tag("--model", model, *options, "--label-list", *names)
+    assert read_lines(tmp_path / "out.jsonl")[0]["gold"] == ["B-PER", "O"]
+    numbered = Path(shutil.copytree(model, tmp_path / "model"))
+    config = json.loads((numbered / "config.json").read_text())
+    config["ner"]["label_names"] = names
+    (numbered / "config.json").write_text(json.dumps(config))
+    tag("--model", numbered, *options)
+    assert read_lines(tmp_path / "out.jsonl")[0]["gold"] == ["B-PER", "O"]
+
+
+def test_gold_tags_that_the_model_does_not_know_are_told_or_refused_where_scores_are_strict(
+    model: Path, tmp_path: Path, tag: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"tokens": ["EU"], "ner_tags": ["S-ORG"]}\n' * 3)
+    options = ("--input", tmp_path / "a.jsonl", "--output", tmp_path / "out.jsonl")
+    tag("--model", model, *options)
+    assert (
+        "the model knows nothing of these gold tags, and their scores may mean little: S-ORG (3)"
+        in capfd.readouterr().err
+    )
+    before = (tmp_path / "out.jsonl").read_bytes()
+    strict = Path(shutil.copytree(model, tmp_path / "model"))
+    config = json.loads((strict / "config.json").read_text())
+    config["ner"]["metric_options"] = {"mode": "strict", "scheme": "IOB2"}
+    (strict / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        tag("--model", strict, *options)
+    assert "a.jsonl, line 1: the tag 'S-ORG' is none of the model's, B-LOC" in capfd.readouterr().err
+    assert (tmp_path / "out.jsonl").read_bytes() == before, "a mistake has emptied an older output"
+
+
+def test_the_report_of_a_training_is_not_replaced(run: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))
+    before = (folder / "report" / "report.json").read_bytes()
+    tag("--model", folder / "model", "--input", SAMPLE_DATA / "test.json", "--output", folder / "found.jsonl")
+    assert (folder / "report" / "report.json").read_bytes() == before
+    assert json.loads((folder / "found-report" / "report.json").read_text())["sentences"] == 200
 
 
 def test_text_that_begins_like_a_list_is_text(model: Path, tmp_path: Path, tag: Callable[..., None]) -> None:

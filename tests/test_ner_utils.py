@@ -24,6 +24,8 @@ from seqeval import scheme as seqeval_schemes
 from seqeval.metrics.sequence_labeling import get_entities
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+import ner_utils
+import ner_windows
 from ner_utils import (
     IGNORED_LABEL_ID,
     WORD_COLUMNS,
@@ -564,6 +566,17 @@ def test_a_new_process_finds_every_split_in_the_cache(kind: str) -> None:
 def test_the_cache_is_not_taken_for_something_else(options: dict[str, Any]) -> None:
     first = files_of(tokenize_sample("WordPiece"))
     other = files_of(tokenize_sample("WordPiece", **options))
+    assert all(set(other[split]).isdisjoint(first[split]) for split in first)
+
+
+@pytest.mark.parametrize("module", [ner_utils, ner_windows])
+def test_the_cache_is_not_taken_for_what_other_code_would_do(
+    module: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = files_of(tokenize_sample("WordPiece"))
+    (tmp_path / "other.py").write_text("# another version")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "other.py"))
+    other = files_of(tokenize_sample("WordPiece"))
     assert all(set(other[split]).isdisjoint(first[split]) for split in first)
 
 
