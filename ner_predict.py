@@ -404,7 +404,7 @@ def tag_file(options: argparse.Namespace) -> None:
     task = getattr(tagger.model.config, "finetuning_task", None) or "ner"
     mode = tagger.metric_options
     report = ner_report.ErrorReport(tagger.label_scheme, mode["mode"], mode["scheme"])
-    columns = not to_stdout and path.suffix.lower() in (".conll", ".txt", ".bio", ".iob", ".iob2", ".tsv")
+    columns = not to_stdout and ner_files.FILE_FORMATS.get(path.suffix.lower()) in ("conll", "")
     sentences = read_sentences(source, config, task, options.label_list or tagger.label_names)
     tagged = iter(tqdm.tqdm(check_gold(tagger.tag(sentences), tagger), unit=" sentences", disable=None))
     first = list(itertools.islice(tagged, 1))  # before an older output is emptied for nothing

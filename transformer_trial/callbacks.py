@@ -115,7 +115,7 @@ class RunRecord(pytorch.PyTorchCallback):
             shutil.rmtree(new, ignore_errors=True)
             self._export(new)
             replace_folder(new, folder / "model")
-            logger.info("%s %.4g is the best so far: saved in %s", self.metric, abs(self.best), folder / "model")
+            logger.info("%s %.4g is the best so far: saved in %s", self.metric, self.sign * self.best, folder / "model")
 
     def _export(self, folder: Path) -> None:
         export_model(folder, self.trial.model, self.trial.tokenizer, self.trial.model_card())
