@@ -119,6 +119,7 @@ def start_process(target: Callable[..., None], *arguments: Any) -> BaseProcess:
 
 def tag_in_process(arguments: list[str], files: dict[int, str], largest_file: int = -1) -> None:
     """`ner_predict.py` with these arguments, and with standard input, output and error from and to these files."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes ignore
     for descriptor, path in files.items():
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), descriptor)
     if largest_file >= 0:
