@@ -17,7 +17,7 @@ from datasets.packaged_modules.generator.generator import Generator
 
 import ner_cells
 import ner_files
-from ner_cells import BLANKS, TAGGED_LINE, WordError, holds_spans, read_sentence
+from ner_cells import BLANKS, TAGGED_LINE, holds_spans, read_sentence
 from ner_files import Record, listed
 from transformer_trial.config import DataConfig
 from transformer_trial.data import configured_files, default_load_dataset
@@ -414,10 +414,9 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
         try:
             words, tags = read_sentence(text, label, label_names, has_spans=columns.has_spans)
         except ValueError as error:
-            number = error.number if isinstance(error, WordError) else 1
-            place = record.places[number - 1] if record.places else record.place
             raise TrialError(
-                f"{place}: {error} (Words are read from the column {names[0]!r}, tags from {names[1]!r}.)"
+                f"{record.place_of(error)}: {error} (Words are read from the column {names[0]!r}, tags from "
+                f"{names[1]!r}.)"
             ) from None
         only_words = only_words and words == [text] and not columns.has_spans
         yield {"tokens": words, "tags": tags, "place": record.place}

@@ -20,7 +20,7 @@ import datasets
 import pyarrow
 from pyarrow import parquet
 
-from ner_cells import TAGGED_LINE
+from ner_cells import TAGGED_LINE, WordError
 from transformer_trial.parsing import TrialError
 
 FILE_FORMATS = {
@@ -66,6 +66,11 @@ class Record(NamedTuple):
     """By column; of CoNLL columns each is the list of the words' cells, None where there is nothing."""
     places: Sequence[str] = ()
     """Of CoNLL columns, and of rows of words joined, the place of each word."""
+
+    def place_of(self, error: Exception) -> str:
+        """What an error is about: a word's own place, where it is about a word that has one."""
+        number = error.number if isinstance(error, WordError) else 1
+        return self.places[number - 1] if self.places else self.place
 
 
 def read_records(

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow
 import pyarrow.compute
 
-from ner_labels import Tags, find_entity_types, read_tags
+from ner_labels import Entities, Tags, find_entity_types, read_tags
 from ner_utils import DatasetMetadata
 from ner_windows import NO_POSITION
 from transformer_trial.parsing import printable
@@ -35,7 +35,8 @@ def describe_data(
     """
     tags = {split: read_tags(rows[split]) for split in rows}
     scheme = metadata.label_scheme
-    splits = {split: _count(rows[split], tokenized[split], tags[split].entities(scheme).counts) for split in rows}
+    entities = {split: tags[split].entities(scheme) for split in rows}
+    splits = {split: _count(rows[split], tokenized[split], entities[split].counts) for split in rows}
     warnings: list[str] = []
     hashes = {split: _hash_sentences(rows[split]) for split in rows}
     for split, found in hashes.items():
@@ -53,7 +54,7 @@ def describe_data(
             )
         if counts["long words"]:
             warnings.append(f"{split} has {counts['long words']} words of more than {LONG_WORD} characters.")
-        warnings += _odd_tags(split, tags[split], scheme)
+        warnings += _odd_tags(split, tags[split], entities[split], scheme)
     if duplicates := splits["train"]["duplicate sentences"]:
         warnings.append(f"{duplicates} sentences of train are there more than once.")
     types = find_entity_types(metadata.label_list, scheme)  # those included that no split has an entity of
@@ -92,9 +93,8 @@ def _hash_sentences(rows: datasets.Dataset) -> np.ndarray[Any, Any]:
     return np.array([hash(tuple(words)) for batch in batches for words in batch["tokens"].to_pylist()])
 
 
-def _odd_tags(split: str, tags: Tags, label_scheme: str) -> list[str]:
+def _odd_tags(split: str, tags: Tags, entities: Entities, label_scheme: str) -> list[str]:
     """What is said about tags that go on where nothing has begun, or stop where nothing has ended."""
-    entities = tags.entities(label_scheme)
     inside = np.isin(entities.prefixes, ["I", "E"])
     goes_on = inside & entities.continues & np.isin(entities.before, ["B", "I"])
     unended = np.isin(entities.prefixes, ["B", "I"]) & ~np.append(goes_on[1:], False)

@@ -28,6 +28,8 @@ PREFIXES = {
 }
 """How the tags of each scheme may begin, before a dash and the type."""
 
+PREFIXED = re.compile(r"[BIESLUMW]-.")
+
 SEQEVAL_PREFIXES = {"M": "I", "W": "S", "L": "E", "U": "S"}
 """Other letters for what seqeval's default mode reads only in those of BIOES."""
 
@@ -44,7 +46,7 @@ def entity_tag(label: str, label_scheme: str | None = None) -> str:
     """
     if label == OUTSIDE:
         return label
-    if label_scheme == "plain" or not re.match(r"[BIESLUMW]-.", label):
+    if label_scheme == "plain" or not PREFIXED.match(label):
         return f"I-{label}"
     return SEQEVAL_PREFIXES.get(label[0], label[0]) + label[1:]
 
@@ -124,7 +126,7 @@ def find_label_scheme(splits: Mapping[str, Tags], requested: str | None) -> str:
         TrialError: If the tags mix schemes, or cannot be of the requested one.
     """
     names = {name for tags in splits.values() for name in tags.names if name != OUTSIDE}
-    plain = {name for name in names if not re.match(r"[BIESLUMW]-.", name)}
+    plain = {name for name in names if not PREFIXED.match(name)}
     if requested is None and {"B", "I"} <= plain:
         tag, place = _find_first(splits, set("BI"))
         raise TrialError(

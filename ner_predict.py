@@ -243,10 +243,8 @@ def read_sentences(
             elif not is_text and text not in ([], "[]"):
                 sentence.words = ner_cells.read_words(text)
         except ValueError as error:
-            number = error.number if isinstance(error, ner_cells.WordError) else 1
-            place = record.places[number - 1] if record.places else record.place
             problem = "found half of a character." if isinstance(error, UnicodeError) else error
-            raise TrialError(f"{place}: {problem} (Read from the column {columns.text!r}.)") from None
+            raise TrialError(f"{record.place_of(error)}: {problem} (Read from the column {columns.text!r}.)") from None
         sentence.place = record.place
         yield sentence
 
