@@ -102,6 +102,11 @@ class NERTrial(BaseTransformerTrial):
             mode = settings.model.model_mode
             raise ConfigError([f"hyperparameters.model_mode: found {mode!r}; NERTrial accepts token-classification."])
 
+        if self.is_restored:
+            self.restore_model()
+            self.label_list = [self.config.id2label[i] for i in sorted(self.config.id2label)]
+            self.label_scheme = self.config.ner["label_scheme"]
+            return
         data = settings.data
         with local_chief_first(context.distributed):
             rows, label_names = ner_data.read_splits(
@@ -201,6 +206,7 @@ class NERTrial(BaseTransformerTrial):
         return loss_sum * self.context.distributed.size / num_labels.clamp(min=1)
 
     def evaluate_batch(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        self.end_if_asked(batch_idx)
         with self.autocast():
             logits = self.model(**{name: batch[name] for name in self._input_names()})["logits"]
         positions = batch["word_positions"]

@@ -64,11 +64,16 @@ def test_a_run_leaves_model_metrics_and_checkpoints(config_file: Path, tmp_path:
     assert "determined" not in result.stderr.replace(str(checkpoints[0].parents[1]), ""), "the client's chatter"
 
 
-@pytest.mark.parametrize("policy", ["best", "all", "none"])
-def test_the_checkpoint_policy_is_the_yamls(config_file: Path, tmp_path: Path, policy: str) -> None:
+@pytest.mark.parametrize(
+    ("policy", "latest", "expected"), [("best", 1, [10]), ("all", 1, [10]), ("all", 3, [6, 8, 10]), ("none", 1, [10])]
+)
+def test_the_checkpoints_that_remain_are_those_that_the_yaml_asks_for(
+    config_file: Path, tmp_path: Path, policy: str, latest: int, expected: list[int]
+) -> None:
     result = train_py(
         str(config_file), "--output-dir", str(tmp_path / "run"), "--config", "hyperparameters.learning_rate=0.003",
         "--config", f"checkpoint_policy={policy}", "--config", "min_validation_period.batches=2",
+        "--config", f"checkpoint_storage.save_trial_latest={latest}",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     files = (tmp_path / "run").glob("checkpoints/determined/*/metadata.json")
@@ -76,7 +81,7 @@ def test_the_checkpoint_policy_is_the_yamls(config_file: Path, tmp_path: Path, p
     validations = read_metrics(tmp_path / "run", "validation")
     best = max(validations, key=lambda line: line["f1"])["batches"]  # the first of equals
     assert len(validations) == 5
-    assert kept == {"best": sorted({best, 10}), "all": [2, 4, 6, 8, 10], "none": [10]}[policy]
+    assert kept == sorted({*expected, *([] if policy == "none" else [best])})
 
 
 def test_a_checkpoint_of_train_py_is_loaded_by_determined(config_file: Path, tmp_path: Path) -> None:

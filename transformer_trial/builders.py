@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -55,6 +56,11 @@ def build_using_auto(
         with _explained(f"hyperparameters.{key} (or pretrained_model_name_or_path)", f"{name!r}", auto_class):
             return auto_class.from_pretrained(name, **hub_arguments, **arguments)
 
+    if model_config.trust_remote_code:
+        logger.warning(
+            "hyperparameters.trust_remote_code: true runs Python code from the model's folder or hub repository with "
+            "your rights: it can read your files and tokens. Pin the commit that you have read by revision."
+        )
     num_labels = model_config.num_labels if label_names is None else None
     config = load(transformers.AutoConfig, "config_name", **({"num_labels": num_labels} if num_labels else {}))
     if model_config.finetuning_task is not None:
@@ -83,10 +89,37 @@ def _explained(key: str, what: str, auto_class: Any) -> Iterator[None]:
         yield
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise TrialError(
-            f"{key}: cannot load {what} with {auto_class.__name__}: {reason} Accepted are a model's name on the "
-            "Hugging Face hub and a local folder with whole files; private models need a token in HF_TOKEN."
-        ) from error
+        advice = (
+            "Accepted are a model's name on the Hugging Face hub and a local folder with whole files; private models "
+            "need a token in HF_TOKEN."
+        )
+        explanation = _why_code_was_not_run(error, auto_class) or f"{reason} {advice}"
+        raise TrialError(f"{key}: cannot load {what} with {auto_class.__name__}: {explanation}") from error
+
+
+def _why_code_was_not_run(error: Exception, auto_class: Any) -> str | None:
+    """Why a model that could run code was refused, without the advice of others to let it; None if that is not why."""
+    if "trust_remote_code=True" in str(error):
+        return (
+            "it comes with Python code of its own, none of which was run. Read that code; if you trust it, set "
+            "hyperparameters.trust_remote_code: true, and revision to the commit that you have read."
+        )
+    safetensors = "Accepted are safetensors: take a model or a revision that has model.safetensors"
+    if "vulnerability" in str(error) and "torch.load" in str(error):  # transformers, of torch before 2.6
+        return (
+            f"its weights are a pickle (pytorch_model.bin), which torch {torch.__version__} cannot read without the "
+            f"risk of running code in it. {safetensors}, or, if you trust this one, convert it where torch is 2.6 or "
+            f"later: {auto_class.__name__}.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)."
+        )
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, pickle.UnpicklingError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return None
+    return (
+        "its weights are a pickle (pytorch_model.bin) that is damaged or holds more than tensors, such as code, none "
+        f"of which was run. {safetensors}."
+    )
 
 
 def _name_labels(config: transformers.PretrainedConfig, label_names: Sequence[str]) -> bool:

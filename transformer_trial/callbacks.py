@@ -1,8 +1,10 @@
 """What happens beside training: its loss, and the record of the run."""
 
+import contextlib
 import json
 import logging
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import determined as det
 import torch
 from determined import pytorch
+from determined.common import util
 
-from transformer_trial.experiment import HarnessConfig
+from transformer_trial.experiment import CheckpointStorageConfig
 from transformer_trial.export import export_model, replace_folder
-from transformer_trial.parsing import TrialError, printable, read_known
+from transformer_trial.parsing import TrialError, printable, read_known, redact
 
 if TYPE_CHECKING:
     from transformer_trial.trial import BaseTransformerTrial
@@ -23,26 +26,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class TrainingLoss(pytorch.MetricReducer):
-    """Mean loss of the batches since the last report, summed up on the device so that no step waits for it."""
+class TrainingMeans(pytorch.MetricReducer):
+    """Means of loss and learning rate since the last report, summed up on the device so that no step waits for it."""
 
     def __init__(self) -> None:
+        self.unreported: tuple[float, float, int] = (0.0, 0.0, 0)
+        """What a run that a signal ended between two reports had summed up: it is part of the next one."""
         self.reset()
 
     def reset(self) -> None:
-        self.total: torch.Tensor | float = 0.0
-        self.num_batches = 0
+        self.loss: torch.Tensor | float
+        self.loss, self.learning_rate, self.num_batches = self.unreported
+        self.unreported = (0.0, 0.0, 0)
 
-    def update(self, loss: torch.Tensor) -> None:
-        self.total = self.total + loss.detach().float()
+    def update(self, loss: torch.Tensor, learning_rate: float) -> None:
+        self.loss = self.loss + loss.detach().float()
+        self.learning_rate += learning_rate
         self.num_batches += 1
 
-    def per_slot_reduce(self) -> tuple[float, int]:
-        return float(self.total), self.num_batches
+    def per_slot_reduce(self) -> tuple[float, float, int]:
+        return float(self.loss), self.learning_rate, self.num_batches
 
-    def cross_slot_reduce(self, per_slot_metrics: Sequence[tuple[float, int]]) -> float:
-        totals, counts = zip(*per_slot_metrics)
-        return sum(totals) / sum(counts) if sum(counts) else math.nan
+    def cross_slot_reduce(self, per_slot_metrics: Sequence[tuple[float, float, int]]) -> dict[str, float]:
+        losses, rates, counts = map(sum, zip(*per_slot_metrics))
+        return {"loss": losses / counts, "learning_rate": rates / counts} if counts else {}
 
 
 class RunRecord(pytorch.PyTorchCallback):
@@ -65,26 +72,61 @@ class RunRecord(pytorch.PyTorchCallback):
         self.metric, smaller_is_better = trial.searcher_metric
         self.sign = 1 if smaller_is_better else -1
         self.patience = trial.settings.training.early_stopping_patience
-        self.checkpoint_policy = read_known("", trial.experiment_config, HarnessConfig).checkpoint_policy
-        self.best, self.best_batches, self.best_checkpoint = math.inf, -1, ""
-        self.num_worse_validations = 0
+        self.storage = read_known("checkpoint_storage", trial.experiment_config, CheckpointStorageConfig)
+        self.metrics_file = None if folder is None or on_cluster else folder / "metrics.jsonl"
+        self.best, self.best_batches, self.num_worse_validations = math.inf, -1, 0
+        self.checkpoints: dict[str, int] = {}  # those that are kept, the oldest first, and their batches
+        self.values: dict[int, float] = {}  # of the metric at these batches, less being better
+        self.starts_anew, self.resumed_from = False, ""
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("best", "best_batches", "best_checkpoint", "num_worse_validations")
-        return {name: getattr(self, name) for name in names}
+        names = ("best", "best_batches", "num_worse_validations", "checkpoints", "values")
+        state = {name: getattr(self, name) for name in names}
+        state["validation_is_due"] = self.trial.validation_is_due
+        state["unreported"] = self.trial.unreported
+        if self.metrics_file is not None and self.metrics_file.exists():
+            state["metrics_bytes"] = self.metrics_file.stat().st_size
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, value in state_dict.items():
+        if self.starts_anew:
+            return
+        state = dict(state_dict)
+        self.trial.validation_is_due = state.pop("validation_is_due")
+        unreported = state.pop("unreported")
+        if len(unreported) not in (0, self.trial.context.distributed.size):  # slots have come or gone
+            total, rate, count = map(sum, zip(*unreported))
+            unreported = [(total, rate, count), *[(0.0, 0.0, 0)] * (self.trial.context.distributed.size - 1)]
+        if unreported:
+            self.trial.training_means.unreported = unreported[self.trial.context.distributed.rank]
+        num_bytes = state.pop("metrics_bytes", 0)
+        if self.is_chief and self.metrics_file is not None and self.metrics_file.exists():
+            os.truncate(self.metrics_file, num_bytes)  # what came after the checkpoint comes once more
+        for name, value in state.items():
             setattr(self, name, value)
+        if not self.on_cluster and self.folder is not None:
+            self.checkpoints[self.resumed_from] = self.trial.batches_trained
+            if self.best_batches >= 0 and self.is_chief and not (self.folder / "model").exists():
+                logger.warning(
+                    "The best model so far, of batch %d, is not in %s: only a better one will be.",
+                    self.best_batches,
+                    self.folder,
+                )
 
     def on_trial_startup(self, first_batch_idx: int, checkpoint_uuid: str | None) -> None:
-        self.trial.batches_trained = first_batch_idx  # a resumed run may validate before it trains
+        self.trial.batches_trained = first_batch_idx
+        # On a cluster a trial's own checkpoint has a step: one without is another experiment's, to start from.
+        self.starts_anew = self.on_cluster and checkpoint_uuid is not None and first_batch_idx == 0
+        self.resumed_from = Path(checkpoint_uuid or "").name
+        if checkpoint_uuid is None and self.is_chief and self.metrics_file is not None:
+            self.metrics_file.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
 
     def on_trial_shutdown(self) -> None:
         if self.on_cluster and self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def on_training_start(self) -> None:
+        self.trial.repeat_backward_passes()
         if self.is_chief and self.folder is not None:
             keep_data_report(self.trial.data_report, self.folder)
         self._stop_if_worse()  # the run may have been interrupted just when it ended early
@@ -92,13 +134,18 @@ class RunRecord(pytorch.PyTorchCallback):
     def on_training_workload_end(self, avg_metrics: dict[str, Any], batch_metrics: dict[str, Any]) -> None:
         self._report("training", avg_metrics)
 
+    def on_validation_start(self) -> None:
+        self.trial.validation_is_due = True
+
     def on_validation_end(self, metrics: dict[str, Any]) -> None:
+        self.trial.validation_is_due = False
         self._report("validation", metrics)
         if self.metric not in metrics:
             raise TrialError(f"searcher.metric: found {self.metric!r}; validation reports {', '.join(metrics)}.")
         value = self.sign * float(metrics[self.metric])
         if not math.isfinite(value) and self.is_chief:
             logger.warning("%s is no number: it cannot tell which model is best.", self.metric)
+        self.values[self.trial.batches_trained] = value
         if value < self.best:
             self.best, self.best_batches, self.num_worse_validations = value, self.trial.batches_trained, 0
             if self.is_chief and self.folder is not None:
@@ -139,8 +186,8 @@ class RunRecord(pytorch.PyTorchCallback):
         logger.info("batch %d of %d: %s %s", batches, self.trial.num_training_batches, group, text)
         if group == "training" and not all(map(math.isfinite, numbers.values())):
             logger.warning("The training loss is no longer a number. A lower learning_rate usually helps.")
-        if self.folder is not None and not self.on_cluster:
-            with (self.folder / "metrics.jsonl").open("a") as file:
+        if self.metrics_file is not None:
+            with self.metrics_file.open("a") as file:
                 known = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
                 file.write(json.dumps({"group": group, "batches": batches, **known}) + "\n")
 
@@ -149,23 +196,68 @@ class RunRecord(pytorch.PyTorchCallback):
         for weights in checkpoint["models_state_dict"]:
             torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(weights, "module.")
 
+    def on_checkpoint_load_start(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights that do not fit; of another experiment's checkpoint, take nothing but the weights."""
+        trial = self.trial
+        model = getattr(trial.model, "module", trial.model)
+        shapes = {name: weight.shape for name, weight in model.state_dict().items()}
+        (weights,) = checkpoint["models_state_dict"]
+        torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(weights, "module.")
+        if wrong := sorted(
+            {name for name, _ in shapes.items() ^ ((name, weight.shape) for name, weight in weights.items())}
+        ):
+            raise TrialError(
+                f"The checkpoint is of another model: {len(wrong)} weights are missing on one side, or have another "
+                f"shape, {wrong[0]} among them. Go on with the model and the labels that it was trained with."
+            )
+        if self.starts_anew:
+            logger.info(
+                "Starting with the weights of another experiment, and with an optimizer and a schedule of our own."
+            )
+            checkpoint["optimizers_state_dict"] = [trial.optimizer.state_dict()]
+            checkpoint["lr_schedulers_state_dict"] = [trial.lr_scheduler.state_dict()]
+            if trial.scaler is not None:
+                checkpoint["scaler_state_dict"] = trial.scaler.state_dict()
+
     def on_checkpoint_write_end(self, checkpoint_dir: str) -> None:
-        """On a cluster, where only checkpoints remain: keep in each of them what it can be used for."""
+        """Take the secrets out of what Determined wrote, and add what the checkpoint can be used for."""
+        folder = Path(checkpoint_dir)
+        self._complete_load_data(folder / "load_data.json")
+        for file in [*folder.glob("code/**/*.yaml"), *folder.glob("code/**/*.yml")]:
+            with contextlib.suppress(Exception):  # whatever this yaml is, it is not ours
+                text = file.read_text()
+                config = util.yaml_safe_load(text)
+                if redact(config) != config:
+                    file.write_text(util.yaml_safe_dump(redact(config)))
         if not self.on_cluster or self.folder is None:
             return
         if self.trial.settings.training.export_model:
-            self._export(Path(checkpoint_dir) / "model")
+            self._export(folder / "model")
         if self.trial.batches_trained == self.best_batches:
             shutil.copytree(self.folder, checkpoint_dir, dirs_exist_ok=True)
 
+    def _complete_load_data(self, file: Path) -> None:
+        """Let Determined's loader make the trial anew from its checkpoint alone: with the config of the model."""
+        load_data = redact(json.loads(file.read_text()))
+        config = getattr(self.trial.model, "module", self.trial.model).config
+        model_config = json.loads(config.to_json_string(use_diff=False))
+        load_data["experiment_config"] = {**(load_data["experiment_config"] or {}), "model_config": model_config}
+        load_data["is_trainer"] = True  # else the loader's context is like that of a training
+        file.write_text(json.dumps(load_data))
+
     def on_checkpoint_upload_end(self, uuid: str) -> None:
-        """Off cluster, leave of the checkpoints the best and the newest: what remains of them on a cluster."""
-        if self.folder is None or self.on_cluster or self.checkpoint_policy != "best" or not self.is_chief:
+        """Off cluster, leave of the checkpoints those that would remain on a cluster, and the newest in any case."""
+        if self.folder is None or self.on_cluster or not self.is_chief:
             return
-        if self.trial.batches_trained == self.best_batches:
-            self.best_checkpoint = uuid
+        self.checkpoints[uuid] = self.trial.batches_trained
+        best = sorted(self.checkpoints, key=lambda uuid: self.values.get(self.checkpoints[uuid], math.inf))
+        newest = list(self.checkpoints)[-max(self.storage.save_trial_latest, 1) :]
+        keep = {*newest, *best[: max(self.storage.save_trial_best, self.storage.save_experiment_best)]}
+        self.checkpoints = {uuid: batches for uuid, batches in self.checkpoints.items() if uuid in keep}
+        self.values = {batches: value for batches, value in self.values.items() if batches in self.checkpoints.values()}
         for checkpoint in self.folder.glob("checkpoints/determined/*"):
-            if checkpoint.name not in (uuid, self.best_checkpoint):
+            if checkpoint.name not in keep:
+                (checkpoint / "metadata.json").unlink(missing_ok=True)  # half removed, it is no longer whole
                 shutil.rmtree(checkpoint)
 
 

@@ -27,6 +27,17 @@ class HarnessConfig(Section):
 
 
 @dataclass(frozen=True)
+class CheckpointStorageConfig(Section):
+    """The part of the `checkpoint_storage` section that counts off cluster too, where an experiment is one trial."""
+
+    save_experiment_best: int = setting(0, minimum=0)
+    save_trial_best: int = setting(1, minimum=0)
+    """Checkpoints to keep of those with the best validations."""
+    save_trial_latest: int = setting(1, minimum=0)
+    """Checkpoints to keep of the newest."""
+
+
+@dataclass(frozen=True)
 class OptimizationsConfig(Section):
     """The `optimizations` section, as far as torch has a use for it."""
 

@@ -19,7 +19,9 @@ BOOLEAN_WORDS = dict.fromkeys(("true", "yes", "on", "y"), True) | dict.fromkeys(
 SEARCH_RANGES = ("const", "categorical", "int", "double", "log")
 
 # A value under such a key is never repeated in a message: Determined stores logs.
-SECRET_KEY = re.compile(r"(?<!all_)token(?!iz)|password|secret|auth|credential|api_?key", re.IGNORECASE)
+_SECRET = r"(?<!all_)token(?!iz)|password|secret|auth|credential|(?:api|access)_?key|connection_string"
+SECRET_KEY = re.compile(_SECRET, re.IGNORECASE)
+SECRET_ASSIGNMENT = re.compile(rf"(\w*(?:{_SECRET})\w*)=(\S+)", re.IGNORECASE)
 
 REQUIRED: Any = object()
 """Default of a key that the yaml has to give."""
@@ -165,6 +167,17 @@ def shown(key: str, value: Any) -> str:
     if SECRET_KEY.search(searched) and not (value is None or isinstance(value, bool)):
         return "a value that is not repeated here (secrets belong in the environment, such as HF_TOKEN)"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def redact(value: Any, *, is_secret: bool = False) -> Any:
+    """A configuration without its secrets: what stands under keys that are called so, and in NAME=VALUE."""
+    if isinstance(value, Mapping):
+        return {k: redact(v, is_secret=is_secret or bool(SECRET_KEY.search(str(k)))) for k, v in value.items()}
+    if isinstance(value, list):
+        return [redact(item, is_secret=is_secret) for item in value]
+    if is_secret and not (value is None or isinstance(value, bool)):
+        return "REDACTED"
+    return SECRET_ASSIGNMENT.sub(r"\1=REDACTED", value) if isinstance(value, str) else value
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

@@ -7,9 +7,13 @@ seed, periods, checkpoint policy and gradient accumulation mean what they mean u
 import argparse
 import contextlib
 import datetime
+import errno
+import functools
 import inspect
 import logging
 import os
+import re
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +41,7 @@ from transformer_trial.experiment import (
     training_length,
 )
 from transformer_trial.parsing import ConfigError, TrialError, read_known
+from transformer_trial.resume import find_checkpoint, fit_from, hold, read_trial_state, stop_on_signals, warn_of_changes
 from transformer_trial.trial import BaseTransformerTrial
 
 logger = logging.getLogger(__name__)
@@ -64,6 +69,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="folder for model/, metrics.jsonl and checkpoints/ (default: outputs/, then experiment's name and time)",
     )
+    parser.add_argument(
+        "--resume",
+        metavar="CHECKPOINT",
+        help="go on from this folder, or with `auto` from the newest checkpoint in --output-dir",
+    )
     parser.add_argument("--test", action="store_true", help="train and validate one batch of each, to see that it runs")
     parser.add_argument("--inspect", action="store_true", help="show what the data holds, and stop before training")
     return parser.parse_args(arguments)
@@ -83,11 +93,13 @@ def run(trial_class: type[BaseTransformerTrial], arguments: Sequence[str] | None
     try:
         if info is not None and on_cluster:
             given = {"CONFIG.yaml": options.config_file, "--config": options.overrides, "--test": options.test}
-            given["--inspect"] = options.inspect
-            if ignored := [name for name, value in (given | {"--output-dir": options.output_dir}).items() if value]:
+            given |= {"--inspect": options.inspect, "--output-dir": options.output_dir, "--resume": options.resume}
+            if ignored := [name for name, value in given.items() if value]:
                 logger.warning("On a cluster the experiment's own configuration counts, not %s.", ", ".join(ignored))
             train(trial_class, with_length(info.trial._config, options), options, output_dir=None)
             return
+        if options.resume is not None and (options.test or options.inspect):
+            raise TrialError("--resume: goes with neither --test nor --inspect.")
         config = with_length(read_config(options), options)
         project = Path(inspect.getfile(trial_class)).resolve().parent
         output_dir = choose_output_dir(project, config, options)
@@ -98,12 +110,39 @@ def run(trial_class: type[BaseTransformerTrial], arguments: Sequence[str] | None
     except (TrialError, det.errors.InvalidExperimentException) as error:
         logger.error("%s", error)
         sys.exit(1)
+    except KeyboardInterrupt:
+        logger.error("Stopped before the training began: there is nothing to go on with.")
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        if (reason := explain_failure(error)) is None:
+            raise
+        logging.getLogger().error("%s", reason)
+        sys.exit(1)
+
+
+def explain_failure(error: Exception) -> str | None:
+    """What a failure of the machine means, of which torch and others tell in words of their own; None for any other."""
+    text = " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and re.search(
+        "closed by peer|reset by peer|Broken pipe|NCCL.*(abort|remote)", text
+    ):
+        return f"Another process of this training has ended: see its error. This one ends with it ({text[:200]})."
+    wrote = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+    if wrote or re.search("No space left|PytorchStreamWriter|inline_container", text):
+        return (
+            f"Cannot write: {text[:200]}. The disk is full, or may not be written to. Checkpoints that were saved "
+            "before are whole: make room, and go on with --output-dir DIR --resume auto."
+        )
+    return None
 
 
 def set_up_logging(on_cluster: bool) -> None:
     logging.basicConfig(level=logging.INFO, format=det.LOG_FORMAT if on_cluster else "%(message)s", force=True)
     if not on_cluster:
         logging.getLogger("determined").setLevel(logging.WARNING)
+        logging.getLogger("determined.common.storage").setLevel(
+            logging.ERROR
+        )  # a resume reads but part of a checkpoint
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
@@ -143,17 +182,29 @@ def with_length(config: dict[str, Any], options: argparse.Namespace) -> dict[str
 
 
 def choose_output_dir(project: Path, config: Mapping[str, Any], options: argparse.Namespace) -> Path:
-    """The folder that the command line gives, or else a new one under the project's outputs/."""
+    """The folder that the command line gives, or that a checkpoint is in, or else a new one under outputs/.
+
+    Raises:
+        TrialError: If a run is to go on, and nothing says which.
+    """
     if options.output_dir is not None:
         return Path(options.output_dir).expanduser().resolve()
+    if options.resume is not None:
+        parents = Path(options.resume).expanduser().resolve().parents
+        if options.resume == "auto" or len(parents) < 3 or parents[1].name != "checkpoints":
+            raise TrialError("--resume: needs --output-dir DIR here, the folder of the run that is to go on.")
+        return parents[2]
     time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return project / "outputs" / f"{config.get('name', 'experiment')}-{time}"
 
 
-def check_output_dir(folder: Path) -> None:
+def check_output_dir(folder: Path, *, resumes: bool) -> None:
     """Refuse a folder that holds another run, or that each checkpoint would copy into itself."""
-    if (folder / "metrics.jsonl").exists():
-        raise TrialError(f"--output-dir: {folder} holds the results of another run. Choose another folder.")
+    if (folder / "metrics.jsonl").exists() and not resumes:
+        raise TrialError(
+            f"--output-dir: {folder} holds the results of another run. Choose another folder, or go on with that run: "
+            "--resume auto."
+        )
     project = Path.cwd()
     if folder == project or project in folder.parents:
         parts = folder.relative_to(project).parts
@@ -182,12 +233,15 @@ def train(
         hparams, latest_checkpoint = config.get("hyperparameters") or {}, None
     training = parse_trial_config(hparams, config.get("data") or {}, trial_class.data_config_class).training
     batch_size = training.global_batch_size
+    checkpoint: Path | None = None
     with contextlib.ExitStack() as stack:
         distributed = None if on_cluster else stack.enter_context(join_torchrun())
         if output_dir is not None:
             if distributed is not None:
                 output_dir = distributed.broadcast(output_dir)
-            check_output_dir(output_dir)
+            check_output_dir(output_dir, resumes=options.resume is not None)
+            if options.resume is not None:
+                checkpoint = find_checkpoint(options.resume, output_dir)
             # Off cluster Determined keeps checkpoints in the user's data folder; this moves that folder.
             os.environ["XDG_DATA_HOME"] = str(output_dir / "checkpoints")
         context = stack.enter_context(
@@ -203,6 +257,8 @@ def train(
         if output_dir is not None and (options.output_dir is not None or not options.inspect):
             output_dir.mkdir(parents=True, exist_ok=True)  # not before: a mistake leaves no empty folder behind
             trial.output_dir = output_dir
+            if context.distributed.rank == 0:
+                stack.enter_context(hold(output_dir))
         trial.test_mode = options.test and not on_cluster
         if options.inspect and not on_cluster:
             if trial.output_dir is not None:
@@ -210,21 +266,41 @@ def train(
             return
         if sys.stderr.isatty() and not on_cluster and context.distributed.rank == 0:
             stack.enter_context(tqdm.contrib.logging.logging_redirect_tqdm())
-            bar = stack.enter_context(tqdm.tqdm(total=trial.num_training_batches, unit="batch", leave=False))
+            done = 0 if checkpoint is None else read_trial_state(checkpoint)["batches_trained"]
+            total = trial.num_training_batches
+            bar = stack.enter_context(tqdm.tqdm(total=total, initial=done, unit="batch", leave=False))
             trial.on_batch_end = bar.update
         policy = harness.checkpoint_policy
-        pytorch.Trainer(trial, context).fit(
+        fit = functools.partial(pytorch.Trainer(trial, context).fit, latest_checkpoint=latest_checkpoint)
+        if checkpoint is not None:
+            logger.info("Going on from %s.", checkpoint)
+            warn_of_changes(checkpoint, config)
+            fit = functools.partial(fit_from, checkpoint, trial, context)
+        elif options.resume is not None:
+            logger.info("There is no whole checkpoint in %s: starting at the beginning.", output_dir)
+        if not on_cluster:
+            stack.enter_context(stop_on_signals(trial))
+        fit(
             max_length=as_train_unit(length, batch_size),
             validation_period=as_period("min_validation_period", harness.min_validation_period, batch_size),
             checkpoint_period=as_period("min_checkpoint_period", harness.min_checkpoint_period, batch_size),
             reporting_period=pytorch.Batch(harness.scheduling_unit),
             # Determined knows the best validation on a cluster only; off cluster RunRecord removes the others.
             checkpoint_policy="all" if policy == "best" and not on_cluster else policy,
-            latest_checkpoint=latest_checkpoint,
             step_zero_validation=harness.perform_initial_validation,
             test_mode=trial.test_mode,
             profiling_enabled=on_cluster and read_known("profiling", config, ProfilingConfig).enabled,
         )
+        if trial.stop_signal is not None and (
+            trial.validation_is_due or trial.batches_trained < trial.num_training_batches
+        ):
+            logger.warning(
+                "Stopped after batch %d of %d. To go on, give the same command with: --output-dir %s --resume auto",
+                trial.batches_trained,
+                trial.num_training_batches,
+                output_dir,
+            )
+            sys.exit(128 + trial.stop_signal)
         if output_dir is not None:
             kept = [name for name in ("model", "report", "test", "metrics.jsonl") if (output_dir / name).exists()]
             logger.info("In %s: %s", output_dir, ", ".join(kept))

@@ -6,8 +6,10 @@ keeps. A task subclasses it, and adds its data, its head and its evaluation.
 
 import contextlib
 import importlib.util
+import json
 import logging
 import math
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,8 +22,8 @@ import transformers
 from determined import pytorch
 
 from transformer_trial.batches import SlotBatchSampler, build_data_loader, list_lengths
-from transformer_trial.builders import build_default_lr_scheduler, build_default_optimizer
-from transformer_trial.callbacks import TrainingLoss, build_callbacks
+from transformer_trial.builders import AUTO_CLASSES, build_default_lr_scheduler, build_default_optimizer
+from transformer_trial.callbacks import TrainingMeans, build_callbacks
 from transformer_trial.config import DataConfig, TrialConfig, parse_trial_config
 from transformer_trial.data import default_load_dataset
 from transformer_trial.experiment import OptimizationsConfig, ReproducibilityConfig, searcher_metric, training_length
@@ -29,6 +31,9 @@ from transformer_trial.export import recipe, versions
 from transformer_trial.parsing import TrialError, read_known
 
 logger = logging.getLogger(__name__)
+
+SIGNAL_PERIOD = 10
+"""Batches between two times that several processes ask each other whether there was a signal."""
 
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -92,6 +97,8 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         self.training_length = training_length(self.experiment_config)
         self.searcher_metric = searcher_metric(self.experiment_config, {})
         self.seed = self._get_seed()
+        if self.is_restored:
+            return
         # Determined seeds on a cluster only; here every way to run the same yaml starts from the same weights.
         transformers.set_seed(self.seed)
         self.batches_trained = 0
@@ -99,10 +106,33 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         """Where metrics and the best model are kept; None keeps them in Determined only."""
         self.data_report: dict[str, Any] = {}
         """What a task tells of its data before training, on the first process; it is kept in report/data.json."""
+        self.heeds_signals = False
+        """Whether signals end the training, as `train.py` has it; on a cluster they are Determined's."""
+        self.stop_signal: int | None = None
+        """The one that asks for it."""
+        self.unreported: list[tuple[float, float, int]] = []
+        """Of each slot, what `training_means` had summed up where a signal ended the run."""
+        self.validation_is_due = False
+        """Whether a validation has begun that has not ended; a resumed run takes it up."""
         self.test_mode = False
         """Whether one batch is all there is to be of anything."""
         self.on_batch_end: Callable[[], object] | None = None
         """Called after every training batch, to move a progress bar."""
+
+    @property
+    def is_restored(self) -> bool:
+        """Whether this is `pytorch.load_trial_from_checkpoint_path`, which has neither data nor, perhaps, a network."""
+        return isinstance(self.context, pytorch.CheckpointLoadContext)
+
+    def restore_model(self) -> None:
+        """Make the model that a checkpoint's weights go into, from the config that we keep in its load_data.json."""
+        with tempfile.TemporaryDirectory() as folder:
+            model_config = self.experiment_config["model_config"]
+            (Path(folder) / "config.json").write_text(json.dumps(model_config))
+            remote = {"trust_remote_code": self.settings.model.trust_remote_code}
+            config = transformers.AutoConfig.from_pretrained(folder, **remote)
+            model = AUTO_CLASSES[self.settings.model.model_mode].from_config(config, **remote)
+        self.config, self.model = config, self.context.wrap_model(model)
 
     def _get_seed(self) -> int:
         try:
@@ -143,7 +173,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
             build_default_lr_scheduler(self.optimizer, settings.scheduler, num_batches),
             pytorch.LRScheduler.StepMode.STEP_EVERY_BATCH,
         )
-        self.training_loss = context.wrap_reducer(TrainingLoss(), name="loss", for_training=True, for_validation=False)
+        self.training_means = context.wrap_reducer(TrainingMeans(), for_training=True, for_validation=False)
         logger.info(
             "Training on %d rows in batches of %d: %d batches an epoch, %d in all.",
             num_training_rows,
@@ -192,23 +222,51 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
 
     def train_batch(self, batch: Any, epoch_idx: int, batch_idx: int) -> dict[str, Any]:
         """Train on one batch. Nothing in here waits for the device."""
-        if self.context.get_stop_requested():
-            raise pytorch._ShouldExit()  # Determined itself looks only where a period ends; this saves and exits too
+        self.end_if_asked(batch_idx)
+        learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        self.training_means.update(self._pass_backward(batch, batch_idx), learning_rate)
+        self.context.step_optimizer(self.optimizer, clip_grads=self._clip_gradients, scaler=self.scaler)
+        self.batches_trained = batch_idx + 1
+        if self.on_batch_end is not None:
+            self.on_batch_end()
+        # Determined copies a tensor that is returned here to the CPU, and waits for it: what it reports is a reducer's.
+        # With several slots it needs something to average nevertheless.
+        return {"learning_rate": learning_rate}
+
+    def _pass_backward(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        """Add a batch's gradients to what there is; returns its loss."""
         # Dropout differs from slot to slot and step to step, and is the same again where a run is resumed.
         stream = np.random.SeedSequence([self.seed, self.context.distributed.rank, batch_idx])
         torch.manual_seed(int(stream.generate_state(1, np.uint64)[0]) >> 1)
         with self.autocast():
             loss = self.compute_loss(batch)
-        self.training_loss.update(loss)
-        learning_rate = self.optimizer.param_groups[0]["lr"]
         self.context.backward(loss if self.scaler is None else self.scaler.scale(loss))
-        self.context.step_optimizer(self.optimizer, clip_grads=self._clip_gradients, scaler=self.scaler)
-        self.batches_trained = batch_idx + 1
-        if self.on_batch_end is not None:
-            self.on_batch_end()
-        # Determined copies a tensor that is returned here to the CPU, and waits for it: the loss is a reducer's. With
-        # several slots it needs something to average.
-        return {"learning_rate": float(learning_rate)}
+        return loss
+
+    def repeat_backward_passes(self) -> None:
+        """After a resume, make the gradients that have not made a step yet anew: checkpoints do not hold them."""
+        frequency = self.context._aggregation_frequency
+        first = self.batches_trained // frequency * frequency
+        if first == self.batches_trained:
+            return
+        self.model.train()
+        distributed, loader = self.context.distributed, self.build_training_data_loader()
+        batches = loader.get_data_loader(repeat=True, skip=first, num_replicas=distributed.size, rank=distributed.rank)
+        for batch_idx, batch in zip(range(first, self.batches_trained), batches):
+            self.context._current_batch_idx = batch_idx
+            self._pass_backward(self.context.to_device(batch), batch_idx)
+
+    def end_if_asked(self, batch_idx: int) -> None:
+        """End before this batch, with a checkpoint, where a signal or an early end asks for it; every slot at the same.
+
+        Determined itself looks only where a period ends.
+        """
+        distributed, asked = self.context.distributed, self.stop_signal is not None
+        if self.heeds_signals and distributed.size > 1:
+            asked = batch_idx % SIGNAL_PERIOD == 0 and any(distributed.allgather(asked))
+        if asked or self.context.get_stop_requested():
+            self.unreported = distributed.allgather(self.training_means.per_slot_reduce())
+            raise pytorch._ShouldExit()
 
     def _clip_gradients(self, _: Iterable[torch.nn.Parameter]) -> None:
         if self.scaler is not None:
