@@ -5,11 +5,14 @@ PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --use-pep517
 TOOLS = pytest hypothesis ruff mypy types-PyYAML types-requests
 CLUSTER_CONSTRAINTS = tests/fixtures/constraints-cluster.txt
 
-.PHONY: help venv train test check test-cluster-stack clean
+.PHONY: help venv train test check test-kills test-cluster test-cluster-stack benchmark clean
 
 help:
 	@echo "make train               train the embedded example, about a minute on two CPU cores"
 	@echo "make test                check style and types, and run the tests"
+	@echo "make test-kills          kill trainings 200 times at random moments, and resume them"
+	@echo "make test-cluster        run small jobs on the Determined cluster that DET_MASTER names"
+	@echo "make benchmark           compare speed and memory with transformers.Trainer; DATA, MODEL and ROUNDS are options"
 	@echo "make venv                make the environment alone, in .venv"
 	@echo "make test-cluster-stack  run the end-to-end tests with the packages of a cluster's default image"
 
@@ -31,6 +34,17 @@ check: .venv/done
 
 test: check
 	.venv/bin/python -m pytest
+
+test-kills: .venv/done
+	KILLS=200 .venv/bin/python -m pytest tests/test_kills.py
+
+test-cluster: .venv/done
+	@test -n "$$DET_MASTER" || { echo "Set DET_MASTER to the address of a cluster's master."; exit 1; }
+	.venv/bin/python -m pytest tests/cluster
+
+benchmark: .venv/done
+	.venv/bin/python tests/benchmarks/benchmark.py $(addprefix --data ,$(DATA)) $(addprefix --model ,$(MODEL)) \
+		$(addprefix --rounds ,$(ROUNDS)) --json outputs/benchmark.json
 
 # Two pip calls: determined and datasets 4 want different versions of requests, and work with either.
 .venv-cluster/done: $(CLUSTER_CONSTRAINTS)

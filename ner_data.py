@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -378,19 +379,39 @@ def _only_names(named: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
 
 def _cached(split: str, config: NERDataConfig, key: list[Any], arguments: dict[str, Any]) -> datasets.Dataset:
     code = [Path(str(file)).read_bytes() for file in (__file__, ner_cells.__file__, ner_files.__file__)]
-    builder = Generator(
-        generator=read_sentences,
-        gen_kwargs=arguments,
-        features=SENTENCE_FEATURES,
-        split=datasets.NamedSplit(split),
-        config_id=datasets.fingerprint.Hasher.hash([split, key, code]),
-        cache_dir=config.cache_dir,
-    )
-    try:
-        builder.download_and_prepare(download_mode="force_redownload" if config.overwrite_cache else None)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise error.__cause__ or error from None
-    return builder.as_dataset(split)
+
+    def build(cache_dir: str | None) -> Generator:
+        builder = Generator(
+            generator=read_sentences,
+            gen_kwargs=arguments,
+            features=SENTENCE_FEATURES,
+            split=datasets.NamedSplit(split),
+            config_id=datasets.fingerprint.Hasher.hash([split, key, code]),
+            cache_dir=cache_dir,
+        )
+        try:
+            builder.download_and_prepare()
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise error.__cause__ or error from None
+        return builder
+
+    if config.overwrite_cache:
+        _replace_cached(Path(config.cache_dir or datasets.config.HF_DATASETS_CACHE), build)
+    return build(config.cache_dir).as_dataset(split)
+
+
+def _replace_cached(cache: Path, build: Callable[[str], Generator]) -> None:
+    """Read anew, and replace the old files one by one: other processes tokenize in the folder that they are in."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as own:
+        new = Path(build(own).cache_dir)
+        folder = cache / new.relative_to(own)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            new.rename(folder)
+        except OSError:  # it is there
+            for file in new.iterdir():
+                file.replace(folder / file.name)
 
 
 def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] | None) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Train NERTrial without a cluster, under torchrun, or as the entrypoint of an experiment; see README.md.
 
 python3 train.py [CONFIG.yaml] [--config KEY=VALUE ...] [--epochs N | --batches N] [--output-dir DIR] [--test]
-    [--inspect]
+    [--inspect] [--resume CHECKPOINT|auto]
 """
 
 from ner_trial import NERTrial

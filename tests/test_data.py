@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -332,8 +333,10 @@ def enter_in_turn(rank: int, ports: tuple[int, int], folder: Path, failing_node:
             found = cache.exists()
             if rank // 2 == failing_node:
                 raise OSError("the disk is full")
+            if not found:
+                time.sleep(rank / 4)  # the second node takes longer
             cache.touch()
-        reports.put((rank, found))
+        reports.put((rank, (found, sorted(path.name for path in folder.iterdir()))))
     except Exception as error:
         reports.put((rank, f"{type(error).__name__}: {error}"))
     finally:
@@ -343,21 +346,25 @@ def enter_in_turn(rank: int, ports: tuple[int, int], folder: Path, failing_node:
 @pytest.mark.parametrize(
     ("failing_node", "expected"),
     [
-        pytest.param(None, {0: False, 1: True, 2: False, 3: True}, id="the others find the cache"),
+        pytest.param(
+            None,
+            {rank: (rank in (1, 3), ["node0", "node1"]) for rank in range(4)},
+            id="the others find the cache, and all wait for all nodes",
+        ),
         pytest.param(
             1,
             {
-                0: False,
-                1: True,
+                0: "TrialError: Process 2 failed, and this one with it: OSError: the disk is full",
+                1: "TrialError: Process 2 failed, and this one with it: OSError: the disk is full",
                 2: "OSError: the disk is full",
                 3: "TrialError: The first process of this node failed, and this one with it: OSError: the disk is full",
             },
-            id="a failure reaches the node",
+            id="a failure reaches all",
         ),
     ],
 )
 def test_one_process_of_each_node_goes_first(
-    failing_node: int | None, expected: dict[int, bool | str], tmp_path: Path
+    failing_node: int | None, expected: dict[int, Any], tmp_path: Path
 ) -> None:
     with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as two:
         ports = (one.getsockname()[1], two.getsockname()[1])
@@ -383,6 +390,13 @@ def test_a_single_process_just_goes_and_keeps_its_error() -> None:
         pass
     with pytest.raises(OSError, match="the disk is full"), local_chief_first(core.DummyDistributedContext()):
         raise OSError("the disk is full")
+
+
+def test_who_is_interrupted_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = core.DummyDistributedContext()
+    monkeypatch.setattr(distributed, "allgather", lambda _: pytest.fail("the others may have ended"))
+    with pytest.raises(KeyboardInterrupt), local_chief_first(distributed):
+        raise KeyboardInterrupt
 
 
 def test_without_a_data_set_or_files_the_message_says_what_to_set() -> None:

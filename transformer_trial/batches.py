@@ -124,18 +124,25 @@ def _leave_signals_to_the_trainer(worker_id: int) -> None:
 def local_chief_first(distributed: core.DistributedContext) -> Iterator[None]:
     """Let one process of each node do the body first, so that the others find its downloads and caches.
 
+    Those that are ready wait for the slowest node here, however long it takes: torch's own exchanges, which come next,
+    give up after some minutes.
+
     Raises:
-        TrialError: On the others, if the first one failed, with its error.
+        TrialError: On all others, if one process failed, with its error.
     """
-    first = distributed.local_rank == 0
-    failure = None if first else distributed.broadcast_local(None)
-    if failure is not None:
-        raise TrialError(f"The first process of this node failed, and this one with it: {failure}")
+    failure, is_interrupted = None, False
     try:
+        if distributed.local_rank > 0 and (failure := distributed.broadcast_local(None)) is not None:
+            raise TrialError(f"The first process of this node failed, and this one with it: {failure}")
         yield
     except BaseException as error:
-        failure = f"{type(error).__name__}: {error}"
+        failure = failure or f"{type(error).__name__}: {error}"
+        is_interrupted = isinstance(error, KeyboardInterrupt)  # all are, and wait for nothing
         raise
     finally:
-        if first:
+        if distributed.local_rank == 0:
             distributed.broadcast_local(failure)
+        failures = [] if is_interrupted else distributed.allgather(failure)
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            raise TrialError(f"Process {rank} failed, and this one with it: {failure}")

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from transformer_trial.config import ModelConfig, OptimizerConfig, SchedulerConfig
-from transformer_trial.parsing import TrialError
+from transformer_trial.parsing import TrialError, shown
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ def build_using_auto(
         auto_class, "model_name", config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
     _check_mismatched(model, loaded["mismatched_keys"], model_config, new_head=new_head)
+    _freeze_what_is_fixed(model, auto_class)
     if new_head:
         _start_head_afresh(model, set(loaded["missing_keys"]))
     return model.config, tokenizer, model  # transformers has made a copy of the config
@@ -142,6 +143,17 @@ def _check_mismatched(model: Any, mismatched: Iterable[Any], model_config: Model
             "another shape than the config says. Load config and weights from the same model, or set "
             "ignore_mismatched_sizes: true to start these weights afresh."
         )
+
+
+def _freeze_what_is_fixed(model: Any, auto_class: Any) -> None:
+    """Freeze weights that a model computes for itself, such as RoFormer's positions: transformers 5 forgets it.
+
+    They would get no gradient, on which data-parallel training insists.
+    """
+    with contextlib.suppress(Exception), torch.device("meta"):  # no model of that kind without weights: none is frozen
+        fixed = [n for n, weight in auto_class.from_config(model.config).named_parameters() if not weight.requires_grad]
+        for name in fixed:
+            model.get_parameter(name).requires_grad_(False)
 
 
 def _start_head_afresh(model: transformers.PreTrainedModel, missing: set[str]) -> None:
@@ -215,8 +227,9 @@ def build_default_lr_scheduler(
             scheduler_specific_kwargs=config.lr_scheduler_kwargs,
         )
     except (TypeError, ValueError) as error:
+        found = shown("lr_scheduler_kwargs", config.lr_scheduler_kwargs)
         raise TrialError(
-            f"hyperparameters.lr_scheduler_kwargs: found {config.lr_scheduler_kwargs!r}, which does not suit "
+            f"hyperparameters.lr_scheduler_kwargs: found {found}, which does not suit "
             f"lr_scheduler_type: {config.lr_scheduler_type} ({error}). Accepted are the arguments of that schedule's "
             "function in transformers.optimization."
         ) from error

@@ -129,6 +129,8 @@ class RunRecord(pytorch.PyTorchCallback):
         self.trial.repeat_backward_passes()
         if self.is_chief and self.folder is not None:
             keep_data_report(self.trial.data_report, self.folder)
+            if self.checkpoints and not self.on_cluster:
+                self._prune(self.folder)  # a kill may have come between
         self._stop_if_worse()  # the run may have been interrupted just when it ended early
 
     def on_training_workload_end(self, avg_metrics: dict[str, Any], batch_metrics: dict[str, Any]) -> None:
@@ -250,12 +252,15 @@ class RunRecord(pytorch.PyTorchCallback):
         if self.folder is None or self.on_cluster or not self.is_chief:
             return
         self.checkpoints[uuid] = self.trial.batches_trained
+        self._prune(self.folder)
+
+    def _prune(self, folder: Path) -> None:
         best = sorted(self.checkpoints, key=lambda uuid: self.values.get(self.checkpoints[uuid], math.inf))
         newest = list(self.checkpoints)[-max(self.storage.save_trial_latest, 1) :]
         keep = {*newest, *best[: max(self.storage.save_trial_best, self.storage.save_experiment_best)]}
         self.checkpoints = {uuid: batches for uuid, batches in self.checkpoints.items() if uuid in keep}
         self.values = {batches: value for batches, value in self.values.items() if batches in self.checkpoints.values()}
-        for checkpoint in self.folder.glob("checkpoints/determined/*"):
+        for checkpoint in folder.glob("checkpoints/determined/*"):
             if checkpoint.name not in keep:
                 (checkpoint / "metadata.json").unlink(missing_ok=True)  # half removed, it is no longer whole
                 shutil.rmtree(checkpoint)

@@ -66,7 +66,7 @@ class ModelConfig(Section):
     num_labels: int | None = setting(None, minimum=1)
     """Width of the head. NERTrial derives it from the data, and refuses another number."""
     trust_remote_code: bool = setting(False)
-    """Run Python code that comes with the model from the hub."""
+    """Run Python code that comes with the model, from the hub or its folder, with your rights."""
     ignore_mismatched_sizes: bool = setting(False)
     """Start weights afresh whose shape differs from the pretrained ones, instead of refusing them."""
     use_auth_token: bool | None = setting(False)

@@ -23,6 +23,9 @@ _SECRET = r"(?<!all_)token(?!iz)|password|secret|auth|credential|(?:api|access)_
 SECRET_KEY = re.compile(_SECRET, re.IGNORECASE)
 SECRET_ASSIGNMENT = re.compile(rf"(\w*(?:{_SECRET})\w*)=(\S+)", re.IGNORECASE)
 
+SECRET_VALUE = re.compile(r"\bhf_\w{20,}")
+"""A token of the Hugging Face hub, under whatever key."""
+
 REQUIRED: Any = object()
 """Default of a key that the yaml has to give."""
 
@@ -164,7 +167,7 @@ def shown(key: str, value: Any) -> str:
     """`value` as a message repeats it: on one line, not at length, and without secrets."""
     text = repr(value)
     searched = f"{key} {text}" if isinstance(value, (Mapping, list)) else key
-    if SECRET_KEY.search(searched) and not (value is None or isinstance(value, bool)):
+    if (SECRET_KEY.search(searched) or SECRET_VALUE.search(text)) and not (value is None or isinstance(value, bool)):
         return "a value that is not repeated here (secrets belong in the environment, such as HF_TOKEN)"
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -177,7 +180,9 @@ def redact(value: Any, *, is_secret: bool = False) -> Any:
         return [redact(item, is_secret=is_secret) for item in value]
     if is_secret and not (value is None or isinstance(value, bool)):
         return "REDACTED"
-    return SECRET_ASSIGNMENT.sub(r"\1=REDACTED", value) if isinstance(value, str) else value
+    return (
+        SECRET_VALUE.sub("REDACTED", SECRET_ASSIGNMENT.sub(r"\1=REDACTED", value)) if isinstance(value, str) else value
+    )
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

@@ -154,6 +154,8 @@ def stop_on_signals(trial: "BaseTransformerTrial") -> Iterator[None]:
         os.write(sys.stderr.fileno(), f"{text}\n".encode())  # logging may be what the signal interrupts
 
     def give_up(signum: int) -> None:
+        if trial.is_ending:
+            return  # all have agreed to, and the checkpoint takes its time
         say("Another process of this training does not answer; it has probably ended. See its error above.")
         os._exit(128 + signum)
 

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 import datasets
 import determined as det
+import pyarrow
 import torch
 import tqdm
 import tqdm.contrib.logging
@@ -127,11 +129,16 @@ def explain_failure(error: Exception) -> str | None:
         "closed by peer|reset by peer|Broken pipe|NCCL.*(abort|remote)", text
     ):
         return f"Another process of this training has ended: see its error. This one ends with it ({text[:200]})."
+    if isinstance(error, pyarrow.ArrowException):
+        return (
+            f"A cached data set is damaged ({text[:200]}). Set data.overwrite_cache: true once, to read the data anew."
+        )
     wrote = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
     if wrote or re.search("No space left|PytorchStreamWriter|inline_container", text):
         return (
-            f"Cannot write: {text[:200]}. The disk is full, or may not be written to. Checkpoints that were saved "
-            "before are whole: make room, and go on with --output-dir DIR --resume auto."
+            f"Cannot write: {text[:200]}. The disk is full, or may not be written to. Make room, or name another "
+            "folder (--output-dir, data.cache_dir, HF_HOME). The checkpoints of before are whole: go on with --resume "
+            "auto."
         )
     return None
 
@@ -158,14 +165,24 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
     try:
         config = util.yaml_safe_load(path.read_text())
     except Exception as error:
-        raise TrialError(f"{path}: not readable as yaml: {' '.join(str(error).split())}") from error
+        raise TrialError(f"{path}: not readable as yaml: {explain_yaml(error)}") from error
     if not isinstance(config, dict):
         raise TrialError(f"{path}: found {type(config).__name__}; accepted is a mapping of keys to values.")
+    if not all("=" in override for override in options.overrides):
+        raise TrialError("--config: found an argument without =; accepted is KEY=VALUE.")
     try:
         config = parse_config_overrides(config, options.overrides)
     except Exception as error:
-        raise TrialError(f"--config: {' '.join(str(error).split())}") from error
+        raise TrialError(f"--config: {explain_yaml(error)}") from error
     return config
+
+
+def explain_yaml(error: Exception) -> str:
+    """What a yaml parser says, and where, but not the line itself: it may hold a secret."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"{getattr(error, 'problem', None)} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def with_length(config: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -242,6 +259,11 @@ def train(
             check_output_dir(output_dir, resumes=options.resume is not None)
             if options.resume is not None:
                 checkpoint = find_checkpoint(options.resume, output_dir)
+                if distributed is not None and len(set(distributed.allgather(checkpoint))) > 1:
+                    raise TrialError(
+                        f"--resume: not every process finds the same checkpoint in {output_dir}. It has to be a folder "
+                        "that all nodes share."
+                    )
             # Off cluster Determined keeps checkpoints in the user's data folder; this moves that folder.
             os.environ["XDG_DATA_HOME"] = str(output_dir / "checkpoints")
         context = stack.enter_context(
@@ -328,6 +350,28 @@ def join_torchrun() -> Iterator[core.DistributedContext | None]:
     os.environ["USE_TORCH_DISTRIBUTED"] = "True"  # tells Determined to train data-parallel with torch
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield core.DistributedContext.from_torch_distributed()
+        pub_port, pull_port = _choose_ports()
+        yield core.DistributedContext(
+            rank=int(os.environ["RANK"]),
+            size=int(os.environ["WORLD_SIZE"]),
+            local_rank=int(os.environ["LOCAL_RANK"]),
+            local_size=int(os.environ["LOCAL_WORLD_SIZE"]),
+            cross_rank=int(os.environ["GROUP_RANK"]),
+            cross_size=int(os.environ["GROUP_WORLD_SIZE"]),
+            # Its own exchange, too, goes through the first process, and on several nodes asks where that is.
+            chief_ip=os.environ.get("DET_CHIEF_IP", os.environ["MASTER_ADDR"]),
+            pub_port=pub_port,
+            pull_port=pull_port,
+        )
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _choose_ports() -> list[int]:
+    """Two free ports of the first process; Determined's own are the same for every training on a machine."""
+    with socket.socket() as first, socket.socket() as second:
+        for server in (first, second):
+            server.bind(("", 0))
+        ports = [first.getsockname()[1], second.getsockname()[1]]
+    torch.distributed.broadcast_object_list(ports, group=torch.distributed.new_group(backend="gloo"))
+    return ports

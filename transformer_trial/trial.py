@@ -5,6 +5,7 @@ keeps. A task subclasses it, and adds its data, its head and its evaluation.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -94,6 +95,9 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         self.experiment_config = context.get_experiment_config()
         data = self.experiment_config.get("data") or {}
         self.settings = parse_trial_config(context.get_hparams(), data, self.data_config_class)
+        if context.distributed.local_rank > 0:  # the first process of a node has made the caches anew
+            data_config = dataclasses.replace(self.settings.data, overwrite_cache=False)
+            self.settings = dataclasses.replace(self.settings, data=data_config)
         self.training_length = training_length(self.experiment_config)
         self.searcher_metric = searcher_metric(self.experiment_config, {})
         self.seed = self._get_seed()
@@ -110,6 +114,8 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         """Whether signals end the training, as `train.py` has it; on a cluster they are Determined's."""
         self.stop_signal: int | None = None
         """The one that asks for it."""
+        self.is_ending = False
+        """Whether all slots have agreed to end."""
         self.unreported: list[tuple[float, float, int]] = []
         """Of each slot, what `training_means` had summed up where a signal ended the run."""
         self.validation_is_due = False
@@ -266,6 +272,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
             asked = batch_idx % SIGNAL_PERIOD == 0 and any(distributed.allgather(asked))
         if asked or self.context.get_stop_requested():
             self.unreported = distributed.allgather(self.training_means.per_slot_reduce())
+            self.is_ending = True
             raise pytorch._ShouldExit()
 
     def _clip_gradients(self, _: Iterable[torch.nn.Parameter]) -> None:

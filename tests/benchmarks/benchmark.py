@@ -1,0 +1,253 @@
+"""Measure NERTrial against run_ner.py and against the arithmetic alone, in turns, and print medians and spreads.
+
+    python3 tests/benchmarks/benchmark.py [--data DIR --model DIR] [--only training ...] [--json FILE]
+
+DIR holds `train.json` and `validation.json`, JSON lines of `tokens` and `ner_tags`; the default is the sample. Ratios
+are of sentences a second, NERTrial's to the other's, of the same round; above 1 NERTrial is the faster one. The
+contenders are those of contenders.py. Nothing else should run on the machine meanwhile.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+
+import contenders  # noqa: E402
+import datasets  # noqa: E402
+import meters  # noqa: E402
+import subprocesses  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+SECTIONS = ("training", "evaluation", "memory", "start-up", "scaling")
+PACKAGES = ("determined", "torch", "transformers", "accelerate", "datasets", "seqeval", "numpy")
+
+Results = dict[str, list[dict[str, Any]]]
+
+
+def parse_arguments() -> argparse.Namespace:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, default=PROJECT / "sample" / "data", metavar="DIR")
+    add(
+        "--model",
+        default=str(PROJECT / "sample" / "model"),
+        metavar="DIR",
+        help="a model, or its config, and tokenizer",
+    )
+    add("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    add("--rounds", type=int, default=5)
+    add("--batches", type=int, default=200, help="of a training in a round")
+    add("--batch-size", type=int, nargs="+", default=[8, 32] if cuda else [8], help="several: one after the other")
+    add("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"] if cuda else ["fp32"])
+    size_help = "small: that of --model; bert-base: of that shape, with random weights"
+    sizes = ["small", "bert-base"]
+    add("--model-size", nargs="+", choices=sizes, default=sizes if cuda else sizes[:1], help=size_help)
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--threads", type=int, help="of torch (default: torch's own)")
+    add(
+        "--config",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of NERTrial, such as data.group_by_length=true",
+    )
+    add("--memory-sentences", type=int, default=50_000, help="to evaluate")
+    add("--memory-labels", type=int, nargs="*", default=[9, 65, 257], help="odd numbers, on a tenth of the sentences")
+    add("--json", type=Path, metavar="FILE", help="keep all that was measured")
+    options = parser.parse_args()
+    if options.device != "auto" and cuda != (options.device == "cuda"):
+        # Determined trains on every GPU that it finds, and on the CPU if there is none.
+        parser.error(f"--device: found {options.device}; this machine's is {'cuda' if cuda else 'cpu'}")
+    return options
+
+
+def describe_machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def take_turns(contestants: Mapping[str, Callable[[int], dict[str, Any]]], rounds: int) -> Results:
+    """Let each contestant do a round, then each another, beginning with another one every time."""
+    names = list(contestants)
+    results: Results = {name: [] for name in names}
+    for index in range(rounds):
+        first = index % len(names)
+        for name in names[first:] + names[:first]:
+            results[name].append(contestants[name](index))
+            print(f"round {index + 1} of {rounds}: {name}", file=sys.stderr)
+    return results
+
+
+def spread(values: Sequence[float], digits: int = 2) -> list[str]:
+    return [f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values))]
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    print(f"\n{title}\n")
+    for row in (header, *rows):
+        name, *cells = (f"{cell:{'<' if i == 0 else '>'}{width}}" for i, (cell, width) in enumerate(zip(row, widths)))
+        print("  ".join((name, *cells)).rstrip())
+
+
+def print_speeds(
+    title: str, results: Results, unit: str = "sentences_per_second", *, pairs: Any = None, more: Any = ()
+) -> None:
+    """Tables of what each contestant reached, and of the ratios of each round.
+
+    Args:
+        title: Of the first table.
+        results: Of each contestant, its rounds.
+        unit: What of a round to compare.
+        pairs: Whose ratios; None for those of the first contestant to each other one.
+        more: Further columns of medians: their heads, what of a round, what to divide it by, and digits to show.
+    """
+    rows = [
+        [
+            name,
+            *spread([r[unit] for r in rounds], 1),
+            *(f"{statistics.median(r[key] for r in rounds) / by:,.{digits}f}" for _, key, by, digits in more),
+        ]
+        for name, rounds in results.items()
+    ]
+    print_table(title, ("", "median", "min", "max", *(column[0] for column in more)), rows)
+    first, *others = results
+    rows = []
+    for one, other in pairs or [(first, other) for other in others]:
+        ratios = [a[unit] / b[unit] for a, b in zip(results[one], results[other])]
+        rows.append([f"{one} / {other}", *spread(ratios, 3)])
+    print_table("Ratios of the same round:", ("", "median", "min", "max"), rows)
+
+
+def measure_training(job: contenders.Job, rounds: int, title: str) -> dict[str, Any]:
+    """The parts of a step first, which also warms up what is timed after it."""
+    parts = {name: contenders.train(name, job, parts=True)["step_milliseconds"] for name in contenders.TRAINERS}
+    results = take_turns({name: functools.partial(_train, name, job) for name in contenders.TRAINERS}, rounds)
+    matmul = meters.measure_matmul(job.precision)
+    columns = (
+        ("real tokens/s", "tokens_per_second", 1, 0),
+        ("real/padded", "real_tokens", 1, 3),
+        ("useful TFLOP/s", "flops_per_second", 1e12, 3),
+        (f"part of {matmul / 1e12:.2f}", "flops_per_second", matmul, 3),  # what a plain matrix product reaches
+    )
+    print_speeds(f"Training, sentences a second ({title}):", results, more=columns)
+    rows = [[name, *(f"{ms:.2f}" for ms in (*split.values(), sum(split.values())))] for name, split in parts.items()]
+    print_table("Milliseconds of a step, each part waited for:", ("", *meters.PARTS, "rest", "sum"), rows)
+    return {"rounds": results, "step_milliseconds": parts, "matmul_flops_per_second": matmul}
+
+
+def _train(name: str, job: contenders.Job, index: int) -> dict[str, Any]:
+    return contenders.train(name, dataclasses.replace(job, seed=job.seed + index))
+
+
+def _evaluate(name: str, job: contenders.Job, _: int) -> dict[str, Any]:
+    return contenders.evaluate(name, job)
+
+
+def measure_evaluation(job: contenders.Job, rounds: int, title: str) -> dict[str, Any]:
+    results = take_turns({name: functools.partial(_evaluate, name, job) for name in contenders.EVALUATORS}, rounds)
+    print_speeds(f"Evaluation with metrics, sentences a second ({title}):", results)
+    return {"rounds": results}
+
+
+def measure_memory(job: contenders.Job, options: argparse.Namespace) -> list[dict[str, Any]]:
+    sizes = [(options.memory_sentences, None)]
+    sizes += [(options.memory_sentences // 10, (labels - 1) // 2) for labels in options.memory_labels]
+    results = [subprocesses.measure_memory(job, *size, options.model) for size in sizes]
+    names = contenders.EVALUATORS
+    rows = [
+        [f"{r['sentences']:,}", str(r["labels"]), *(f"{r[name]['peak_mib']:,.1f}" for name in names)] for r in results
+    ]
+    title = "Evaluation, peak memory in MiB above that before it (a tiny model):"
+    print_table(title, ("sentences", "labels", *names), rows)
+    return results
+
+
+def measure_start_up(job: contenders.Job, rounds: int) -> Results:
+    results = take_turns(subprocesses.start_ups(job), rounds)
+    pairs = [("NERTrial, warm", "run_ner, warm"), ("NERTrial, cold", "run_ner, cold")]
+    print_speeds("Seconds to the first optimizer step (warm: with filled caches):", results, "seconds", pairs=pairs)
+    print_speeds("The same, seconds of the processors:", results, "cpu_seconds", pairs=pairs)
+    return results
+
+
+def measure_scaling(job: contenders.Job, rounds: int) -> Results:
+    results = take_turns(subprocesses.scalings(job), rounds)
+    pairs = [("NERTrial, 2", "NERTrial, 1"), ("run_ner, 2", "run_ner, 1"), ("NERTrial, 2", "run_ner, 2")]
+    print_speeds("Sentences a second of 1 and 2 processes with a thread each (2 is perfect):", results, pairs=pairs)
+    return results
+
+
+def measure(options: argparse.Namespace, work_dir: Path) -> dict[str, Any]:
+    """Everything that was asked for; the sections that no size or precision changes once only."""
+    found: dict[str, Any] = {"command": sys.argv, "machine": describe_machine(), "training": {}, "evaluation": {}}
+    print(", ".join(f"{name} {value}" for name, value in found["machine"].items()))
+    files = [options.data / f"{split}.json" for split in ("train", "validation")]
+    label_names = sorted({tag for file in files for line in file.open() for tag in json.loads(line)["ner_tags"]})
+    models = {
+        size: contenders.make_model(options.model, size, label_names, work_dir / size) for size in options.model_size
+    }
+    sizes = itertools.product(options.model_size, options.precision, options.batch_size)
+    jobs = {
+        f"{size}, {precision}, batch {batch_size}": contenders.Job(
+            models[size], str(options.data.resolve()), str(work_dir), batch_size, options.batches,
+            precision=precision, overrides=tuple(options.config),
+        )
+        for size, precision, batch_size in sizes
+    }  # fmt: skip
+    first = next(iter(jobs.values()))
+    for title, job in jobs.items():
+        if "training" in options.only:
+            found["training"][title] = measure_training(job, options.rounds, title)
+        if "evaluation" in options.only:
+            found["evaluation"][title] = measure_evaluation(job, options.rounds, title)
+    if "memory" in options.only:
+        found["memory"] = measure_memory(first, options)
+    if "start-up" in options.only:
+        found["start-up"] = measure_start_up(first, options.rounds)
+    if "scaling" in options.only:
+        found["scaling"] = measure_scaling(first, options.rounds)
+    return found
+
+
+def main() -> None:
+    options = parse_arguments()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the processes that are started
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as folder:
+        datasets.config.HF_DATASETS_CACHE = Path(folder) / "datasets"
+        found = measure(options, Path(folder))
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

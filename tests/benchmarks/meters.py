@@ -1,0 +1,190 @@
+"""What is read while others work: steps and their parts, seconds, memory."""
+
+import contextlib
+import ctypes
+import functools
+import gc
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import psutil  # type: ignore[import-untyped]
+import torch
+import transformers
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+PARTS = ("data", "forward", "backward", "clipping", "optimizer")
+
+
+def now() -> float:
+    """Seconds, after all that was asked of a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class StepWatch:
+    """Times a training from its first forward pass to the end of its last optimizer step, and counts what it sees.
+
+    Args:
+        num_batches: Steps to time.
+        parts: Time the parts of each step too, which waits for a GPU at each of them.
+    """
+
+    def __init__(self, num_batches: int, *, parts: bool = False) -> None:
+        self.num_batches, self.with_parts = num_batches, parts
+        self.parts: dict[str, float] = defaultdict(float)
+        self.num_steps, self.num_padded_tokens = 0, 0
+        self.lengths: list[torch.Tensor] = []
+        self.within = False
+        """Whether a part is being timed: one within another is the other's."""
+        self.exits = contextlib.ExitStack()
+
+    @property
+    def done(self) -> bool:
+        return self.num_steps >= self.num_batches
+
+    def see(self, model: torch.nn.Module) -> None:
+        """Count the batches that the model is given."""
+        self.model = model
+        model.register_forward_pre_hook(self._on_forward, with_kwargs=True)
+
+    def _on_forward(self, _: Any, __: Any, batch: dict[str, torch.Tensor]) -> None:
+        if not self.lengths:
+            self.parts.clear()
+            self.started, self.cpu_started = now(), time.process_time()
+        self.lengths.append(batch["attention_mask"].sum(1))
+        self.num_padded_tokens += batch["attention_mask"].numel()
+
+    def _on_step(self, *_: Any) -> None:
+        if self.with_parts:
+            self.parts["optimizer"] += now() - self.step_started
+        self.num_steps += 1
+        if self.done:
+            self.seconds, self.cpu_seconds = now() - self.started, time.process_time() - self.cpu_started
+
+    def _before_step(self, *_: Any) -> None:
+        self.step_started = now()
+
+    def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*arguments: Any, **options: Any) -> Any:
+            if self.within or self.done:
+                return function(*arguments, **options)
+            self.within, started = True, now()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self.within = False
+                self.parts[part] += now() - started
+
+        return timed
+
+    def __enter__(self) -> "StepWatch":
+        self.exits.callback(register_optimizer_step_post_hook(self._on_step).remove)
+        if self.with_parts:
+            self.exits.callback(register_optimizer_step_pre_hook(self._before_step).remove)
+            for part, owner, name in (
+                ("data", _BaseDataLoaderIter, "__next__"),
+                ("forward", transformers.PreTrainedModel, "__call__"),
+                ("forward", torch.nn.functional, "cross_entropy"),
+                ("backward", torch.Tensor, "backward"),
+                ("clipping", torch.nn.utils, "clip_grad_norm_"),
+            ):
+                self.exits.enter_context(mock.patch.object(owner, name, self._timed(part, getattr(owner, name))))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.exits.close()
+
+    def results(self) -> dict[str, Any]:
+        lengths = torch.cat(self.lengths[: self.num_batches]).cpu().double()
+        rest = self.seconds - sum(self.parts[part] for part in PARTS)
+        milliseconds = {part: self.parts[part] for part in PARTS} | {"rest": rest}
+        return {
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "sentences": len(lengths),
+            "sentences_per_second": len(lengths) / self.seconds,
+            "tokens_per_second": float(lengths.sum()) / self.seconds,
+            "real_tokens": float(lengths.sum()) / self.num_padded_tokens,
+            "flops_per_second": count_flops(self.model, lengths) / self.seconds,
+            "step_milliseconds": {part: 1000 * s / self.num_batches for part, s in milliseconds.items()},
+        }
+
+
+def count_flops(model: Any, lengths: torch.Tensor) -> float:
+    """The arithmetic of training on sentences of so many tokens: 6 for each weight and token, and attention."""
+    config = getattr(model, "module", model).config
+    weights = sum(p.numel() for name, p in model.named_parameters() if "embeddings" not in name)
+    attention = 12 * config.num_hidden_layers * config.hidden_size * float((lengths**2).sum())
+    return 6 * weights * float(lengths.sum()) + attention
+
+
+def measure_matmul(precision: str) -> float:
+    """FLOP/s of the device's own matrix product: the best of ten."""
+    cuda = torch.cuda.is_available()
+    size, dtype = 8192 if cuda else 2048, torch.float32 if precision == "fp32" else torch.bfloat16
+    a, b = torch.randn(2, size, size, dtype=dtype, device="cuda" if cuda else "cpu")
+    seconds = []
+    for _ in range(10):
+        started = now()
+        a @ b
+        seconds.append(now() - started)
+    return 2 * size**3 / min(seconds)
+
+
+def anonymous_bytes() -> int:
+    """The process's own memory: without files that are mapped into it, such as cached data and libraries."""
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))
+
+
+class Meter:
+    """Measures what happens between `start` and `stop`.
+
+    Args:
+        memory: Look at the memory too, a hundred times a second.
+    """
+
+    def __init__(self, *, memory: bool = False) -> None:
+        self.with_memory = memory
+        self.stopped = threading.Event()
+        self.peak = 0
+
+    def start(self) -> None:
+        if self.with_memory:
+            gc.collect()
+            if sys.platform == "linux":
+                ctypes.CDLL(None).malloc_trim(0)  # memory that is free but kept would hide what is needed next
+            self.base = anonymous_bytes()
+            self.thread = threading.Thread(target=self._watch_memory, daemon=True)
+            self.thread.start()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self.gpu_base = torch.cuda.memory_allocated()
+        self.started, self.cpu_started = now(), time.process_time()
+
+    def _watch_memory(self) -> None:
+        while not self.stopped.wait(0.01):
+            self.peak = max(self.peak, anonymous_bytes())
+
+    def stop(self) -> None:
+        self.seconds, self.cpu_seconds = now() - self.started, time.process_time() - self.cpu_started
+        if self.with_memory:
+            self.peak = max(self.peak, anonymous_bytes())
+            self.stopped.set()
+            self.thread.join()
+
+    def results(self) -> dict[str, float]:
+        results: dict[str, float] = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+        if self.with_memory:
+            results["peak_mib"] = (self.peak - self.base) / 2**20
+        if torch.cuda.is_available():
+            results["peak_gpu_mib"] = (torch.cuda.max_memory_allocated() - self.gpu_base) / 2**20
+        return results

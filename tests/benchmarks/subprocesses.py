@@ -1,0 +1,166 @@
+"""What is measured in processes of their own: start-up, memory, and two processes against one.
+
+subprocesses.py train|evaluate CONTENDER JOB     is such a process; JOB as json
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from contenders import Job, evaluate, make_model, ner_trial_arguments, train
+
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parents[1]
+MARK = "RESULT "
+FIRST_STEP = "FIRST STEP"  # what first_step.py prints
+
+
+def start(command: Sequence[str], mark: str, folder: str, **environment: str) -> tuple[dict[str, float], str]:
+    """Start a process with caches in `folder`; seconds until it prints a line that begins with `mark`, and the line.
+
+    Beside the clock's are the processors' seconds, user's and system's, which other work on the machine sways less.
+    """
+    caches = {"HF_HOME": folder, "HF_DATASETS_CACHE": f"{folder}/datasets", "XDG_DATA_HOME": folder}
+    path = os.pathsep.join((str(PROJECT), str(HERE)))
+    with tempfile.TemporaryFile("w+") as errors:
+        started, cpu_started = time.perf_counter(), cpu_seconds_of_children()
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=PROJECT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, **caches, **environment},
+        )
+        with process:
+            for line in process.stdout or ():
+                if line.startswith(mark):
+                    seconds = time.perf_counter() - started
+                    process.communicate()
+                    return {"seconds": seconds, "cpu_seconds": cpu_seconds_of_children() - cpu_started}, line
+        errors.seek(0)
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {errors.read()[-20000:]}")
+
+
+def cpu_seconds_of_children() -> float:
+    """Of those that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def start_ups(job: Job) -> dict[str, Callable[[int], dict[str, float]]]:
+    """Seconds from the start of a process to its first optimizer step, with empty caches and with filled ones."""
+    one = replace(job, num_batches=1)
+
+    def start_up(name: str, cache: str) -> Callable[[int], dict[str, float]]:
+        warm = f"{job.work_dir}/start-up {name}"
+
+        def measure(_: int) -> dict[str, float]:
+            script = [str(PROJECT / "train.py"), *ner_trial_arguments(one)]
+            if name != "NERTrial":
+                script = [str(HERE / "run_ner_like.py"), "--model", job.model_dir, "--data", job.data_dir]
+                script += ["--output-dir", tempfile.mkdtemp(dir=job.work_dir), "--max-steps", "1"]
+            folder = warm if cache == "warm" else tempfile.mkdtemp(dir=job.work_dir)
+            command = [str(HERE / "first_step.py"), *script]
+            if cache == "warm" and not Path(warm).exists():
+                start(command, FIRST_STEP, folder)
+            seconds, _line = start(command, FIRST_STEP, folder)
+            if cache == "cold":
+                shutil.rmtree(folder)
+            return seconds
+
+        return measure
+
+    return {f"{name}, {cache}": start_up(name, cache) for cache in ("warm", "cold") for name in ("NERTrial", "run_ner")}
+
+
+def scalings(job: Job) -> dict[str, Callable[[int], dict[str, float]]]:
+    """Training in one process and in two, each with a thread of its own and batches of the same size."""
+
+    def scaling(name: str, num_processes: int) -> Callable[[int], dict[str, float]]:
+        def measure(index: int) -> dict[str, float]:
+            part = replace(job, num_processes=num_processes, seed=job.seed + index)
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+            command = [*(launcher if num_processes > 1 else []), *child_arguments("train", name, part)]
+            _, line = start(command, MARK, f"{job.work_dir}/scaling", OMP_NUM_THREADS="1")
+            seconds = json.loads(line.removeprefix(MARK))["seconds"]
+            return {"seconds": seconds, "sentences_per_second": part.num_sentences / seconds}
+
+        return measure
+
+    return {f"{name}, {n}": scaling(name, n) for name in ("NERTrial", "run_ner") for n in (1, 2)}
+
+
+def measure_memory(job: Job, num_sentences: int, num_types: int | None, model_dir: str) -> dict[str, Any]:
+    """Each contender's evaluation of so many sentences in a fresh process, with a tiny model.
+
+    Args:
+        job: Whose data is repeated.
+        num_sentences: Of the validation split, repeated.
+        num_types: Entity types to rename those of the data to; None keeps them.
+        model_dir: Whose tokenizer the tiny model has.
+    """
+    with tempfile.TemporaryDirectory(dir=job.work_dir) as folder:
+        label_names = repeat_data(Path(job.data_dir), Path(folder), num_sentences, num_types)
+        model = make_model(model_dir, "tiny", label_names, Path(folder) / "model")
+        part = replace(job, data_dir=folder, model_dir=model, work_dir=folder)
+        results: dict[str, Any] = {"sentences": num_sentences, "labels": len(label_names)}
+        for name in ("NERTrial", "run_ner"):
+            _, line = start(child_arguments("evaluate", name, part), MARK, folder)
+            results[name] = json.loads(line.removeprefix(MARK))
+        return results
+
+
+def repeat_data(source: Path, target: Path, num_sentences: int, num_types: int | None) -> list[str]:
+    """Write a validation split of so many sentences, and a short training split that has all labels; return these."""
+    chance = random.Random(0)
+
+    def rename(tags: list[str]) -> list[str]:
+        if num_types is None:
+            return tags
+        kind, renamed = 0, []
+        for tag in tags:
+            kind = kind if tag.startswith("I-") else chance.randrange(num_types)
+            renamed.append(tag if tag == "O" else f"{tag[:2]}type{kind}")
+        return renamed
+
+    def read(split: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (source / f"{split}.json").read_text().splitlines()]
+
+    rows = {split: read(split) for split in ("train", "validation")}
+    rows["validation"] = [rows["validation"][i % len(rows["validation"])] for i in range(num_sentences)]
+    rows = {split: [{**row, "ner_tags": rename(row["ner_tags"])} for row in part] for split, part in rows.items()}
+    label_names = sorted({tag for part in rows.values() for row in part for tag in row["ner_tags"]})
+    if num_types is not None:
+        label_names = sorted({"O", *(f"{mark}-type{kind}" for mark in "BI" for kind in range(num_types))})
+    everything = {"tokens": label_names, "ner_tags": label_names}
+    rows["train"] = [{**rows["train"][0], **everything}, *rows["train"][:64]]
+    for split, part in rows.items():
+        (target / f"{split}.json").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return label_names
+
+
+def child_arguments(what: str, name: str, job: Job) -> list[str]:
+    return [str(HERE / "subprocesses.py"), what, name, json.dumps(asdict(job))]
+
+
+def main() -> None:
+    what, name, text = sys.argv[1:]
+    fields = json.loads(text)
+    job = Job(**{**fields, "overrides": tuple(fields["overrides"])})
+    result = train(name, job) if what == "train" else evaluate(name, job, memory=True)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(MARK + json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

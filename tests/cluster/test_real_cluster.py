@@ -1,0 +1,196 @@
+"""On a real Determined 0.38 cluster: the sample is trained, paused, spread over slots and searched, its model used.
+
+`make test-cluster` runs this where DET_MASTER names a master, with the credentials that `det` takes: DET_USER and
+DET_PASS, or what `det user login` left. The four experiments take minutes each; the first container takes longer,
+since startup-hook.sh downloads packages.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import PROJECT
+from determined.common.api import bindings
+from determined.experimental import client
+
+from transformer_trial.trial import allow_determined_checkpoints
+
+if "DET_MASTER" not in os.environ:
+    pytest.skip("DET_MASTER names no cluster", allow_module_level=True)
+
+LIMIT_SECONDS = 3600
+"""For each thing that is waited for: a job may have to queue for its slots, and for an image to be pulled."""
+
+ENDED = {getattr(client.ExperimentState, name) for name in ("COMPLETED", "CANCELED", "ERROR", "DELETED")}
+
+SAMPLE = ("sample/ner_config.yaml", "scheduling_unit=10")
+"""Reports every 10 batches, and looks as often whether it is to pause."""
+
+SEARCH = (
+    "ner_search.yaml", "searcher.max_trials=4", "searcher.max_time=640", "min_validation_period.batches=40",
+    "hyperparameters.pretrained_model_name_or_path=sample/model", "hyperparameters.use_pretrained_weights=false",
+    "hyperparameters.learning_rate.minval=-3.5", "hyperparameters.learning_rate.maxval=-2.5", "data.dataset_name=null",
+    "data.train_file=sample/data/train.json", "data.validation_file=sample/data/validation.json",
+)  # fmt: skip
+"""The shipped search, with the sample's model and data: rungs at 40, 160 and 640 batches."""
+
+Submit = Callable[..., client.Experiment]
+
+
+@pytest.fixture(scope="module")
+def compute_pool() -> Any:
+    """The pool of slots that jobs get by default; fails where no master answers or it refuses the credentials."""
+    try:
+        client.login()
+        pools = bindings.get_GetResourcePools(client._get_singleton_session()).resourcePools or []
+        return next(pool for pool in pools if pool.defaultComputePool)
+    except Exception as error:
+        problem = f"no cluster at DET_MASTER={os.environ['DET_MASTER']}: {type(error).__name__}: {error}"
+    pytest.fail(problem, pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def submit(compute_pool: Any) -> Iterator[Submit]:
+    """Creates an experiment as a user does, with `det`; what has not ended when the tests have is killed."""
+    submitted: list[client.Experiment] = []
+
+    def submit(file: str, *overrides: str) -> client.Experiment:
+        options = [option for override in overrides for option in ("--config", override)]
+        command = [str(Path(sys.executable).parent / "det"), "experiment", "create", *options, file, "."]
+        result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+        created = re.search(r"^Created experiment (\d+)", result.stdout, flags=re.MULTILINE)
+        assert created, result.stdout + result.stderr
+        submitted.append(client.get_experiment(int(created[1])))
+        return submitted[-1]
+
+    yield submit
+    for experiment in submitted:
+        experiment.reload()
+        if experiment.state not in ENDED:
+            experiment.kill()
+
+
+def wait_until(experiment: client.Experiment, reached: Callable[[], bool], what: str) -> None:
+    """Wait for something that happens while an experiment goes on; shows its trials' last log lines if it does not."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not reached():
+        experiment.reload()
+        if (experiment.state in ENDED and not reached()) or time.monotonic() > deadline:
+            for trial in experiment.list_trials():
+                print(f"--- Trial {trial.id} is {trial.state}. Its last lines:\n{''.join(trial.iter_logs(tail=60))}")
+            pytest.fail(f"experiment {experiment.id} is {experiment.state}, and should have {what}")
+        time.sleep(1)
+
+
+def completed(experiment: client.Experiment) -> client.Experiment:
+    wait_until(experiment, lambda: experiment.state == client.ExperimentState.COMPLETED, "completed")
+    return experiment
+
+
+@pytest.fixture(scope="module")
+def straight(submit: Submit) -> client.Experiment:
+    """The sample's experiment, trained without interruption."""
+    return completed(submit(*SAMPLE))
+
+
+def reports(experiment: client.Experiment, group: str = "validation") -> dict[int, dict[str, Any]]:
+    """What the master keeps of the only trial's metrics, by batches trained."""
+    (trial,) = experiment.list_trials()
+    return {report.steps_completed: report.metrics for report in trial.iter_metrics(group)}
+
+
+def final(experiment: client.Experiment) -> dict[str, Any]:
+    """Metrics of the last validation."""
+    return max(reports(experiment).items())[1]
+
+
+def newest_weights(experiment: client.Experiment, folder: Path) -> dict[str, torch.Tensor]:
+    """The model's weights in the last checkpoint."""
+    (newest,) = experiment.list_checkpoints(client.CheckpointSortBy.BATCH_NUMBER, client.OrderBy.DESC, max_results=1)
+    path = Path(newest.download(str(folder / newest.uuid)))
+    allow_determined_checkpoints()
+    state = torch.load(path / "state_dict.pth", map_location="cpu", weights_only=True)
+    return state["models_state_dict"][0]
+
+
+def test_the_sample_trains_and_the_master_has_its_metrics_and_checkpoints(straight: client.Experiment) -> None:
+    assert final(straight)["f1"] >= 0.9
+    assert final(straight)["validation_loss"] < 0.5
+    assert max(reports(straight)) == max(reports(straight, "training")) == 756  # 12 epochs of 1,000 sentences by 16
+    checkpoints = straight.list_checkpoints()
+    assert checkpoints
+    assert {checkpoint.state for checkpoint in checkpoints} == {client.CheckpointState.COMPLETED}
+    assert all("model/config.json" in checkpoint.resources for checkpoint in checkpoints)
+
+
+def test_its_best_checkpoint_holds_a_model_that_tags_text(straight: client.Experiment, tmp_path: Path) -> None:
+    (best,) = straight.list_checkpoints(max_results=1)
+    folder = Path(best.download(str(tmp_path / best.uuid))) / "model"
+    names = transformers.AutoModelForTokenClassification.from_pretrained(folder).config.label2id.keys()
+    command = [sys.executable, "ner_predict.py", "--model", str(folder), "--input", "-", "--output", "-"]
+    text = "Ada Lovelace lived in London .\n"
+    result = subprocess.run(command, cwd=PROJECT, input=text, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    row = json.loads(result.stdout)
+    assert row["tokens"] == text.split()
+    assert len(row["tags"]) == len(row["tokens"]) and set(row["tags"]) <= names
+
+
+def has_left_its_container(trial: client.Trial) -> bool:
+    session = client._get_singleton_session()
+    task = bindings.get_GetTask(session, taskId=bindings.get_GetTrial(session, trialId=trial.id).trial.taskId).task
+    return all(allocation.endTime for allocation in task.allocations)
+
+
+def test_a_run_that_was_paused_ends_as_one_that_was_not(
+    straight: client.Experiment, submit: Submit, compute_pool: Any, tmp_path: Path
+) -> None:
+    experiment = submit(*SAMPLE)
+    wait_until(experiment, lambda: bool(experiment.list_trials() and reports(experiment, "training")), "trained")
+    experiment.pause()
+    (trial,) = experiment.list_trials()
+    # Until then the trial may still write its checkpoint; and the master might take its end for that of the training.
+    wait_until(experiment, lambda: has_left_its_container(trial), "paused")
+    assert 0 < max(reports(experiment, "training")) < 756, "it was over before it could be paused"
+    experiment.activate()
+    completed(experiment)
+
+    expected, found = (newest_weights(run, tmp_path) for run in (straight, experiment))
+    assert found.keys() == expected.keys()
+    vectors = [torch.cat([weights[name].double().flatten() for name in expected]) for weights in (expected, found)]
+    distance = float((vectors[1] - vectors[0]).norm() / vectors[0].norm())
+    # CPUs repeat a training bit for bit; GPUs add in an order of their own each time.
+    on_cpu = compute_pool.slotType == bindings.devicev1Type.CPU
+    assert distance == 0 if on_cpu else distance < 0.05
+    assert reports(experiment).keys() == reports(straight).keys()
+    for name in ("f1", "validation_loss"):
+        assert final(experiment)[name] == pytest.approx(final(straight)[name], rel=1e-6 if on_cpu else 0.05)
+
+
+def test_two_slots_learn_what_one_does(straight: client.Experiment, submit: Submit, compute_pool: Any) -> None:
+    num_slots = max(compute_pool.slotsAvailable, compute_pool.maxAgents * (compute_pool.slotsPerAgent or 0))
+    if num_slots < 2:
+        pytest.skip(f"the cluster's default pool has {num_slots} slots")
+    experiment = completed(submit(*SAMPLE, "resources.slots_per_trial=2"))
+    assert reports(experiment).keys() == reports(straight).keys(), "another number of batches"
+    # Not equal: each slot drops units of its own. Seeds differ by 0.02.
+    assert final(experiment)["f1"] == pytest.approx(final(straight)["f1"], abs=0.03)
+
+
+def test_the_search_tries_four_trials_and_names_the_best(submit: Submit) -> None:
+    experiment = completed(submit(*SEARCH))
+    trials = experiment.list_trials()
+    assert len({trial.hparams["learning_rate"] for trial in trials}) == 4
+    highest = max(max(report.metrics["f1"] for report in trial.iter_metrics("validation")) for trial in trials)
+    assert highest > 0.1, "nothing was learned"
+    (best,) = experiment.list_checkpoints(max_results=1)
+    assert best.training.validation_metrics["avgMetrics"]["f1"] == pytest.approx(highest)

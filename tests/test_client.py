@@ -1,0 +1,258 @@
+"""What the real `det` client hands over for an experiment: the configuration as written, and all a trial needs."""
+
+import base64
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PROJECT
+from determined.common import util
+
+SECONDS = 120
+"""After which a process that a test started is killed; each needs about a tenth of that."""
+
+NEEDED = (
+    "ner_*.py", "train.py", "transformer_trial/*.py", "requirements.txt", "startup-hook.sh", "ner_config.yaml",
+    "ner_search.yaml", "sample/ner_config.yaml", "sample/data/*", "sample/model/*",
+)  # fmt: skip
+"""The project's files that a trial, its search, or the sample's trial reads: these travel, and no others."""
+
+DATA = (
+    "mine.csv", "words.conll", "notes.json", "data/train.csv", "data/train.json.gz", "data/deep/er/dev.conll",
+    "data/tests/test.conll", "data/outputs/train.parquet", "data/figures/a.tsv", "data/checkpoints/b.json",
+    "data/constraints.txt", "data/sample/grammar.txt", ".data/hidden.json",
+)  # fmt: skip
+"""Data files of a user, in folders of all sorts of names."""
+
+JUNK = (
+    ".git/config", ".venv/lib/torch.py", ".venv-cluster/lib/torch.py", ".hypothesis/v", ".pytest_cache/v",
+    ".mypy_cache/v", ".ruff_cache/v", "__pycache__/ner_trial.cpython-311.pyc", "data/__pycache__/reader.pyc",
+    "transformer_trial/__pycache__/run.cpython-311.pyc", "determined_ner.egg-info/PKG-INFO",
+    "outputs/run/model/model.safetensors", "outputs/run/checkpoints/determined/uuid/state_dict.pth",
+    "checkpoints/uuid/state_dict.pth",
+)  # fmt: skip
+"""What tools and runs leave behind; `det checkpoint download` writes to checkpoints/."""
+
+EXPERIMENT: dict[str, object] = {
+    "id": 7, "name": "stand-in", "state": "STATE_ACTIVE", "archived": False, "config": {}, "originalConfig": "",
+    "jobId": "job", "numTrials": 1, "projectId": 1, "projectOwnerId": 1, "searcherType": "single",
+    "startTime": "2026-01-01T00:00:00Z", "username": "ada",
+}  # fmt: skip
+TRIAL: dict[str, object] = {
+    "id": 9, "experimentId": 7, "hparams": {}, "restarts": 0, "startTime": "2026-01-01T00:00:00Z",
+    "state": "STATE_ACTIVE", "totalBatchesProcessed": 0,
+}  # fmt: skip
+LOG_LINE = "a line of the trial's log"
+LOG: dict[str, object] = {
+    "id": "1", "level": "LOG_LEVEL_INFO", "message": f"{LOG_LINE}\n", "trialId": 9,
+    "timestamp": "2026-01-01T00:00:00Z",
+}  # fmt: skip
+ANSWERS = {
+    "GET /info": {"version": "0.38.1", "cluster_id": "cluster", "master_id": "master"},
+    "POST /api/v1/auth/login": {"token": "planted", "user": {"username": "ada", "admin": False, "active": True}},
+    "POST /api/v1/experiments": {"experiment": EXPERIMENT, "config": {}},
+    "GET /api/v1/experiments/7/trials": {"trials": [TRIAL], "pagination": {"total": 1, "endIndex": 1}},
+    "GET /api/v1/trials/9/logs": {"result": LOG},  # a line of a stream
+}
+"""All that the client asks for when it creates an experiment and follows its log."""
+
+
+@dataclass
+class StandInMaster:
+    """Stands in for Determined's master, which cannot be had here: answers the client, and keeps what it sent."""
+
+    refusal: str = ""
+    """Why an experiment is refused, as the master does with a configuration that it finds invalid."""
+    received: list[tuple[str, Mapping[str, str], Any]] = field(default_factory=list)
+    """Request line, headers and body of each request."""
+
+    def answer(self, request: str, headers: Mapping[str, str], body: Any) -> tuple[int, Any]:
+        self.received.append((request, headers, body))
+        if request not in ANSWERS:
+            return 404, {"message": f"The stand-in has no answer to {request}."}
+        if request == "POST /api/v1/experiments" and self.refusal:
+            return 400, {"code": 3, "message": self.refusal}
+        return 200, ANSWERS[request]
+
+    def experiment(self) -> dict[str, Any]:
+        """Body of the only request for an experiment."""
+        (body,) = (body for request, _, body in self.received if request == "POST /api/v1/experiments")
+        return body
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[str]:
+        """Answer on loopback; yields the address."""
+        master = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                request = f"{self.command} {self.path.partition('?')[0]}"
+                status, found = master.answer(request, dict(self.headers), json.loads(sent or "null"))
+                content = json.dumps(found).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_POST = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            try:
+                yield f"http://127.0.0.1:{server.server_port}"
+            finally:
+                server.shutdown()
+
+
+def run(command: list[str], folder: Path, home: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command that finds a home of its own, and nothing of Determined but these variables."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DET_", "XDG_"))}
+    environment = inherited | {"HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **variables}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
+
+
+def create(master: StandInMaster, project: Path, home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`det experiment create ...` by somebody who has a name and a password on the stand-in."""
+    det = str(Path(sys.executable).parent / "det")
+    with master.listening() as address:
+        return run(
+            [det, "experiment", "create", *arguments], project, home,
+            DET_MASTER=address, DET_USER="ada", DET_PASS="Lovelace1815",
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[str]:
+    """The project's files, as git knows them, and its modules that are not in git yet."""
+    if not (PROJECT / ".git").exists():
+        pytest.skip("not a git checkout: which files are the project's is unknown")
+    git = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
+    new_modules = ["--others", "--exclude-standard", "ner_*.py", "transformer_trial/*.py"]
+    listings = [subprocess.check_output(command, cwd=PROJECT, text=True) for command in (git, git + new_modules)]
+    return [name for name in "".join(listings).split("\0") if name and (PROJECT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def project(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project as somebody has it who has worked with it: with data, environments and outputs."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in (*DATA, *JUNK, *tracked):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((PROJECT / name).read_bytes() if name in tracked else b"planted")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sample(project: Path, home: Path) -> StandInMaster:
+    """A master that got the sample's experiment."""
+    master = StandInMaster()
+    result = create(master, project, home, "-f", "sample/ner_config.yaml", ".")
+    assert result.returncode == 0, result.stderr
+    assert (home / ".config" / "determined" / "auth.json").exists(), "the client used another home"
+    assert "Created experiment 7" in result.stdout
+    assert LOG_LINE in result.stdout, "-f shows the log"
+    return master
+
+
+@pytest.fixture(scope="module")
+def upload(sample: StandInMaster) -> dict[str, bytes]:
+    """The files of the sample's experiment, by path."""
+    files = (file for file in sample.experiment()["modelDefinition"] if chr(file["type"]) == "0")
+    return {file["path"]: base64.b64decode(file["content"]) for file in files}
+
+
+def test_the_client_asks_for_what_the_stand_in_answers_and_no_more(sample: StandInMaster) -> None:
+    assert [request for request, _, _ in sample.received] == list(ANSWERS)
+    bearers = [headers.get("Authorization") for request, headers, _ in sample.received if "experiments" in request]
+    assert bearers == ["Bearer planted"] * 2
+
+
+def test_the_sample_arrives_as_it_is_written(sample: StandInMaster) -> None:
+    written = (PROJECT / "sample" / "ner_config.yaml").read_text()
+    assert util.safe_load_yaml_with_exceptions(sample.experiment()["config"]) == (
+        util.safe_load_yaml_with_exceptions(written)
+    )
+    assert sample.experiment()["activate"] is True
+
+
+@pytest.mark.parametrize("file", ["ner_config.yaml", "ner_search.yaml"])
+def test_a_configuration_arrives_as_it_is_written_but_for_what_is_overridden(
+    file: str, project: Path, home: Path, upload: dict[str, bytes]
+) -> None:
+    master = StandInMaster()
+    result = create(
+        master, project, home, "--config", "data.dataset_name=null", "--config", "data.train_file=data/train.csv",
+        "--config", "reproducibility.experiment_seed=7", file, ".",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    expected = util.safe_load_yaml_with_exceptions((PROJECT / file).read_text())
+    expected["data"] |= {"dataset_name": None, "train_file": "data/train.csv"}
+    expected["reproducibility"]["experiment_seed"] = 7
+    assert util.safe_load_yaml_with_exceptions(master.experiment()["config"]) == expected
+    paths = {file["path"] for file in master.experiment()["modelDefinition"] if chr(file["type"]) == "0"}
+    assert paths == upload.keys()
+
+
+def test_the_upload_holds_what_a_trial_needs_and_the_users_data_and_nothing_else(
+    upload: dict[str, bytes], project: Path, tracked: list[str]
+) -> None:
+    found = {pattern: {str(path.relative_to(project)) for path in project.glob(pattern)} for pattern in NEEDED}
+    assert all(found.values()), f"a pattern that fits no file: {found}"
+    needed = set().union(*found.values()) & set(tracked)
+    assert set(upload) == {*needed, *DATA}
+    assert all(upload[name] == (PROJECT / name).read_bytes() for name in needed)
+    assert all(upload[name] == b"planted" for name in DATA)
+
+
+def test_the_upload_is_small(upload: dict[str, bytes], sample: StandInMaster) -> None:
+    assert sum(map(len, upload.values())) < 2**20
+    assert len(json.dumps(sample.experiment())) < 1.5 * 2**20  # base64, as it is sent
+
+
+def test_what_is_uploaded_is_enough_to_train(sample: StandInMaster, tmp_path: Path, home: Path) -> None:
+    for file in sample.experiment()["modelDefinition"]:  # folders come before what they hold
+        path = tmp_path / "model_def" / file["path"]
+        if chr(file["type"]) == "5":
+            path.mkdir(parents=True)
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(base64.b64decode(file["content"]))
+            path.chmod(file["mode"] & 0o777)
+    caches = {"HF_HOME": str(tmp_path / "cache"), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    for command in (
+        ["bash", "-c", "set -e; source startup-hook.sh"],  # as the container does; nothing is missing here
+        [sys.executable, "train.py", "sample/ner_config.yaml", "--test", "--output-dir", str(tmp_path / "run")],
+    ):
+        result = run(
+            command, tmp_path / "model_def", home,
+            DET_PYTHON_EXECUTABLE=sys.executable, PIP_NO_INDEX="1", PYTHONPATH="", **caches,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_a_refused_experiment_ends_in_the_masters_reason(project: Path, home: Path) -> None:
+    master = StandInMaster(refusal="invalid experiment configuration: searcher.metric must be set")
+    result = create(master, project, home, "ner_config.yaml", ".")
+    assert result.returncode == 1
+    assert master.refusal in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Created" not in result.stdout

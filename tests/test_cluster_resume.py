@@ -1,0 +1,223 @@
+"""Going on from a checkpoint on a cluster, starting from another experiment's, and both across the two stacks."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import PROJECT, SAMPLE_DATA, read_metrics
+from determined import core, pytorch
+from determined.exec import harness
+from test_callbacks import checkpoint_of, script_f1
+from test_distributed import train as train_with_torchrun
+from test_resume import checkpoints_of, load_state
+from test_run import StandInTrainContext, stand_in_cluster
+
+from ner_trial import NERTrial
+from transformer_trial import run as run_module
+from transformer_trial.parsing import TrialError
+
+FIXTURES = PROJECT / "tests" / "fixtures" / "checkpoints"
+STACKS = ["cluster", "current"]
+
+Reports = list[tuple[str, int, dict[str, Any]]]
+
+
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """13 batches, 8 an epoch and 3 a step, grouped by length, with dropout and a cosine schedule."""
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setattr(run_module, "set_up_logging", lambda on_cluster: None)
+    config = yaml.safe_load((FIXTURES / "config.yaml").read_text())
+    return {**config, "scheduling_unit": 4, "checkpoint_policy": "none"}
+
+
+def run_on_stand_in(
+    config: dict[str, Any],
+    folder: Path,
+    checkpoint: Path | None = None,
+    steps_completed: int = 0,
+    *,
+    preempted_at: int | None = None,
+    as_script: bool = False,
+    trial_id: int = 1,
+) -> Reports:
+    """Train as a task of a cluster whose master is a stand-in; returns what it was told.
+
+    The master preempts the task at the first period that ends with the batch `preempted_at`.
+    """
+    trials: list[NERTrial] = []
+    reports: Reports = []
+
+    class KeptTrial(NERTrial):
+        def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
+            super().__init__(context)
+            trials.append(self)
+
+    KeptTrial.__module__ = "ner_trial"
+
+    def report(self: Any, group: str, steps_completed: int, metrics: dict[str, Any], *_: Any) -> None:
+        reports.append((group, steps_completed, metrics))
+
+    with pytest.MonkeyPatch.context() as patch, stand_in_cluster(config, folder, patch) as info:
+        info.latest_checkpoint = None if checkpoint is None else str(checkpoint)
+        info.trial._steps_completed = steps_completed
+        info.trial.trial_id = trial_id
+        patch.setattr(StandInTrainContext, "_trial_id", trial_id)
+        patch.setattr(core.DummyTrainContext, "_report_trial_metrics", report)
+        patch.setattr(
+            core.DummyPreemptContext, "should_preempt", lambda *_, **__: trials[0].batches_trained == preempted_at
+        )
+        if as_script:
+            run_module.run(KeptTrial, [])
+        else:
+            harness._run_pytorch_trial(KeptTrial, info, config["entrypoint"])
+    return reports
+
+
+def assert_same_end(checkpoint: Path, expected: Path) -> None:
+    """Weights, optimizer and schedule are the same, bit for bit."""
+    state, expected_state = load_state(checkpoint), load_state(expected)
+    for key in ("models_state_dict", "optimizers_state_dict", "lr_schedulers_state_dict"):
+        torch.testing.assert_close(state[key], expected_state[key], rtol=0, atol=0)
+
+
+# ------------------------------------------------------------------------------------------------------- on a cluster
+
+
+@pytest.mark.parametrize("as_script", [False, True], ids=["trial-class", "script"])
+@pytest.mark.parametrize(
+    "batches",
+    [
+        pytest.param(4, id="after-a-report-amid-an-accumulation"),
+        pytest.param(5, id="after-a-validation-amid-an-accumulation"),
+        pytest.param(8, id="after-an-epoch"),
+        pytest.param(12, id="after-a-step"),
+        pytest.param(13, id="after-the-last-batch-before-its-validation"),
+    ],
+)
+def test_a_preempted_trial_ends_like_one_that_never_was(
+    config: dict[str, Any], tmp_path: Path, batches: int, as_script: bool
+) -> None:
+    expected = run_on_stand_in(config, tmp_path / "whole", as_script=as_script)
+    assert [line[:2] for line in expected if line[0] == "validation"] == [("validation", n) for n in (5, 10, 13)]
+    before = run_on_stand_in(config, tmp_path / "begun", preempted_at=batches, as_script=as_script)
+    assert before[-1][1] == batches
+    begun = checkpoint_of(tmp_path / "begun")
+    after = run_on_stand_in(config, tmp_path / "resumed", begun, batches, as_script=as_script)
+    assert before + after == expected
+    assert_same_end(checkpoint_of(tmp_path / "resumed"), checkpoint_of(tmp_path / "whole"))
+
+
+def test_a_warm_start_trains_like_a_run_of_the_exported_model(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    better = [0.1, 0.2, 0.3, 0.4]
+    script_f1(monkeypatch, [0.9, 0.8, 0.7, *better, *better])  # what the first run is like has to be forgotten
+    config["searcher"] |= {"metric": "f1", "smaller_is_better": False}
+    source = run_on_stand_in(config, tmp_path / "source")
+    checkpoint = checkpoint_of(tmp_path / "source")
+    config |= {"perform_initial_validation": True, "reproducibility": {"experiment_seed": 8}}
+    config["hyperparameters"] |= {"early_stopping_patience": 1}
+    reports = run_on_stand_in(config, tmp_path / "warm", checkpoint, trial_id=2)
+    assert reports[0][2]["validation_loss"] == source[-1][2]["validation_loss"]
+    config["hyperparameters"]["pretrained_model_name_or_path"] = str(checkpoint / "model")
+    assert reports == run_on_stand_in(config, tmp_path / "fresh", trial_id=3)
+    rates = [metrics["learning_rate"] for group, _, metrics in reports if group == "training"]
+    assert reports[-1][1] == 13 and rates[0] == 0.01 > rates[-1]
+    assert_same_end(checkpoint_of(tmp_path / "warm"), checkpoint_of(tmp_path / "fresh"))
+
+
+def rename_tags(config: dict[str, Any], folder: Path, **names: str) -> None:
+    """Train on the sample with other names for some entity types; an empty one leaves them out."""
+    for split in ("train", "validation"):
+        text = (SAMPLE_DATA / f"{split}.json").read_text()
+        for old, new in names.items():
+            for prefix in "BI":
+                text = text.replace(f'"{prefix}-{old}"', f'"{prefix}-{new}"' if new else '"O"')
+        (folder / f"{split}.json").write_text(text)
+        config["data"][f"{split}_file"] = str(folder / f"{split}.json")
+
+
+@pytest.mark.parametrize("steps_completed", [5, 0], ids=["resume", "warm-start"])
+@pytest.mark.parametrize("change", ["layers", "fewer-labels", "other-labels"])
+def test_the_checkpoint_of_another_model_is_refused(
+    config: dict[str, Any], tmp_path: Path, tiny_model: Path, change: str, steps_completed: int
+) -> None:
+    if change == "layers":
+        config["hyperparameters"]["pretrained_model_name_or_path"] = str(tiny_model)
+    else:
+        rename_tags(config, tmp_path, **({"MISC": ""} if change == "fewer-labels" else {"MISC": "ANY"}))
+    with pytest.raises(TrialError, match="The checkpoint is of another model"):
+        run_on_stand_in(config, tmp_path / "run", FIXTURES / "current", steps_completed)
+
+
+# --------------------------------------------------------------------------------------------------- across the stacks
+
+
+@pytest.fixture
+def safely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch read nothing but plain data and what was allowed by name, whatever it is asked for."""
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+
+
+@pytest.fixture
+def train_py(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """Train the fixtures' configuration off cluster, into the folder of a name, and return that."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # which train.py sets, to be set back
+
+    def train_py(name: str, *arguments: str) -> Path:
+        run_module.run(NERTrial, [str(FIXTURES / "config.yaml"), "--output-dir", str(tmp_path / name), *arguments])
+        return tmp_path / name
+
+    return train_py
+
+
+@pytest.mark.usefixtures("config", "safely")
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_checkpoint_of_either_stack_goes_on_exactly(
+    train_py: Callable[..., Path], tmp_path: Path, stack: str
+) -> None:
+    whole = train_py("whole")
+    shutil.copytree(FIXTURES / stack, tmp_path / "cut" / "checkpoints" / "determined" / "fixture")
+    cut = train_py("cut", "--resume", "auto")
+    for group, batches in {"training": [10, 13], "validation": [10, 13]}.items():
+        lines = read_metrics(cut, group)
+        assert [line["batches"] for line in lines] == batches
+        assert lines == read_metrics(whole, group)[1:]
+    assert_same_end(checkpoints_of(cut)[-1], checkpoints_of(whole)[-1])
+
+
+def assert_loads_alone(checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Determined's loader gives the trial with these weights where neither data nor model are in reach."""
+    monkeypatch.chdir(folder)  # the configuration's paths are relative
+    trial: Any = pytorch.load_trial_from_checkpoint_path(
+        str(checkpoint), trial_class=NERTrial, torch_load_kwargs={"map_location": "cpu"}
+    )
+    (weights,) = load_state(checkpoint)["models_state_dict"]
+    found = trial.model.state_dict()
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+    labels = json.loads((FIXTURES / "model" / "config.json").read_text())["id2label"]
+    assert trial.label_list == list(labels.values()) and trial.label_scheme == "IOB2"
+
+
+@pytest.mark.usefixtures("safely")
+@pytest.mark.parametrize("stack", STACKS)
+def test_determined_loads_a_checkpoint_of_either_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: str
+) -> None:
+    assert_loads_alone(FIXTURES / stack, tmp_path, monkeypatch)
+
+
+@pytest.mark.usefixtures("safely")
+def test_determined_loads_a_checkpoint_of_two_slots(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "two"
+    train_with_torchrun(config, folder, 2, "--batches", "2")
+    (checkpoint,) = checkpoints_of(folder / "run")
+    assert_loads_alone(checkpoint, tmp_path, monkeypatch)

@@ -1,0 +1,364 @@
+"""A task's container, as far as it can be had without one: its start, folders that are not writable, a shared cache.
+
+Root may write anywhere, as few users of a container may: what is not to be written is, for root too, once a process has
+given up that right of root's (CAP_DAC_OVERRIDE).
+"""
+
+import base64
+import ctypes
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+import transformers
+from conftest import PROJECT, SAMPLE_DATA, SAMPLE_MODEL
+from determined.common import context
+from test_security import RUN_CASES, YAML, Outcome, copy_project
+from test_startup_hook import CLUSTER_IMAGE, WITH_TRANSFORMERS_4, Workshop, assert_one_message
+from test_startup_hook import workshop as workshop  # a fixture
+
+import ner_data
+import ner_utils
+
+SECONDS = 120
+"""After which a process that hangs is killed; each needs about a tenth of that."""
+
+FONTS = matplotlib.get_cachedir()
+"""Where Matplotlib keeps its list of fonts, which takes seconds to make."""
+
+TOKEN = "hf_" + "PlantedByATest" * 2
+
+
+def write_as_an_ordinary_user() -> None:
+    """Give up root's rights to write and read whatever it likes, from the next program on; others have none of them."""
+    if os.getuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        for capability in (1, 2, 3):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
+            if libc.prctl(24, capability, 0, 0, 0) != 0:  # PR_CAPBSET_DROP
+                raise OSError(ctypes.get_errno(), "cannot give up a right of root's")
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder that an ordinary user may not write to."""
+    folder = tmp_path / "read_only"
+    folder.mkdir()
+    folder.chmod(0o555)
+    probe = ["sh", "-c", "touch probe"]
+    result = subprocess.run(probe, cwd=folder, preexec_fn=write_as_an_ordinary_user, capture_output=True)
+    assert result.returncode != 0, "it is writable all the same"
+    yield folder
+    folder.chmod(0o755)
+
+
+# ------------------------------------------------------------------------------------------------------------ its start
+
+# The order of Determined's entrypoint for a trial, from the point where its wheel is installed. What it sources ends up
+# in the shell that then becomes the trial.
+ENTRYPOINT = """
+set -e
+export UNTOUCHED=before HOOK=startup-hook.sh
+"$DET_PYTHON_EXECUTABLE" -c "$UNPACK"
+set -x
+test -f "${HOOK}" && source "${HOOK}"
+set +x
+echo "shell: $- $UNTOUCHED $(pwd) $# ${missing:-unset} ${name:-unset}"
+exec "$@"
+"""
+# Determined's own function, given an upload as the master would.
+UNPACK = """
+import base64, pathlib, sys, types
+from determined import constants
+from determined.exec import prep_container
+constants.MANAGED_TRAINING_MODEL_COPY = "../copy"
+upload = types.SimpleNamespace(b64Tgz=pathlib.Path("../upload").read_text())
+prep_container.bindings.get_GetTaskContextDirectory = lambda session, taskId: upload
+prep_container.download_context_directory(None, types.SimpleNamespace(task_id="task", task_type="COMMAND"))
+"""
+
+
+def pack(project: Path) -> str:
+    """What a container gets of a folder that is uploaded: chosen by Determined's client, packed as its master does."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for item in context.read_v1_context(project):
+            info = tarfile.TarInfo(item.path)
+            info.type, info.mode, info.mtime = bytes([item.type]), item.mode & 0o777, int(item.mtime)
+            content = base64.b64decode(item.content)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def start_container(tmp_path: Path, command: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Unpack the upload and run the hook and then the command, as a user who may write to the task's folder only."""
+    folder = tmp_path / "workdir"
+    folder.mkdir()
+    return subprocess.run(
+        ["bash", "-c", ENTRYPOINT, "entrypoint.sh", *command],
+        cwd=folder,
+        env={
+            "PATH": os.environ["PATH"], "DET_PYTHON_EXECUTABLE": sys.executable, "UNPACK": UNPACK, "HF_TOKEN": TOKEN,
+            "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1",
+            "HF_HOME": str(folder / "hf"), "MPLCONFIGDIR": FONTS, **environment,
+        },
+        preexec_fn=write_as_an_ordinary_user,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )  # fmt: skip
+
+
+def test_a_container_unpacks_sources_the_hook_and_trains(tmp_path: Path, read_only: Path) -> None:
+    (tmp_path / "upload").write_text(pack(PROJECT))
+    command = [sys.executable, "train.py", YAML, "--test", "--output-dir", "../run"]
+    result = start_container(tmp_path, command, HOME=str(read_only))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"shell: ehBc before {tmp_path / 'workdir'} {len(command)} unset unset\n"
+    trace = result.stderr.splitlines()
+    assert trace[:3] == ["+ test -f startup-hook.sh", "+ source startup-hook.sh", f"++ {sys.executable} -"]
+    assert trace[3] == "+ set +x"
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert (tmp_path / "copy" / "ner_trial.py").is_file() and not (tmp_path / "workdir" / "tests").exists()
+    assert TOKEN not in result.stdout + result.stderr
+
+
+def test_nothing_starts_after_a_hook_that_fails(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    shutil.copy(PROJECT / "startup-hook.sh", project)
+    (project / "requirements.txt").write_text("-r more.txt\n")
+    (tmp_path / "upload").write_text(pack(project))
+    result = start_container(tmp_path, ["echo", "started"])
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.count("startup-hook.sh: requirements.txt has the line '-r more.txt'") == 1
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash --posix"])
+def test_the_hook_needs_no_more_than_a_posix_shell(shell: str) -> None:
+    result = subprocess.run(
+        [*shell.split(), "-c", "set -ex; . ./startup-hook.sh; echo $-"],
+        cwd=PROJECT,
+        env={**os.environ, "DET_PYTHON_EXECUTABLE": sys.executable, "PIP_NO_INDEX": "1"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert result.returncode == 0, result.stderr
+    assert set("ex") <= set(result.stdout.strip())
+
+
+def test_the_hook_says_what_it_may_not_write_to(workshop: Workshop, read_only: Path) -> None:
+    python = workshop.make_environment({**CLUSTER_IMAGE, **WITH_TRANSFORMERS_4, "seqeval": "0.0.1"})
+    folders = [path for path in python.parents[1].rglob("*") if path.is_dir()]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        result = source_hook(workshop, python, HOME=str(read_only), PYTHONUSERBASE=str(read_only / "base"))
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert_one_message(result, "pip could not install them", "Permission denied")
+
+
+def test_the_hook_repeats_no_password_of_the_package_index(workshop: Workshop) -> None:
+    python = workshop.make_environment({**CLUSTER_IMAGE, **WITH_TRANSFORMERS_4, "seqeval": "0.0.1"})
+    index = f"http://me:{TOKEN}@127.0.0.1:9/simple"  # where nobody listens
+    options = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": index, "PIP_FIND_LINKS": "", "PIP_RETRIES": "0"}
+    result = source_hook(workshop, python, **options)
+    assert_one_message(result, "seqeval", "PIP_INDEX_URL")
+    assert TOKEN not in result.stdout + result.stderr
+
+
+def source_hook(workshop: Workshop, python: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """As `Workshop.source_hook`, for a user who may write to few folders."""
+    return subprocess.run(
+        ["bash", "-c", "set -e; source startup-hook.sh; echo sourced"],
+        cwd=workshop.project,
+        env={
+            "PATH": os.environ["PATH"], "HOME": str(workshop.root), "DET_PYTHON_EXECUTABLE": str(python),
+            "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1", "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(workshop.index), **environment,
+        },
+        preexec_fn=write_as_an_ordinary_user,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------- folders to write to
+
+
+def run_cases(project: Path, cases: dict[str, list[str]], **environment: str) -> dict[str, Outcome]:
+    """Run these command lines as a user who may write to few folders, one after the other in one process."""
+    (project / "cases.json").write_text(json.dumps(cases))
+    subprocess.run(
+        [sys.executable, "-c", RUN_CASES],
+        cwd=project,
+        env={**os.environ, **environment},
+        preexec_fn=write_as_an_ordinary_user,
+        check=True,
+        timeout=SECONDS,
+    )
+    results = json.loads((project / "results.json").read_text())
+    return {case: Outcome(*values) for case, values in results.items()}
+
+
+def test_folders_that_are_not_writable_are_named_or_do_without(tmp_path: Path, read_only: Path) -> None:
+    project = copy_project(tmp_path / "project")
+    own_cache = ["--config", f"data.cache_dir={tmp_path / 'cache'}"]
+    cases = {
+        "the default cache": ["train.py", YAML, "--test", "--output-dir", str(tmp_path / "run")],
+        "data.cache_dir": ["train.py", YAML, "--inspect", "--config", f"data.cache_dir={read_only / 'cache'}"],
+        "the output": ["train.py", YAML, "--inspect", "--output-dir", str(read_only / "run"), *own_cache],
+        "neither": [
+            "train.py", YAML, "--test", "--output-dir", str(tmp_path / "run"), *own_cache,
+            "--config", f"hyperparameters.cache_dir={read_only / 'hub'}",
+        ],
+    }  # fmt: skip
+    home = str(read_only)
+    outcomes = run_cases(
+        project, cases, HOME=home, HF_HOME=home, HF_DATASETS_CACHE=f"{home}/datasets", MPLCONFIGDIR=FONTS
+    )
+    outcomes["the default cache"].refused(f"'{home}/datasets'", "Permission denied")
+    outcomes["data.cache_dir"].refused(f"'{home}/cache", "Permission denied")
+    outcomes["the output"].refused(f"'{home}/run'", "Permission denied")
+    assert outcomes["neither"].status == 0, outcomes["neither"].said
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+# ------------------------------------------------------------------------------------------------------- a shared cache
+
+# Two of these run the same cases, and begin each of them at the same moment.
+RUN_TOGETHER = """
+import os, pathlib, sys, time
+sys.path.insert(0, os.getcwd())
+from ner_trial import NERTrial
+from transformer_trial.run import run
+me, other, folder = *sys.argv[1:3], pathlib.Path(sys.argv[3])
+for case, options in {"empty": [], "anew": ["--config", "data.overwrite_cache=true"]}.items():
+    (folder / f"{case}-{me}").touch()
+    while not (folder / f"{case}-{other}").exists():
+        time.sleep(0.001)
+    run(NERTrial, [*sys.argv[4:], "--output-dir", str(folder / f"run-{case}-{me}"), *options])
+"""
+
+
+def test_two_containers_share_a_cache(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_CACHE": str(tmp_path / "hf/datasets")}
+    arguments = [str(tmp_path), YAML, "--test", "--config", "checkpoint_policy=none"]
+    containers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RUN_TOGETHER, *names, *arguments],
+            cwd=PROJECT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for names in (("a", "b"), ("b", "a"))
+    ]
+    try:
+        said = [container.communicate(timeout=SECONDS)[1] for container in containers]
+    finally:
+        for container in containers:
+            container.kill()
+    assert [container.returncode for container in containers] == [0, 0], "\n".join(said)
+    weights = [file.read_bytes() for file in tmp_path.glob("run-*/model/model.safetensors")]
+    assert len(weights) == 4
+    assert len(set(weights)) == 1
+
+
+def read_and_tokenize(config: ner_data.NERDataConfig) -> list[list[int]]:
+    """The sub-tokens that a training gets to see."""
+    rows, label_names = ner_data.read_splits(ner_data.load_splits(config), config, "ner")
+    metadata = ner_utils.get_dataset_metadata(rows, label_names, None)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(SAMPLE_MODEL)
+    overwrite = config.overwrite_cache
+    tokenized = ner_utils.build_tokenized_datasets(
+        rows, tokenizer, metadata.label_list, 64, 16, overwrite_cache=overwrite
+    )
+    return [list(ids) for ids in tokenized["train"]["input_ids"]]
+
+
+def data_config(folder: Path, **options: Any) -> ner_data.NERDataConfig:
+    options = {"train_file": str(SAMPLE_DATA / "train.json"), "cache_dir": str(folder / "cache"), **options}
+    return ner_data.NERDataConfig(**options)
+
+
+def test_who_reads_anew_leaves_alone_who_tokenizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "train.json"
+    file.write_text((SAMPLE_DATA / "train.json").read_text() * 2)  # two batches of 1,000
+    expected = read_and_tokenize(data_config(tmp_path / "alone", train_file=str(file)))
+    tokenize, calls = ner_utils.tokenize_and_align, []
+
+    def tokenize_while_another_reads(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:  # the first batch is written
+            anew = data_config(tmp_path, train_file=str(file), overwrite_cache=True)
+            ner_data.read_splits(ner_data.load_splits(anew), anew, "ner")
+        return tokenize(*arguments, **options)
+
+    monkeypatch.setattr(ner_utils, "tokenize_and_align", tokenize_while_another_reads)
+    assert read_and_tokenize(data_config(tmp_path, train_file=str(file))) == expected
+    assert len(calls) == 2
+
+
+# Processes that are killed while they read, and while they tokenize; and then one that is not.
+KILLED = """
+import os, signal, sys
+sys.path[:0] = sys.argv[1:3]
+from pathlib import Path
+import ner_data, ner_utils
+from test_container import data_config, read_and_tokenize
+
+folder = Path(sys.argv[3])
+for module, name, calls in ((ner_data, "read_sentence", 2500), (ner_utils, "tokenize_and_align", 2)):
+    child = os.fork()  # before this process has threads
+    if child == 0:
+        function, left = getattr(module, name), [calls]
+        def killed(*arguments, **options):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+        setattr(module, name, killed)
+        read_and_tokenize(data_config(folder, train_file=sys.argv[4]))
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], end=" ")
+found = [path.name for path in folder.rglob("*")]
+print(any(name.endswith(".lock") for name in found), any(name.startswith("tmp") for name in found), end=" ")
+print(len(read_and_tokenize(data_config(folder, train_file=sys.argv[4]))))
+"""
+
+
+def test_what_killed_processes_leave_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text((SAMPLE_DATA / "train.json").read_text() * 3)  # several batches of 1,000
+    arguments = [PROJECT, PROJECT / "tests", tmp_path, tmp_path / "train.json"]
+    result = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, text=True, timeout=SECONDS
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["9", "9", "True", "True", "3000"], result.stderr
+
+
+@pytest.mark.parametrize("part", ["generator-train.arrow", "cache-*.arrow", "dataset_info.json"])
+def test_overwrite_cache_repairs_a_damaged_one(tmp_path: Path, part: str) -> None:
+    """As a machine that went down leaves it: a file of the right name, and half of what was in it."""
+    expected = read_and_tokenize(data_config(tmp_path))
+    (file,) = tmp_path.rglob(part)
+    content = file.read_bytes()
+    file.unlink()  # the old one is still mapped into memory
+    file.write_bytes(content[: len(content) // 2])
+    assert read_and_tokenize(data_config(tmp_path, overwrite_cache=True)) == expected
+    assert read_and_tokenize(data_config(tmp_path)) == expected

@@ -1,0 +1,416 @@
+"""A run that was ended anywhere and goes on ends like one that never was: with the same weights and metrics."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+import yaml
+from conftest import PROJECT, SAMPLE_MODEL
+from determined import pytorch
+from training_process import Training, train
+
+from transformer_trial.config import LR_SCHEDULER_TYPES
+from transformer_trial.parsing import redact
+from transformer_trial.trial import allow_determined_checkpoints
+
+TERM, INT, KILL = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, with dropout."""
+    folder = tmp_path_factory.mktemp("dropout_model")
+    torch.manual_seed(0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(SAMPLE_MODEL)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_attention_heads=2, intermediate_size=64, num_hidden_layers=1
+    )
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def config(config: dict[str, Any], dropout_model: Path) -> dict[str, Any]:
+    """20 batches, over two epochs; reports, validations and checkpoints coincide at some, and at others do not."""
+    config["hyperparameters"] |= {"pretrained_model_name_or_path": str(dropout_model), "learning_rate": 3e-3}
+    config["data"] |= {"max_train_samples": 78, "max_eval_samples": 30, "test_file": config["data"]["validation_file"]}
+    config["searcher"] |= {"max_length": {"epochs": 2}, "metric": "validation_loss", "smaller_is_better": True}
+    return config | {"scheduling_unit": 3, "min_validation_period": {"batches": 7}}
+
+
+@pytest.fixture
+def run(config: dict[str, Any], tmp_path: Path) -> Callable[..., int]:
+    """Train the configuration as it is then, in the folder of a name; returns the exit status."""
+
+    def run(name: str, *arguments: str, signals: Any = ()) -> int:
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        command = [str(file), "--output-dir", str(tmp_path / name), *arguments]
+        return train(command, tmp_path / f"{name}.log", signals)
+
+    return run
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The whole checkpoints, the oldest first."""
+    files = folder.glob("checkpoints/determined/*/metadata.json")
+    return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime_ns)]
+
+
+def load_state(checkpoint: Path) -> Any:
+    allow_determined_checkpoints()
+    return torch.load(checkpoint / "state_dict.pth", map_location="cpu")
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    """All that remains of two runs is the same: weights, optimizer, schedule, scaler, metrics, best model, scores."""
+    assert (folder / "metrics.jsonl").read_text() == (expected / "metrics.jsonl").read_text()
+    state, expected_state = (load_state(checkpoints_of(path)[-1]) for path in (folder, expected))
+    for key in ("models_state_dict", "optimizers_state_dict", "lr_schedulers_state_dict", "scaler_state_dict"):
+        torch.testing.assert_close(state.get(key), expected_state.get(key), rtol=0, atol=0, equal_nan=True)
+    for name in ("model/model.safetensors", "test/predictions.jsonl", "report/data.json"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+    steps = [
+        sorted(json.loads((path / "metadata.json").read_text())["steps_completed"] for path in checkpoints_of(runs))
+        for runs in (folder, expected)
+    ]
+    assert set(steps[0]) >= set(steps[1]), "a checkpoint that a signal left may be the best"
+    assert not (folder / "model.new").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"hyperparameters": {"lr_scheduler_type": name}} for name in LR_SCHEDULER_TYPES),
+        {"hyperparameters": {"adafactor": True, "relative_step": True, "scale_parameter": True}},
+        {"hyperparameters": {"mixed_precision": "bf16"}, "data": {"group_by_length": True}},
+        {"hyperparameters": {"mixed_precision": "fp16"}, "optimizations": {"aggregation_frequency": 3}},
+        {"optimizations": {"aggregation_frequency": 4}, "data": {"dataloader_num_workers": 1}},
+        {"min_checkpoint_period": {"batches": 2}, "optimizations": {"aggregation_frequency": 3}},
+        {"checkpoint_policy": "none", "perform_initial_validation": True},
+        {"checkpoint_policy": "all", "checkpoint_storage": {"save_trial_best": 2, "save_trial_latest": 3}},
+    ],
+    ids=str,
+)
+def test_a_run_that_goes_on_ends_like_one_that_never_ended(
+    config: dict[str, Any], run: Callable[..., int], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    for section, values in changes.items():
+        config[section] = {**config.get(section, {}), **values} if isinstance(values, dict) else values
+    needed: dict[Any, Any] = {
+        "warmup_stable_decay": {"num_decay_steps": 8},
+        "cosine_with_min_lr": {"min_lr": 1e-6},
+        "cosine_warmup_with_min_lr": {"min_lr": 1e-6},
+    }
+    config["hyperparameters"]["lr_scheduler_kwargs"] = needed.get(config["hyperparameters"].get("lr_scheduler_type"))
+    assert run("whole") == 0, (tmp_path / "whole.log").read_text()
+    # In the middle of a report and of an accumulation, then in a validation, then in the second epoch, at once.
+    assert run("cut", signals=[("training", 5, TERM)]) == 128 + TERM, (tmp_path / "cut.log").read_text()
+    assert run("cut", "--resume", "auto", signals=[("validation", 3, INT)]) == 128 + INT
+    assert run("cut", "--resume", "auto", signals=[("training", 6, KILL)]) == -KILL
+    assert run("cut", "--resume", "auto") == 0, (tmp_path / "cut.log").read_text()
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        ("training", 1), ("training", 20), ("validation", 1), ("validation", 4), ("validation", 12), ("metrics", 2),
+        ("test split", 1), ("test split", 2), ("checkpoint", 1), ("checkpoint", 3), ("export", 1), ("export", 2),
+        ("exchange", 1), ("exchange", 2), ("removal", 2), ("removal", 3),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("signum", [TERM, KILL], ids=["SIGTERM", "SIGKILL"])
+def test_a_signal_at_any_moment_loses_nothing(
+    run: Callable[..., int], tmp_path: Path, moment: tuple[str, int], signum: int, whole_run: Path
+) -> None:
+    status = run("cut", signals=[(*moment, signum)])
+    assert status in ((0, 128 + TERM) if signum == TERM else (-KILL,))
+    if status != 0:
+        assert run("cut", "--resume", "auto") == 0, (tmp_path / "cut.log").read_text()
+    assert_same_run(tmp_path / "cut", whole_run)
+
+
+@pytest.fixture(scope="session")
+def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def whole_run(config: dict[str, Any], whole_runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run of the configuration, made once."""
+    if not whole_runs:
+        folder = tmp_path_factory.mktemp("whole")
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        assert train([str(folder / "config.yaml"), "--output-dir", str(folder / "run")], folder / "log") == 0
+        whole_runs["run"] = folder / "run"
+    return whole_runs["run"]
+
+
+@pytest.fixture
+def two_checkpoints(config: dict[str, Any], run: Callable[..., int], tmp_path: Path) -> tuple[Path, Path]:
+    """A run that a signal ended and that left two checkpoints: the older one, and the newest."""
+    config["checkpoint_storage"] = {"save_trial_latest": 2}
+    assert run("cut", signals=[("training", 18, TERM)]) == 128 + TERM
+    older, newest = checkpoints_of(tmp_path / "cut")
+    return older, newest
+
+
+def flip_a_byte(checkpoint: Path) -> None:
+    data = bytearray((checkpoint / "state_dict.pth").read_bytes())
+    data[len(data) // 2] ^= 1
+    (checkpoint / "state_dict.pth").write_bytes(data)
+
+
+class Attack:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch PWNED",)
+
+
+def plant_code(checkpoint: Path) -> None:
+    (checkpoint / "trial_state.pkl").write_bytes(pickle.dumps({"batches_trained": 17, "trial_id": Attack()}))
+
+
+def cut_short(name: str) -> Callable[[Path], None]:
+    return lambda checkpoint: os.truncate(checkpoint / name, (checkpoint / name).stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        pytest.param(flip_a_byte, "state_dict.pth is damaged", id="a-flipped-bit"),
+        pytest.param(cut_short("state_dict.pth"), "not a zip file", id="weights-cut-short"),
+        pytest.param(cut_short("trial_state.pkl"), "cannot be resumed", id="state-cut-short"),
+        pytest.param(cut_short("metadata.json"), "cannot be resumed", id="metadata-cut-short"),
+        pytest.param(lambda c: (c / "state_dict.pth").unlink(), "No such file", id="no-weights"),
+        pytest.param(plant_code, "it names posix.system", id="code-in-the-state"),
+    ],
+)
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
+    run: Callable[..., int], tmp_path: Path, two_checkpoints: tuple[Path, Path], whole_run: Path,
+    damage: Callable[[Path], None], told: str,
+) -> None:  # fmt: skip
+    older, newest = two_checkpoints
+    damage(newest)
+    assert run("cut", "--resume", "auto") == 0
+    log = (tmp_path / "cut.log").read_text()
+    assert f"{newest} cannot be resumed: " in log and told in log
+    assert f"Going on from {older}." in log
+    assert (tmp_path / "cut" / "metrics.jsonl").read_text() == (whole_run / "metrics.jsonl").read_text()
+    assert not (PROJECT / "PWNED").exists()
+
+
+def test_where_no_checkpoint_is_whole_the_message_says_so(
+    run: Callable[..., int], tmp_path: Path, two_checkpoints: tuple[Path, Path]
+) -> None:
+    for checkpoint in two_checkpoints:
+        cut_short("state_dict.pth")(checkpoint)
+    metrics = (tmp_path / "cut" / "metrics.jsonl").read_text()
+    assert run("cut", "--resume", "auto") == 1
+    assert f"no checkpoint in {tmp_path / 'cut'} is whole" in (tmp_path / "cut.log").read_text()
+    assert (tmp_path / "cut" / "metrics.jsonl").read_text() == metrics
+
+
+def test_a_checkpoint_can_be_named(
+    run: Callable[..., int], tmp_path: Path, two_checkpoints: tuple[Path, Path], whole_run: Path
+) -> None:
+    older, newest = two_checkpoints
+    assert run("cut", "--resume", str(older)) == 0
+    assert_same_run(tmp_path / "cut", whole_run)
+    assert not newest.exists()
+    assert run("other", "--resume", str(tmp_path)) == 1
+    assert "cannot be resumed" in (tmp_path / "other.log").read_text()
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_interrupted_run_is_not_overwritten_and_a_finished_one_stays_as_it_is(
+    run: Callable[..., int], tmp_path: Path, two_checkpoints: tuple[Path, Path]
+) -> None:
+    assert run("cut") == 1
+    assert "--resume auto" in (tmp_path / "cut.log").read_text().splitlines()[-1]
+    assert run("cut", "--resume", "auto") == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("model/*")}
+    metrics = (tmp_path / "cut" / "metrics.jsonl").read_text()
+    assert run("cut", "--resume", "auto") == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("model/*")}
+    assert (tmp_path / "cut" / "metrics.jsonl").read_text() == metrics
+
+
+def test_settings_that_have_changed_are_named_without_secrets(
+    config: dict[str, Any], run: Callable[..., int], tmp_path: Path, two_checkpoints: tuple[Path, Path]
+) -> None:
+    config["hyperparameters"]["learning_rate"] = 1e-4
+    config["data"]["max_train_samples"] = 70
+    config["environment"] = {"environment_variables": ["HF_TOKEN=hf_planted"]}
+    assert run("cut", "--resume", "auto") == 0
+    log = (tmp_path / "cut.log").read_text()
+    assert "hyperparameters.learning_rate has changed: 0.003 in the checkpoint, 0.0001 now" in log
+    assert "data.max_train_samples has changed: 78 in the checkpoint, 70 now" in log
+    assert "environment.environment_variables has changed" in log and "hf_planted" not in log
+
+
+def test_another_model_is_refused(
+    config: dict[str, Any],
+    run: Callable[..., int],
+    tmp_path: Path,
+    two_checkpoints: tuple[Path, Path],
+    tiny_model: Path,
+) -> None:
+    config["hyperparameters"]["pretrained_model_name_or_path"] = str(tiny_model)  # it has a layer more
+    assert run("cut", "--resume", "auto") == 1
+    last = (tmp_path / "cut.log").read_text().splitlines()[-1]
+    assert last.startswith("The checkpoint is of another model: ") and "layer.1" in last
+
+
+def test_a_second_signal_exits_at_once_and_the_last_checkpoint_counts(
+    run: Callable[..., int], tmp_path: Path, whole_run: Path
+) -> None:
+    assert run("cut", signals=[("training", 12, TERM), ("checkpoint", 2, INT)]) == 128 + INT
+    assert "SIGINT again: exiting at once." in (tmp_path / "cut.log").read_text()
+    assert [steps_of(checkpoint) for checkpoint in checkpoints_of(tmp_path / "cut")] == [7]
+    assert run("cut", "--resume", "auto") == 0
+    assert_same_run(tmp_path / "cut", whole_run)
+
+
+def steps_of(checkpoint: Path) -> int:
+    steps: int = json.loads((checkpoint / "metadata.json").read_text())["steps_completed"]
+    return steps
+
+
+def test_a_signal_before_the_training_ends_in_a_message(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, str(PROJECT / "train.py"), "config.yaml", "--output-dir", "run"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "words are in the column" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        output = process.stderr.read()
+    assert process.returncode == 128 + INT
+    assert output.splitlines()[-1].startswith("Stopped before the training began") and "Traceback" not in output
+
+
+def test_two_runs_do_not_share_a_folder(config: dict[str, Any], run: Callable[..., int], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [str(tmp_path / "config.yaml"), "--output-dir", str(tmp_path / "run")]
+    first = Training(command, tmp_path / "first.log", [("training", 10, int(signal.SIGSTOP))])
+    try:
+        wait_for("batch 9 of 20", tmp_path / "first.log")
+        assert run("run", "--resume", "auto") == 1
+        assert "another run is writing to" in (tmp_path / "run.log").read_text()
+        os.kill(first.process.pid or 0, signal.SIGCONT)
+        assert first.wait() == 0
+    finally:
+        first.process.kill()
+
+
+def wait_for(text: str, log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not log.exists() or text not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A function that mounts a disk of so many bytes, and returns where; it may be mounted again as read-only."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size: int, *options: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]), "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("mounting takes root")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", str(folder)], capture_output=True)
+
+
+def test_a_disk_that_fills_up_ends_in_a_message_and_spares_earlier_checkpoints(
+    run: Callable[..., int], tmp_path: Path, small_disk: Callable[..., Path], whole_run: Path
+) -> None:
+    run_size, checkpoint_size = (
+        sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        for folder in (whole_run, checkpoints_of(whole_run)[-1])
+    )
+    folder = small_disk(run_size + 2 * checkpoint_size)
+    (folder / "ballast").write_bytes(bytes(int(1.8 * checkpoint_size)))  # the second checkpoint does not fit
+    assert run("disk/run") == 1
+    log = (tmp_path / "disk" / "run.log").read_text()
+    assert "Traceback" not in log
+    assert "Cannot write: " in log.splitlines()[-1] and "--resume auto" in log.splitlines()[-1]
+    assert [steps_of(checkpoint) for checkpoint in checkpoints_of(folder / "run")] == [7]
+    (folder / "ballast").unlink()
+    assert run("disk/run", "--resume", "auto") == 0
+    assert_same_run(folder / "run", whole_run)
+
+
+@pytest.mark.parametrize("output_dir", ["disk/run", "disk"])
+def test_a_read_only_output_folder_is_refused_in_a_message(
+    config: dict[str, Any], tmp_path: Path, small_disk: Callable[..., Path], output_dir: str
+) -> None:
+    small_disk(1 << 20, "ro")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [str(tmp_path / "config.yaml"), "--output-dir", str(tmp_path / output_dir)]
+    assert train(command, tmp_path / "log") == 1
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log and log.splitlines()[-1].startswith("Cannot write: ")
+    assert "Read-only file system" in log.splitlines()[-1]
+
+
+def test_a_checkpoint_holds_no_secret_and_is_loaded_without_data_or_network(
+    config: dict[str, Any], run: Callable[..., int], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(Path(config["data"]["train_file"]).parent, data)
+    config["data"] |= {name: str(data / Path(config["data"][name]).name) for name in config["data"] if "_file" in name}
+    model = tmp_path / "model"
+    shutil.copytree(config["hyperparameters"]["pretrained_model_name_or_path"], model)
+    config["hyperparameters"]["pretrained_model_name_or_path"] = str(model)
+    config["environment"] = {
+        "environment_variables": ["HF_TOKEN=planted-token-1"], "registry_auth": {"password": "planted-token-2"},
+    }  # fmt: skip
+    config["checkpoint_storage"] = {"type": "s3", "secret_key": "planted-token-3", "access_key": "planted-token-4"}
+    config["entrypoint"] = "env WANDB_API_KEY=planted-token-5 python3 train.py"
+    assert run("run") == 0
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(written) > 40
+    assert not [path for path in [*written, tmp_path / "run.log"] if b"planted-token" in path.read_bytes()]
+
+    shutil.rmtree(data)
+    shutil.rmtree(model)
+    (checkpoint,) = checkpoints_of(tmp_path / "run")
+    allow_determined_checkpoints()
+    trial: Any = pytorch.load_trial_from_checkpoint_path(str(checkpoint), torch_load_kwargs={"map_location": "cpu"})
+    assert trial.label_list[-1] == "O" and trial.label_scheme == "IOB2"
+    best = safetensors.torch.load_file(tmp_path / "run" / "model" / "model.safetensors")
+    for name, weight in trial.model.state_dict().items():
+        assert torch.equal(weight, best[name])
+
+
+def test_secrets_in_a_yaml_of_the_project_do_not_travel_with_the_code() -> None:
+    config = {
+        "a": {"use_auth_token": "x", "tokenizer_name": "kept", "label_all_tokens": True, "hub_token": None},
+        "environment": {"environment_variables": {"cpu": ["A=b", "MY_PASSWORD=x"]}, "image": "b=c"},
+        "secrets": [1, {"deep": "x"}],
+    }
+    assert redact(config) == {
+        "a": {"use_auth_token": "REDACTED", "tokenizer_name": "kept", "label_all_tokens": True, "hub_token": None},
+        "environment": {"environment_variables": {"cpu": ["A=b", "MY_PASSWORD=REDACTED"]}, "image": "b=c"},
+        "secrets": ["REDACTED", {"deep": "REDACTED"}],
+    }

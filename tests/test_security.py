@@ -1,0 +1,462 @@
+"""No file and no setting runs code that nobody asked for, and no secret is repeated.
+
+What a training says and does is seen from real ones, one after the other in one process of their own, in a copy of the
+project: whatever a planted command or pickle would do, it would do there.
+"""
+
+import ast
+import dataclasses
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import yaml
+from conftest import PROJECT, SAMPLE_MODEL
+
+from ner_data import NERDataConfig
+from transformer_trial.config import ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig
+
+# ----------------------------------------------------------------------------------------------- what the code may call
+
+# As they are called in full. What runs texts as programs, and what runs whatever a file says.
+FORBIDDEN = re.compile(
+    r"(eval|exec|compile|__import__|input|breakpoint)$|builtins\.|code\.|runpy\.|importlib\.import_module$"
+    r"|os\.(system|popen|exec\w+|spawn\w+|posix_spawnp?)$|pty\.spawn$|subprocess\.(getoutput|getstatusoutput)$"
+    r"|(pickle|cPickle|_pickle|dill|cloudpickle|joblib|marshal)\.(load|loads|Unpickler)$|shelve\.|jsonpickle\."
+    r"|(pandas|pd)\.(read_pickle|eval)$|torch\.(hub|jit)\.load|torch\.load$"
+    r"|yaml\.(load|load_all|full_load|full_load_all|unsafe_load|unsafe_load_all|Loader|FullLoader|UnsafeLoader)$"
+)
+MODULES = sorted(
+    file for folder in (".", "transformer_trial", "figures", "sample") for file in (PROJECT / folder).glob("*.py")
+)
+
+
+def find_forbidden(code: str) -> list[str]:
+    """The names in a module by which it could run what it reads, and the arguments that allow it."""
+    tree = ast.parse(code)
+    full_names: dict[str, str] = {}  # of what is imported, by its name in the module
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            full_names |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom):
+            full_names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+
+    def full_name(node: ast.AST) -> str:
+        if isinstance(node, ast.Attribute):
+            return f"{full_name(node.value)}.{node.attr}"
+        return full_names.get(node.id, node.id) if isinstance(node, ast.Name) else "(an expression)"
+
+    restricted = {
+        id(base)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and forbids_classes(node)
+        for base in node.bases
+    }
+    found = [
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Name, ast.Attribute))
+        and id(node) not in restricted
+        and FORBIDDEN.match(name := full_name(node))
+    ]
+    found += [name for name in full_names.values() if FORBIDDEN.match(name) and name not in found]
+    for node in ast.walk(tree):
+        for keyword in node.keywords if isinstance(node, ast.Call) else []:
+            is_off = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+            is_on = isinstance(keyword.value, ast.Constant) and keyword.value.value is True
+            if (keyword.arg in ("shell", "allow_pickle") and not is_off) or (
+                keyword.arg == "trust_remote_code" and is_on
+            ):
+                found.append(f"{keyword.arg}=")
+    return found
+
+
+def forbids_classes(node: ast.ClassDef) -> bool:
+    """Whether this is an Unpickler that finds no class or function, and so reads plain values only."""
+    methods = [item for item in node.body if isinstance(item, ast.FunctionDef)]
+    return any(
+        method.name == "find_class" and isinstance(method.body[-1], ast.Raise) and len(method.body) == 1
+        for method in methods
+    )
+
+
+def test_the_code_runs_nothing_that_it_reads() -> None:
+    hook = (PROJECT / "startup-hook.sh").read_text().partition("<<'PYTHON'\n")[2].rpartition("PYTHON")[0]
+    found = {file.name: find_forbidden(file.read_text(encoding="utf-8")) for file in MODULES}
+    found["startup-hook.sh"] = find_forbidden(hook)
+    assert len(found) > 20 and "import subprocess" in hook
+    assert {name: names for name, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("eval(text)", ["eval"]),
+        ("run = exec", ["exec"]),
+        ("model.eval()\nre.compile(text)\nast.literal_eval(text)", []),
+        ("import os\nos.system(text)", ["os.system"]),
+        ("from os import system as quietly", ["os.system"]),
+        ("import os.path as p, os as o\np.join(a)\nf = o.popen", ["os.popen"]),
+        ("import subprocess\nsubprocess.run(text, shell=True)", ["shell="]),
+        ("import subprocess\nsubprocess.run(text, shell=loud)", ["shell="]),
+        ("import subprocess\nsubprocess.run([text])", []),
+        ("import pickle\npickle.loads(data)", ["pickle.loads"]),
+        ("import pickle\ntry: pass\nexcept pickle.UnpicklingError: pass", []),
+        ("import pickle\nclass U(pickle.Unpickler): pass", ["pickle.Unpickler"]),
+        (
+            "import pickle\nclass U(pickle.Unpickler):\n  def find_class(self, a, b): return g(a, b)",
+            ["pickle.Unpickler"],
+        ),
+        ("import pickle\nclass U(pickle.Unpickler):\n  def find_class(self, a, b): raise ValueError", []),
+        ("import torch\ntorch.load(file)", ["torch.load"]),
+        ("import numpy as np\nnp.load(file, allow_pickle=True)", ["allow_pickle="]),
+        ("import yaml\nyaml.load(text, yaml.UnsafeLoader)", ["yaml.load", "yaml.UnsafeLoader"]),
+        ("import yaml\nyaml.safe_load(text)", []),
+        ("load(name, trust_remote_code=True)", ["trust_remote_code="]),
+        ("load(name, trust_remote_code=config.trust_remote_code)", []),
+    ],
+)
+def test_what_could_run_code_is_found(code: str, expected: list[str]) -> None:
+    assert find_forbidden(code) == expected
+
+
+# ------------------------------------------------------------------------------------------------- what real runs do
+
+# Runs the cases of a json file, and writes for each of them its exit status, what it said and what it planted.
+RUN_CASES = """
+import contextlib, io, json, os, sys, traceback
+sys.path.insert(0, os.getcwd())
+import ner_predict
+from ner_trial import NERTrial
+from transformer_trial.run import run
+results = {}
+for case, (program, *arguments) in json.load(open("cases.json")).items():
+    said, status = io.StringIO(), 0
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            ner_predict.main(arguments) if program == "ner_predict.py" else run(NERTrial, arguments)
+        except SystemExit as stop:
+            status = stop.code
+        except BaseException:
+            status = "a traceback"
+            traceback.print_exc()
+    planted = [name for name in ("PWNED", "IMPORTED") if os.path.exists(name)]
+    for name in planted:
+        os.remove(name)
+    results[case] = [status, said.getvalue(), planted]
+json.dump(results, open("results.json", "w"))
+"""
+YAML = "sample/ner_config.yaml"
+TOKEN = "hf_" + "PlantedByATest" * 2
+SHELL, QUOTED, PYTHON = "$(touch PWNED)", "'; touch PWNED #", "__import__('os').system('touch PWNED')"
+PICKLES = ("a pickle with code", "a pickle with code as before torch 1.6", "a pickle that is nothing but code")
+NO_FILES = {"data.train_file": None, "data.validation_file": None, "data.test_file": None}
+TRUSTED = "hyperparameters.trust_remote_code=true"
+
+
+class RunsACommand:
+    """Unpickled by an ordinary unpickler, it leaves a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch PWNED",)
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a run came to."""
+
+    status: Any
+    said: str
+    planted: list[str]
+
+    def refused(self, *said: str) -> None:
+        """Assert that the run ended in one message, which says this, and did nothing else."""
+        assert (self.status, self.planted) == (1, []), self.said
+        assert "Traceback" not in self.said and 'File "' not in self.said
+        assert [text for text in said if text not in self.said] == [], self.said
+
+
+def override(settings: dict[str, Any]) -> list[str]:
+    """Arguments that set these keys; a value with a tag of YAML's stays as it is."""
+    values = {k: v if str(v).startswith("!!") else json.dumps(v) for k, v in settings.items()}
+    return [argument for key, value in values.items() for argument in ("--config", f"{key}={value}")]
+
+
+def text_keys() -> list[tuple[str, Any]]:
+    """Every key of the two sections that takes a text, or several, and its type."""
+    classes: list[tuple[str, type]] = [("data", NERDataConfig)]
+    classes += [("hyperparameters", c) for c in (ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig)]
+    hints = [(f"{home}.{name}", hint) for home, c in classes for name, hint in typing.get_type_hints(c).items()]
+    return [(key, hint) for key, hint in hints if hint is str or (typing.get_args(hint) and "str" in str(hint))]
+
+
+def planted_cases() -> Iterator[tuple[str, list[str]]]:
+    """For every such key and every planted text, the command line that plants it."""
+    for planted in (SHELL, QUOTED, PYTHON):
+        for key, hint in text_keys():
+            several = {"list": [planted], "dict": {"num_cycles": planted}}
+            value = next((value for kind, value in several.items() if kind in str(hint)), planted)
+            others = {**NO_FILES, "data.dataset_name": "sample/data"} if "dataset" in key else {}
+            yield f"{key}: {planted}", ["train.py", YAML, "--inspect", *override({**others, key: value})]
+
+
+def make_model(folder: Path, kind: str) -> str:
+    """A model's folder of this kind, and its path; nothing in it is as safe as it should be."""
+    folder.mkdir()
+    for file in SAMPLE_MODEL.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    config = transformers.BertConfig(
+        vocab_size=700, hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8
+    )
+    config.save_pretrained(folder)
+    if kind == "code":
+        names = {"AutoConfig": "planted.PlantedConfig", "AutoModelForTokenClassification": "planted.PlantedModel"}
+        (folder / "config.json").write_text(
+            json.dumps({**config.to_diff_dict(), "model_type": "planted", "auto_map": names})
+        )
+        (folder / "planted.py").write_text(
+            "import pathlib\nimport transformers\n\n"
+            "pathlib.Path('IMPORTED').touch()\n\n\n"
+            "class PlantedConfig(transformers.BertConfig):\n    model_type = 'planted'\n\n\n"
+            "class PlantedModel(transformers.BertForTokenClassification):\n    config_class = PlantedConfig\n"
+        )
+        return str(folder)
+    weights: dict[str, Any] = transformers.BertForTokenClassification(config).state_dict()
+    file = folder / "pytorch_model.bin"
+    if kind == PICKLES[2]:
+        file.write_bytes(pickle.dumps(RunsACommand(), protocol=2))
+    else:
+        weights |= {"code": RunsACommand()} if kind in PICKLES else {}
+        torch.save(weights, file, _use_new_zipfile_serialization=kind != PICKLES[1])
+    return str(folder)
+
+
+def copy_project(folder: Path) -> Path:
+    """Copy what a training needs of the project, and return the folder."""
+    folder.mkdir(exist_ok=True)
+    for file in [*PROJECT.glob("ner_*.py"), PROJECT / "train.py", PROJECT / ".detignore"]:
+        shutil.copy(file, folder)
+    for name in ("transformer_trial", "sample"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def outcomes(project: Path) -> dict[str, Outcome]:
+    """What became of every case, by its name."""
+    cases = dict(planted_cases())
+    model = "hyperparameters.pretrained_model_name_or_path"
+
+    unsafe = yaml.safe_load((project / YAML).read_text())
+    (project / "tag.yaml").write_text(
+        yaml.safe_dump(unsafe).replace(
+            "finetuning_task: ner", 'finetuning_task: !!python/object/apply:os.system ["touch PWNED"]'
+        )
+    )
+    cases["a tag in the yaml"] = ["train.py", "tag.yaml", "--test"]
+    command = '!!python/object/apply:os.system ["touch PWNED"]'
+    cases["a tag in --config"] = ["train.py", YAML, "--test", *override({"hyperparameters.finetuning_task": command})]
+
+    # Everything that a file, a folder or a run can be called, of things that work.
+    row = {SHELL: ["Ada", "{{7*7}}", "$(touch PWNED)"], QUOTED: ["B-PER", "O", f"B-{SHELL}"]}
+    for name in (SHELL, QUOTED):
+        (project / f"{name}.json").write_text(json.dumps(row) + "\n")
+    names = {
+        "name": SHELL, "data.train_file": f"{SHELL}.json", "data.validation_file": f"{QUOTED}.json",
+        "data.test_file": None, "data.text_column_name": SHELL, "data.label_column_name": QUOTED,
+        "data.cache_dir": f"{QUOTED} cache", "hyperparameters.cache_dir": f"{SHELL} hub",
+        "hyperparameters.finetuning_task": PYTHON,
+    }  # fmt: skip
+    cases["names"] = ["train.py", YAML, "--test", "--output-dir", "outputs/names", *override(names)]
+    (project / "cell.csv").write_text(f'tokens,ner_tags\n"[{PYTHON}]",O\n')
+    files = {**NO_FILES, "data.train_file": "cell.csv"}
+    cases["a cell"] = ["train.py", YAML, "--inspect", *override(files)]
+
+    code = make_model(project / "code", "code")
+    for case, arguments in {"code": [], "trusted code": ["--config", TRUSTED]}.items():
+        cases[case] = ["train.py", YAML, "--inspect", *override({model: code}), *arguments]
+    for kind in ("a pickle", *PICKLES):
+        folder = make_model(project / kind, kind)
+        cases[kind] = [
+            "train.py",
+            YAML,
+            "--inspect",
+            *override({model: folder, "hyperparameters.use_pretrained_weights": True}),
+        ]
+    predict = ["ner_predict.py", "--input", "sample/data/test.json", "--output", "tags.jsonl", "--model"]
+    cases |= {f"ner_predict.py, {kind}": [*predict, kind] for kind in ("code", *PICKLES)}
+
+    script = project / "script"
+    script.mkdir()
+    (script / "script.py").write_text("import pathlib\npathlib.Path('IMPORTED').touch()\n")
+    pickled = project / "pickled"
+    pickled.mkdir()
+    (pickled / "train.pkl").write_bytes(pickle.dumps(RunsACommand()))
+    for name in ("script", "pickled"):
+        arguments = [*override({**NO_FILES, "data.dataset_name": str(project / name)}), "--config", TRUSTED]
+        cases[f"a data set that is {name}"] = ["train.py", YAML, "--inspect", *arguments]
+
+    cases |= token_cases(project)
+    (project / "cases.json").write_text(json.dumps(cases))
+    environment = {**os.environ, "HF_TOKEN": TOKEN}
+    result = subprocess.run(
+        [sys.executable, "-c", RUN_CASES], cwd=project, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert TOKEN not in result.stdout + result.stderr
+    results = json.loads((project / "results.json").read_text())
+    assert results.keys() == cases.keys()
+    return {case: Outcome(*values) for case, values in results.items()}
+
+
+def token_cases(project: Path) -> dict[str, list[str]]:
+    """Where people leave tokens: accepted where Determined has keys for them, refused elsewhere."""
+    config = yaml.safe_load((project / YAML).read_text())
+    config["environment"] = {
+        "environment_variables": [f"HF_TOKEN={TOKEN}", {"cpu": [f"WANDB_API_KEY={TOKEN}"]}],
+        "registry_auth": {"username": "me", "password": TOKEN},
+    }
+    config["checkpoint_storage"] = {"type": "s3", "bucket": "b", "access_key": TOKEN, "secret_key": TOKEN}
+    (project / "tokens.yaml").write_text(yaml.safe_dump(config))
+    (project / "broken.yaml").write_text(f"hyperparameters:\n  hf_token: '{TOKEN}\n")
+    (project / "colon.yaml").write_text(f"environment:\n  registry_auth: password: {TOKEN}\n")
+    cases = {"accepted tokens": ["train.py", "tokens.yaml", "--test", "--output-dir", "outputs/tokens"]}
+    for key in (
+        "hyperparameters.use_auth_token", "data.use_auth_token", "data.token", "hyperparameters.hf_tokens",
+        "hyperparameters.auth", "hyperparameters.revision.token", "hyperparameters.lr_scheduler_kwargs.auth_token",
+        "data.hub_secert_token",
+    ):  # fmt: skip
+        cases[f"token: {key}"] = ["train.py", YAML, "--test", "--config", f"{key}={TOKEN}"]
+    for key in ("hyperparameters.hf_tokn", "data.hub"):
+        cases[f"misspelt: {key}"] = ["train.py", YAML, "--test", "--config", f"{key}={TOKEN}"]
+    for name in ("broken", "colon"):
+        cases[f"unreadable: {name}.yaml"] = ["train.py", f"{name}.yaml", "--test"]
+    cases["unreadable: --config"] = ["train.py", YAML, "--test", "--config", f"hyperparameters.use_auth_token: {TOKEN}"]
+    return cases
+
+
+def test_no_planted_text_is_run_or_ends_in_a_traceback(outcomes: dict[str, Outcome]) -> None:
+    accepted = {
+        "data.cache_dir", "data.dataset_revision", "hyperparameters.cache_dir", "hyperparameters.finetuning_task",
+        "hyperparameters.model_name", "hyperparameters.revision",
+    }  # fmt: skip
+    cases = [case for case, _ in planted_cases()]
+    assert len(cases) > 70
+    for case in cases:
+        outcome, key = outcomes[case], case.partition(":")[0]
+        if key in accepted:  # of a local folder, and without weights: nothing is looked up
+            assert (outcome.status, outcome.planted) == (0, []), (case, outcome.said)
+        else:
+            outcome.refused(key.rpartition(".")[2].replace("dataset_config_name", "dataset_name"))
+
+
+def test_a_tag_of_yaml_runs_nothing(outcomes: dict[str, Outcome]) -> None:
+    outcomes["a tag in the yaml"].refused("tag.yaml: not readable as yaml: could not determine a constructor")
+    outcomes["a tag in --config"].refused("--config: could not determine a constructor")
+
+
+def test_names_of_files_and_columns_and_what_a_cell_holds_are_texts(
+    outcomes: dict[str, Outcome], project: Path
+) -> None:
+    outcome = outcomes["names"]
+    assert (outcome.status, outcome.planted) == (0, []), outcome.said
+    card = (project / "outputs" / "names" / "model" / "README.md").read_text()
+    assert "$(touch PWNED)" in card
+    assert (project / f"{QUOTED} cache").is_dir()
+    outcomes["a cell"].refused("cell.csv, line 2: the words are")
+
+
+def test_code_of_a_model_runs_only_if_the_yaml_says_so(outcomes: dict[str, Outcome]) -> None:
+    outcomes["code"].refused(
+        "hyperparameters.config_name (or pretrained_model_name_or_path): cannot load",
+        "Python code of its own, none of", "set hyperparameters.trust_remote_code: true", "revision",
+    )  # fmt: skip
+    assert "trust_remote_code=True" not in outcomes["code"].said
+    trusted = outcomes["trusted code"]
+    assert (trusted.status, trusted.planted) == (0, ["IMPORTED"]), trusted.said
+    assert (
+        "trust_remote_code: true runs Python code from the model's folder or hub repository with your" in trusted.said
+    )
+    quiet = [case for case, outcome in outcomes.items() if "runs Python code from" not in outcome.said]
+    assert len(quiet) == len(outcomes) - 1
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+def test_pickled_weights_run_nothing(outcomes: dict[str, Outcome], kind: str) -> None:
+    outcomes[kind].refused(
+        "hyperparameters.model_name (or pretrained_model_name_or_path): cannot load",
+        "are a pickle (pytorch_model.bin)", "Accepted are safetensors",
+    )  # fmt: skip
+    assert "weights_only" not in outcomes[kind].said, "torch's own advice to run the code"
+
+
+def test_harmless_pickled_weights_load_or_are_explained(outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes["a pickle"]
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6):
+        assert (outcome.status, outcome.planted) == (0, []), outcome.said
+    else:
+        outcome.refused(
+            f"which torch {torch.__version__} cannot read", "where torch is 2.6 or later", "save_pretrained"
+        )
+
+
+@pytest.mark.parametrize("kind", ["code", *PICKLES])
+def test_prediction_runs_nothing_of_a_model(outcomes: dict[str, Outcome], kind: str) -> None:
+    outcomes[f"ner_predict.py, {kind}"].refused("--model: cannot load")
+
+
+def test_data_sets_run_nothing(outcomes: dict[str, Outcome]) -> None:
+    for name in ("script", "pickled"):
+        outcomes[f"a data set that is {name}"].refused("data.dataset_name: ")
+
+
+# -------------------------------------------------------------------------------------------------------------- secrets
+
+
+def test_a_run_repeats_no_token(outcomes: dict[str, Outcome], project: Path) -> None:
+    outcome = outcomes["accepted tokens"]
+    assert outcome.status == 0, outcome.said
+    folder = project / "outputs" / "tokens"
+    # What Determined keeps of the configuration in a checkpoint has tests of its own.
+    files = [path for path in folder.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
+    assert {"README.md", "config.json", "metrics.jsonl", "report.html", "data.json"} <= {path.name for path in files}
+    assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
+
+
+def test_no_message_repeats_a_token(outcomes: dict[str, Outcome]) -> None:
+    cases = [case for case in outcomes if case.startswith("token: ")]
+    assert len(cases) > 7
+    for case in cases:
+        outcomes[case].refused("a value that is not repeated here")
+    known = [case for case in outcomes if case.startswith(("unreadable: ", "misspelt: "))]
+    assert [case for case, outcome in outcomes.items() if TOKEN in outcome.said and case not in known] == []
+
+
+@pytest.mark.parametrize("case", ["broken.yaml", "colon.yaml", "--config"])
+def test_what_cannot_be_read_is_not_repeated(outcomes: dict[str, Outcome], case: str) -> None:
+    outcome = outcomes[f"unreadable: {case}"]
+    outcome.refused(case)
+    assert TOKEN not in outcome.said
+
+
+@pytest.mark.parametrize("key", ["hyperparameters.hf_tokn", "data.hub"])
+def test_a_token_under_a_misspelt_key_is_not_repeated(outcomes: dict[str, Outcome], key: str) -> None:
+    outcome = outcomes[f"misspelt: {key}"]
+    outcome.refused(f"{key}: unknown key")
+    assert TOKEN not in outcome.said
