@@ -17,6 +17,9 @@ OUTSIDE = "O"
 
 Array = np.ndarray[Any, Any]
 
+Entity = tuple[str, int, int]
+"""Type, first and last word."""
+
 PREFIXES = {
     "IOB2": "BI",
     "IOB1": "BI",
@@ -53,6 +56,37 @@ def entity_tag(label: str, label_scheme: str | None = None) -> str:
 
 def find_entity_types(label_list: Sequence[str], label_scheme: str | None = None) -> list[str]:
     return sorted({entity_tag(label, label_scheme)[2:] for label in label_list if label != OUTSIDE})
+
+
+def find_entities(tags: list[str], mode: str = "default", scheme: str | None = None) -> list[Entity]:
+    """The entities of a sentence, as seqeval finds them.
+
+    Args:
+        tags: As `entity_tag` writes them.
+        mode: "default" finds them as conlleval does: an I-X after O begins one. "strict" finds only those that keep
+            the rules of the scheme.
+        scheme: The class of `seqeval.scheme`, for mode "strict".
+
+    Example:
+        >>> find_entities(["B-PER", "I-PER", "O", "I-LOC"]), find_entities(["O", "I-LOC"], "strict", "IOB2")
+        ([('PER', 0, 1), ('LOC', 3, 3)], [])
+    """
+    if tags.count(OUTSIDE) == len(tags):  # as in many sentences
+        return []
+    if mode != "strict":
+        # Here, as it imports scikit-learn: half a second that the first batch need not wait for.
+        from seqeval.metrics.sequence_labeling import get_entities
+
+        return get_entities(tags)
+    (found,) = seqeval_schemes.Entities([tags], getattr(seqeval_schemes, str(scheme))).entities
+    return [(entity.tag, entity.start, entity.end - 1) for entity in found]
+
+
+def compute_scores(correct: int, predicted: int, support: int) -> dict[str, float]:
+    """Precision, recall and F1 of so many entities, 0 where seqeval would divide by zero."""
+    precision, recall = correct / max(predicted, 1), correct / max(support, 1)
+    f1 = 2 * precision * recall / (precision + recall) if correct else 0.0
+    return {"precision": precision, "recall": recall, "f1": f1}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import tqdm
 import transformers
-from seqeval.metrics.sequence_labeling import get_entities
 
 import ner_cells
 import ner_data
@@ -29,12 +28,13 @@ import ner_files
 import ner_report
 import ner_utils
 import ner_windows
-from ner_labels import OUTSIDE, entity_tag
+from ner_labels import OUTSIDE, entity_tag, find_entities
+from transformer_trial.data import EVALUATION_TOKENS, group_by_tokens
 from transformer_trial.parsing import TrialError
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BATCHES = 32
+CHUNK_BATCHES, USUAL_BATCH_SIZE = 32, 32
 """Sentences of so many batches are read, sorted by length, tagged and written before the next ones are read."""
 
 LIST_TEXT = re.compile(r"""[ \t\r\n]*\[\s*(['"].*)?\]\s*$""", re.DOTALL)
@@ -83,10 +83,10 @@ class Tagger:
         model: Of transformers, for token classification. Its config says how long windows are (`ner`), where NERTrial
             has trained it; otherwise they are as long as the model takes.
         tokenizer: A fast one.
-        batch_size: Windows that the model sees at once.
+        batch_size: Windows that the model sees at once, at most; by default as many as EVALUATION_TOKENS allows.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 32) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int | None = None) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         config = model.config
         self.labels = [config.id2label[i] for i in range(config.num_labels)]
@@ -100,7 +100,7 @@ class Tagger:
         self.collate = ner_utils.WordCollator(tokenizer, tokenizer.model_input_names)
 
     @classmethod
-    def load(cls, folder: str | Path, batch_size: int = 32) -> "Tagger":
+    def load(cls, folder: str | Path, batch_size: int | None = None) -> "Tagger":
         """The tagger of an exported model's folder, on a GPU if there is one.
 
         Raises:
@@ -129,7 +129,7 @@ class Tagger:
     def tag(self, sentences: Iterable[Sentence]) -> Iterator[Sentence]:
         """Fill in tags and scores, chunk by chunk, in the order of the sentences; each word gets exactly one."""
         sentences = iter(sentences)
-        while chunk := list(itertools.islice(sentences, CHUNK_BATCHES * self.batch_size)):
+        while chunk := list(itertools.islice(sentences, CHUNK_BATCHES * (self.batch_size or USUAL_BATCH_SIZE))):
             self._tag_chunk(chunk)
             yield from chunk
 
@@ -140,11 +140,12 @@ class Tagger:
         words = [sentence.words for sentence in chunk]
         windows = list(ner_windows.cut_windows(words, self.tokenizer, self.max_seq_length, self.doc_stride))
         windows = [window for window in windows if any(p != ner_windows.NO_POSITION for _, p in window.scored)]
-        windows.sort(key=lambda window: len(window.word_ids), reverse=True)
+        lengths = [len(window.inputs["input_ids"]) for window in windows]
+        max_tokens = EVALUATION_TOKENS.get(self.model.device.type, EVALUATION_TOKENS["cpu"])
         was_training = self.model.training
         self.model.eval()
-        for start in range(0, len(windows), self.batch_size):
-            batch = windows[start : start + self.batch_size]
+        for numbers in group_by_tokens(lengths, max_tokens, self.batch_size):
+            batch = [windows[i] for i in numbers]
             rows = [
                 {**window.inputs, "word_positions": [position for _, position in window.scored]} for window in batch
             ]
@@ -163,7 +164,7 @@ class Tagger:
         """The entities that the tags of a tagged sentence mark, as seqeval's default mode reads them."""
         tags = [entity_tag(tag, self.label_scheme) for tag in sentence.tags or []]
         spans = []
-        for entity_type, first, last in get_entities(tags):
+        for entity_type, first, last in find_entities(tags):
             scores = [score for score in (sentence.scores or [])[first : last + 1] if score is not None]
             span: dict[str, Any] = {"type": entity_type, "first_word": first, "last_word": last}
             if sentence.text is None or sentence.offsets is None:
@@ -183,14 +184,14 @@ class Tagger:
 
 
 def predict(
-    model: str | Path, sentences: Iterable[str | Sequence[str]], batch_size: int = 32
+    model: str | Path, sentences: Iterable[str | Sequence[str]], batch_size: int | None = None
 ) -> Iterator[dict[str, Any]]:
     """Tag sentences with an exported model.
 
     Args:
         model: Its folder.
         sentences: Each a text, which is split into words, or a list of words.
-        batch_size: Windows that the model sees at once.
+        batch_size: Windows that the model sees at once, at most; by default as many as EVALUATION_TOKENS allows.
 
     Yields:
         For each sentence, in their order, what a line of `ner_predict.py`'s output holds: `tokens`, `tags`, `scores`
@@ -355,9 +356,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="TAG",
         help="what numbers among the gold tags stand for, from 0; by default what they stood for in training",
     )
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32; the tags are the same")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="tag so many sentences at once, at most; the tags are the same"
+    )
     options = parser.parse_args(arguments)
-    if options.batch_size < 1:
+    if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"--batch-size: found {options.batch_size}; accepted is at least 1")
     return options
 

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from seqeval import scheme as seqeval_schemes
-from seqeval.metrics.sequence_labeling import get_entities
 
-from ner_labels import OUTSIDE, entity_tag
+import ner_labels
+from ner_labels import OUTSIDE, Entity, entity_tag, find_entities
 from transformer_trial.parsing import printable
 
 NUM_WORST_SENTENCES = 50
@@ -43,9 +42,6 @@ TRANSITION_RULES: dict[str | None, tuple[str, str]] = {
 }
 """By scheme, with prefixes as `entity_tag` writes them: those that must follow B or I of their type, and those that I
 or E of their type must follow."""
-
-Entity = tuple[str, int, int]
-"""Type, first and last word."""
 
 
 def match_entities(gold: Sequence[Entity], predicted: Sequence[Entity]) -> list[tuple[Entity | None, Entity | None]]:
@@ -98,7 +94,8 @@ class ErrorReport:
     def add(self, words: Sequence[str], gold: Sequence[str], predicted: Sequence[str], place: str = "") -> None:
         """Add a sentence: its words, a gold and a predicted tag for each of them, and where it is from."""
         gold_tags, predicted_tags = ([entity_tag(tag, self.scheme) for tag in tags] for tags in (gold, predicted))
-        pairs = match_entities(self._find_entities(gold_tags), self._find_entities(predicted_tags))
+        entities = (find_entities(tags, self.mode, self.strict_scheme) for tags in (gold_tags, predicted_tags))
+        pairs = match_entities(*entities)
         self.outcomes.update((g and g[0], p and p[0], bool(g and p and g[1:] == p[1:])) for g, p in pairs)
         for side, tags, own in (("predicted", predicted_tags, predicted), ("gold", gold_tags, gold)):
             steps = itertools.pairwise([OUTSIDE, *tags, OUTSIDE])
@@ -115,12 +112,6 @@ class ErrorReport:
         self.num_sentences += 1
         self.num_words += len(words)
         self.num_wrong_words += num_words
-
-    def _find_entities(self, tags: list[str]) -> list[Entity]:
-        if self.mode != "strict":
-            return get_entities(tags)
-        (found,) = seqeval_schemes.Entities([tags], getattr(seqeval_schemes, str(self.strict_scheme))).entities
-        return [(entity.tag, entity.start, entity.end - 1) for entity in found]
 
     def as_dict(self) -> dict[str, Any]:
         """The report, ready for json."""
@@ -166,9 +157,8 @@ def rank(counts: Counter[tuple[str, str]]) -> list[tuple[tuple[str, str], int]]:
 
 def compute_scores(counts: Mapping[str, int]) -> dict[str, float]:
     """Precision, recall and F1, 0 where seqeval divides by zero, and the counts."""
-    precision, recall = (counts["correct"] / max(counts[total], 1) for total in ("predicted", "support"))
-    f1 = 2 * precision * recall / (precision + recall) if counts["correct"] else 0.0
-    return {"precision": precision, "recall": recall, "f1": f1, **{name: counts[name] for name in COUNTS}}
+    scores = ner_labels.compute_scores(counts["correct"], counts["predicted"], counts["support"])
+    return {**scores, **{name: counts[name] for name in COUNTS}}
 
 
 def summarize(report: Mapping[str, Any]) -> str:

@@ -55,33 +55,34 @@ class WordPredictions(pytorch.MetricReducer):
 
     def reset(self) -> None:
         self.words: list[ner_labels.Array] = []  # each (4, words): sentence, place in it, gold and predicted label
-        self.loss_sum = 0.0
-        self.num_loss_words = 0
+        self.loss_sums: list[torch.Tensor] = []  # each a scalar on the device, which would be waited for to read it
 
     def update(self, batch: dict[str, torch.Tensor], predicted: torch.Tensor, loss_sum: torch.Tensor) -> None:
         """Add a batch.
 
         Args:
             batch: As collated for evaluation; its word columns are (rows, words).
-            predicted: Predicted label ids, (rows, words).
+            predicted: Predicted label ids, (rows, words); NO_POSITION for words that have no position.
             loss_sum: Sum of the losses of all words that have a position, a scalar.
         """
         sentence_ids = batch["sentence_id"][:, None].expand_as(predicted)
         words = torch.stack([sentence_ids, batch["word_ids"], batch["word_labels"], predicted])
-        words = words[:, batch["word_ids"] != NO_POSITION]
-        self.words.append(words.to("cpu", torch.int32).numpy())
-        self.loss_sum += float(loss_sum)
-        self.num_loss_words += int((batch["word_positions"] != NO_POSITION).sum())
+        on_host = words.to(torch.int32).cpu().numpy()  # the one time that a batch waits for the device
+        self.words.append(on_host[:, on_host[1] != NO_POSITION])
+        self.loss_sums.append(loss_sum.detach())
 
     def per_slot_reduce(self) -> tuple[ner_labels.Array, float, int]:
-        return np.concatenate(self.words, axis=1), self.loss_sum, self.num_loss_words
+        words = np.concatenate(self.words, axis=1)
+        self.words = [words]  # instead of what it was put together from
+        num_loss_words = int((words[3] != NO_POSITION).sum())
+        return words, sum(torch.stack(self.loss_sums).tolist()), num_loss_words
 
     def cross_slot_reduce(self, per_slot_metrics: Sequence[tuple[ner_labels.Array, float, int]]) -> dict[str, float]:
         """The metrics. What they were computed from stays in `last_words`, (4, words), for a report."""
         words, loss_sums, counts = zip(*per_slot_metrics)
-        self.last_words = np.concatenate(words, axis=1)
-        gold, predicted = ner_utils.group_by_sentence(self.last_words, self.tags)
-        metrics = ner_utils.compute_metrics(gold, predicted, **self.metric_options)
+        self.last_words = words[0] if len(words) == 1 else np.concatenate(words, axis=1)
+        sentences = ner_utils.iterate_sentences(self.last_words, self.tags)
+        metrics = ner_utils.score_sentences(sentences, **self.metric_options)
         return {**metrics, "validation_loss": sum(loss_sums) / max(sum(counts), 1)}
 
 
@@ -224,8 +225,8 @@ class NERTrial(BaseTransformerTrial):
         """Write the validation's report, and the test split's predictions and report; return the test metrics."""
         validation = self._error_report()
         words = self.reducer.last_words
-        tags = ner_utils.group_by_sentence(words, self.label_list)
-        for sentence, gold, predicted in zip(np.unique(words[0]).tolist(), *tags):
+        tags = ner_utils.iterate_sentences(words, self.label_list)
+        for sentence, (gold, predicted) in zip(np.unique(words[0]).tolist(), tags):
             row = self.rows["validation"][sentence]
             validation.add(row["tokens"], gold, predicted, row["place"])
         self.reports, self.reports_batches = {"validation": validation.as_dict()}, self.batches_trained

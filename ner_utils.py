@@ -1,9 +1,10 @@
 """Pure functions of named-entity recognition: labels, tokenize-and-align, metrics. Nothing here imports Determined."""
 
+import copy
 import itertools
 import logging
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,9 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-import transformers
 from datasets.fingerprint import Hasher
-from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
+from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 import ner_labels
 import ner_windows
@@ -124,6 +124,14 @@ def tokenize_and_align(
     return dict(columns)
 
 
+def with_tables_as_text(tokenizer: Any) -> Any:
+    """A copy of a tokenizer to hash: of a vocabulary, dill would hash entry by entry, which takes 0.2 seconds."""
+    copied = copy.copy(tokenizer)
+    tables = {name: repr(table) for name, table in vars(copied).items() if name in ("_vocab", "_merges")}
+    vars(copied).update(tables)
+    return copied
+
+
 def build_tokenized_datasets(
     rows: datasets.DatasetDict,
     tokenizer: Any,
@@ -145,6 +153,8 @@ def build_tokenized_datasets(
         "doc_stride": doc_stride,
         "label_all_tokens": label_all_tokens,
     }
+    # Once: what a tokenizer holds changes when it cuts its first sentence.
+    fingerprint = Hasher.hash([arguments | {"tokenizer": with_tables_as_text(tokenizer)}, code])
     return datasets.DatasetDict(
         {
             split: data.map(
@@ -155,7 +165,7 @@ def build_tokenized_datasets(
                 remove_columns=data.column_names,
                 num_proc=num_workers,
                 load_from_cache_file=not overwrite_cache,
-                new_fingerprint=Hasher.hash([data._fingerprint, arguments, code]),
+                new_fingerprint=Hasher.hash([data._fingerprint, fingerprint]),
                 desc=f"Tokenizing {split} rows",
             )
             for split, data in rows.items()
@@ -182,35 +192,47 @@ class WordCollator:
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
     ) -> None:
-        self.pad_inputs = transformers.DataCollatorForTokenClassification(
-            tokenizer,
-            padding=True if max_length is None else "max_length",
-            max_length=max_length,
-            pad_to_multiple_of=pad_to_multiple_of,
-            label_pad_token_id=IGNORED_LABEL_ID,
-        )
+        self.tokenizer, self.max_length, self.multiple = tokenizer, max_length, pad_to_multiple_of or 1
         values: dict[str, Any] = {name: [] for name in WORD_FILLS} | {"sentence_id": NO_POSITION}
         values |= {"input_ids": [tokenizer.pad_token_id], "attention_mask": [1], "labels": [IGNORED_LABEL_ID]}
         self.no_words = {name: values.get(name, [0]) for name in column_names}
+        # What the tokenizer pads its columns with, asked once: to let it pad each batch takes seven times as long.
+        inputs = [name for name in column_names if name not in ("labels", *WORD_COLUMNS)]
+        padded = pad_without_fast_tokenizer_warning(tokenizer, [{name: [0] * n for name in inputs} for n in (1, 2)])
+        place = 0 if tokenizer.padding_side == "left" else 1
+        self.fills = {name: rows[0][place] for name, rows in padded.items() if len(rows[0]) == 2}
+        self.fills |= {"labels": IGNORED_LABEL_ID, **WORD_FILLS}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         rows = rows or [self.no_words]
         # No model takes a row of no sub-token, which some tokenizers make of words that they have none for.
-        inputs = [{name: value for name, value in row.items() if name not in WORD_COLUMNS} for row in rows]
-        inputs = [row if row["input_ids"] else {name: self.no_words[name] for name in row} for row in inputs]
-        # dict: Determined cannot measure a BatchEncoding.
-        batch = dict(self.pad_inputs(inputs))
-        for name, fill in WORD_FILLS.items():
-            if name in rows[0]:
-                width = max(len(row[name]) for row in rows)
-                padded = [row[name] + [fill] * (width - len(row[name])) for row in rows]
-                batch[name] = torch.tensor(padded, dtype=torch.long)  # also where there is no word
-        if self.pad_inputs.tokenizer.padding_side == "left" and "word_positions" in batch:
-            shifts = torch.tensor([batch["input_ids"].shape[1] - len(row["input_ids"]) for row in rows])[:, None]
+        padding = {name: value for name, value in self.no_words.items() if name not in WORD_COLUMNS}
+        rows = [row if row["input_ids"] else {name: padding.get(name, row[name]) for name in row} for row in rows]
+        length = self.max_length or max(len(row["input_ids"]) for row in rows)
+        length = -(-length // self.multiple) * self.multiple  # rounded up
+        on_left = self.tokenizer.padding_side == "left"
+        batch = {}
+        for name in rows[0]:
+            values = [row[name] for row in rows]
+            if name == "sentence_id":
+                batch[name] = torch.tensor(values)
+            elif name in WORD_FILLS:
+                batch[name] = pad_rows(values, max(map(len, values)), self.fills[name])
+            else:
+                batch[name] = pad_rows(values, length, self.fills[name], on_left=on_left)
+        if on_left and "word_positions" in batch:
+            shifts = torch.tensor([length - len(row["input_ids"]) for row in rows])[:, None]
             batch["word_positions"] += shifts * (batch["word_positions"] != NO_POSITION)
-        if "sentence_id" in rows[0]:
-            batch["sentence_id"] = torch.tensor([row["sentence_id"] for row in rows])
         return batch
+
+
+def pad_rows(rows: Sequence[Sequence[int]], length: int, fill: int, *, on_left: bool = False) -> torch.Tensor:
+    """Rows of numbers as a tensor, (row, length)."""
+    padded = np.full((len(rows), length), fill, dtype=np.int64)
+    for i, row in enumerate(rows):
+        start = length - len(row) if on_left else 0
+        padded[i, start : start + len(row)] = row
+    return torch.from_numpy(padded)
 
 
 def select_words(logits: torch.Tensor, word_positions: torch.Tensor) -> torch.Tensor:
@@ -250,21 +272,40 @@ def compute_metrics(
         >>> compute_metrics([["B-PER", "I-PER", "O"]], [["B-PER", "O", "O"]])["accuracy_score"]
         0.6666666666666666
     """
-    options: dict[str, Any] = {"zero_division": 0}
-    if mode == "strict":
-        options |= {"mode": "strict", "scheme": getattr(seqeval_schemes, scheme) if scheme else None}
-    metrics = {"accuracy_score": seqeval_metrics.accuracy_score(gold, predicted)}
-    scores: dict[str, dict[str, float]] = {}
-    if any(tag != OUTSIDE for tags in itertools.chain(gold, predicted) for tag in tags):
-        scores = seqeval_metrics.classification_report(gold, predicted, output_dict=True, **options)
-    overall = scores.pop("micro avg", {})
-    names = {"precision": "precision", "recall": "recall", "f1": "f1-score"}
-    metrics |= {name: overall.get(seqeval_name, 0.0) for name, seqeval_name in names.items()}
-    for entity_type in entity_types:
-        score = scores.get(entity_type, {})
-        metrics |= {f"{entity_type}_{name}": score.get(seqeval_name, 0.0) for name, seqeval_name in names.items()}
-        metrics[f"{entity_type}_number"] = score.get("support", 0)
-    return {name: float(value) for name, value in metrics.items()}
+    if mode == "strict" and scheme is None and {*itertools.chain(*gold, *predicted)} - {OUTSIDE}:
+        scheme = seqeval_schemes.auto_detect(gold).__name__
+    sentences = zip(gold, predicted, strict=True)
+    return score_sentences(sentences, mode=mode, scheme=scheme, entity_types=entity_types)
+
+
+def score_sentences(
+    sentences: Iterable[tuple[Sequence[str], Sequence[str]]],
+    *,
+    mode: str = "default",
+    scheme: str | None = None,
+    entity_types: Sequence[str] = (),
+) -> dict[str, float]:
+    """As `compute_metrics`, of the gold and predicted tags of sentences that come one by one; only counts are kept.
+
+    seqeval finds the entities. Its own report needs all sentences at once, and looks for their entities ten times.
+    """
+    num_words = num_right_words = 0
+    correct, claimed, real = Counter[str](), Counter[str](), Counter[str]()  # entities by type
+    for gold, predicted in sentences:
+        num_words += len(gold)
+        num_right_words += sum(g == p for g, p in zip(gold, predicted, strict=True))
+        of_gold = ner_labels.find_entities([*gold], mode, scheme)
+        of_predicted = of_gold if predicted == gold else ner_labels.find_entities([*predicted], mode, scheme)
+        for counts, entities in ((real, of_gold), (claimed, of_predicted), (correct, {*of_gold} & {*of_predicted})):
+            for entity_type, *_ in entities:
+                counts[entity_type] += 1
+    metrics = {"accuracy_score": num_right_words / max(num_words, 1)}
+    metrics |= ner_labels.compute_scores(correct.total(), claimed.total(), real.total())
+    for name in entity_types:
+        scores = ner_labels.compute_scores(correct[name], claimed[name], real[name])
+        metrics |= {f"{name}_{score}": value for score, value in scores.items()}
+        metrics[f"{name}_number"] = float(real[name])
+    return metrics
 
 
 def metric_directions(entity_types: Sequence[str]) -> dict[str, bool]:
@@ -273,7 +314,7 @@ def metric_directions(entity_types: Sequence[str]) -> dict[str, bool]:
     return directions | {f"{t}_{name}": True for t in entity_types for name in ("precision", "recall", "f1")}
 
 
-def group_by_sentence(words: Array, label_list: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
+def iterate_sentences(words: Array, label_list: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
     """Gold and predicted tags of each sentence, in the order of the sentences' numbers, from words in any order.
 
     Args:
@@ -281,9 +322,9 @@ def group_by_sentence(words: Array, label_list: Sequence[str]) -> tuple[list[lis
             as the latter stands for O.
         label_list: The tags in the order of their ids.
     """
-    sentence_ids, word_ids, *label_ids = words
-    order = np.lexsort((word_ids, sentence_ids))
-    starts = np.flatnonzero(np.diff(sentence_ids[order])) + 1
-    tags = np.array([*label_list, OUTSIDE], dtype=object)  # the last one is found by NO_POSITION, -1
-    gold, predicted = (np.split(tags[ids[order]], starts) for ids in label_ids)
-    return [part.tolist() for part in gold], [part.tolist() for part in predicted]
+    tags = [*label_list, OUTSIDE]  # the last one is found by NO_POSITION, -1
+    order = np.lexsort((words[1], words[0]))
+    ends = np.flatnonzero(np.diff(words[0][order])) + 1
+    for start, end in itertools.pairwise([0, *ends.tolist(), len(order)]):
+        gold, predicted = words[2:, order[start:end]].tolist()
+        yield [tags[i] for i in gold], [tags[i] for i in predicted]

@@ -18,9 +18,9 @@ from determined import core
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transformer_trial.batches import SlotBatchSampler, build_data_loader, local_chief_first
+from transformer_trial.batches import SlotBatchSampler, TokenBatchSampler, build_data_loader, local_chief_first
 from transformer_trial.config import DataConfig
-from transformer_trial.data import default_load_dataset, select_splits
+from transformer_trial.data import default_load_dataset, group_by_tokens, select_splits
 from transformer_trial.parsing import TrialError
 
 FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -28,13 +28,13 @@ FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_heal
 sizes = {
     "num_rows": st.integers(1, 150),
     "global_batch_size": st.integers(1, 40),
-    "seed": st.none() | st.integers(0, 2**32 - 1),
+    "seed": st.integers(0, 2**32 - 1),
     "lengths": st.none() | st.integers(0, 2**32 - 1),
 }
 
 
 def build_sampler(
-    num_rows: int, global_batch_size: int, seed: int | None, lengths: int | None, *, num_slots: int = 1
+    num_rows: int, global_batch_size: int, seed: int, lengths: int | None, *, num_slots: int = 1
 ) -> SlotBatchSampler:
     """A sampler over rows whose lengths, where it groups by them, are random numbers."""
     row_lengths = None if lengths is None else np.random.default_rng(lengths).integers(1, 60, num_rows).tolist()
@@ -96,9 +96,15 @@ def test_another_epoch_and_another_seed_have_another_order() -> None:
     assert all(order != tuple(range(50)) for order in orders.values())
 
 
-def test_without_a_seed_rows_keep_their_order() -> None:
-    sampler = SlotBatchSampler(5, 2, 2)
-    assert [list(sampler), list(sampler)] == [[[0], [1], [2], [3], [4], []]] * 2
+@FIXED
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=150), max_tokens=st.integers(1, 200))
+def test_evaluation_batches_are_bounded_by_tokens(lengths: list[int], max_tokens: int) -> None:
+    batches = group_by_tokens(lengths, max_tokens)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert [lengths[row] for batch in batches for row in batch] == sorted(lengths, reverse=True)
+    for i, batch in enumerate(batches):
+        assert len(batch) == 1 or lengths[batch[0]] * len(batch) <= max_tokens
+        assert i == len(batches) - 1 or lengths[batch[0]] * (len(batch) + 1) > max_tokens, "it could have been larger"
 
 
 @needs_wnut
@@ -160,7 +166,7 @@ def test_every_slot_validates_on_as_many_pieces(num_rows: int, num_slots: int) -
     rows = datasets.Dataset.from_dict({"number": list(range(num_rows))})
     pieces = []
     for rank in range(num_slots):
-        loader = build_data_loader(rows, SlotBatchSampler(num_rows, 4, num_slots), collate_numbers)
+        loader = build_data_loader(rows, TokenBatchSampler([5] * num_rows, 20, num_slots), collate_numbers)
         pieces.append([b["number"].tolist() for b in loader.get_data_loader(num_replicas=num_slots, rank=rank)])
 
     assert len({len(of_slot) for of_slot in pieces}) == 1

@@ -21,12 +21,11 @@ from hypothesis import strategies as st
 from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
 
-from ner_labels import entity_tag
+from ner_labels import Entity, entity_tag
 from ner_report import (
     COUNTS,
     MAX_DRAWN_TYPES,
     NUM_WORST_SENTENCES,
-    Entity,
     ErrorReport,
     is_invalid,
     match_entities,

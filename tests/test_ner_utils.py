@@ -3,6 +3,9 @@
 import functools
 import itertools
 import json
+import subprocess
+import sys
+import tracemalloc
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,8 +37,9 @@ from ner_utils import (
     compute_metrics,
     continuation_ids,
     get_dataset_metadata,
-    group_by_sentence,
+    iterate_sentences,
     metric_directions,
+    score_sentences,
     tokenize_and_align,
 )
 from ner_windows import NO_POSITION, assign_words, choose_doc_stride, choose_max_seq_length, prepare_tokenizer
@@ -688,6 +692,56 @@ def test_a_batch_is_a_dict_of_tensors_that_determined_can_measure(
         assert int(batch["attention_mask"].sum()) == 1  # attention to nothing would be NaN
 
 
+@st.composite
+def row_lengths(draw: st.DrawFn) -> tuple[list[tuple[int, int]], dict[str, int]]:
+    """Sub-tokens and words of some rows, and options of a collator that they suit."""
+    lengths = draw(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=6))
+    options = draw(st.fixed_dictionaries({}, optional={"pad_to_multiple_of": st.integers(1, 16)}))
+    if draw(st.booleans()):
+        options["max_length"] = max(1, *(n for n, _ in lengths)) + draw(st.integers(0, 9))
+    return lengths, options
+
+
+@functools.cache
+def padding_tokenizer(kind: str, padding_side: str) -> Any:
+    """With a padding of token types as XLNet has it."""
+    tokenizer = BUILDERS[kind]()
+    prepare_tokenizer(tokenizer)
+    tokenizer.padding_side, tokenizer._pad_token_type_id = padding_side, 3
+    return tokenizer
+
+
+@every_tokenizer
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+@FIXED
+@given(rows=row_lengths(), has_labels=st.booleans(), has_types=st.booleans(), numbers=st.randoms(use_true_random=False))
+def test_inputs_and_labels_are_padded_as_transformers_does(
+    kind: str, padding_side: str, rows: Any, has_labels: bool, has_types: bool, numbers: Any
+) -> None:  # fmt: skip
+    tokenizer, (lengths, options) = padding_tokenizer(kind, padding_side), rows
+    names = ["input_ids", *["token_type_ids"] * has_types, "attention_mask", *["labels"] * has_labels]
+    inputs = [{name: [numbers.randint(0, 99) for _ in range(n)] for name in names} for n, _ in lengths]
+    words = [{name: [numbers.randint(0, 99) for _ in range(n)] for name in ner_utils.WORD_FILLS} for _, n in lengths]
+    batch = WordCollator(tokenizer, [*names, *ner_utils.WORD_FILLS], **options)(
+        [row | of_row for row, of_row in zip(inputs, words)]
+    )
+    no_token = {"input_ids": [tokenizer.pad_token_id], "token_type_ids": [0], "attention_mask": [1], "labels": [-100]}
+    expected = transformers.DataCollatorForTokenClassification(
+        tokenizer, padding="max_length" if "max_length" in options else True, **options
+    )([row if row["input_ids"] else {name: no_token[name] for name in names} for row in inputs])
+    assert [*batch] == [*names, *ner_utils.WORD_FILLS]
+    for name in names:
+        assert batch[name].dtype == expected[name].dtype
+        assert torch.equal(batch[name], expected[name])
+    for name, fill in ner_utils.WORD_FILLS.items():
+        assert (batch[name].shape[1]) == max(n for _, n in lengths)
+        for values, row, ids in zip(batch[name].tolist(), words, inputs):
+            assert values[len(row[name]) :] == [fill] * (len(values) - len(row[name]))
+            is_moved = name == "word_positions" and padding_side == "left"
+            shift = batch["input_ids"].shape[1] - max(len(ids["input_ids"]), 1) if is_moved else 0
+            assert values[: len(row[name])] == [value + shift for value in row[name]]
+
+
 def test_columns_that_are_not_asked_for_are_not_collated() -> None:
     names = ["input_ids", "attention_mask", "labels"]
     collate = collator(column_names=names)
@@ -737,7 +791,7 @@ def tagged(draw: st.DrawFn, prefixes: str) -> tuple[list[list[str]], list[list[s
 
 
 def assert_seqeval_agrees(gold: list[list[str]], predicted: list[list[str]], mode: str, scheme: str | None) -> None:
-    """Against seqeval's single functions, and against counts of the entities that it finds."""
+    """To the last bit against seqeval's functions, and against counts of the entities that it finds."""
     options: dict[str, Any] = {"zero_division": 0}
     if mode == "strict":
         options |= {"mode": "strict", "scheme": getattr(seqeval_schemes, str(scheme))}
@@ -748,7 +802,7 @@ def assert_seqeval_agrees(gold: list[list[str]], predicted: list[list[str]], mod
         "f1": seqeval_metrics.f1_score(gold, predicted, **options),
     }
     metrics = compute_metrics(gold, predicted, mode=mode, scheme=scheme)
-    assert metrics == pytest.approx(expected, abs=1e-12)
+    assert metrics == expected
 
     def entities(sentences: list[list[str]]) -> set[Any]:
         if mode == "default":
@@ -770,7 +824,11 @@ def assert_seqeval_agrees(gold: list[list[str]], predicted: list[list[str]], mod
     types = sorted({entity[1] for entity in of_gold | of_predicted})
     found_by_type = compute_metrics(gold, predicted, mode=mode, scheme=scheme, entity_types=types)
     assert found_by_type == pytest.approx(by_type, abs=1e-12)
-    assert all(type(value) is float for value in metrics.values())
+    assert all(type(value) is float for value in found_by_type.values())
+    if types:
+        report = seqeval_metrics.classification_report(gold, predicted, output_dict=True, **options)
+        keys = {"precision": "precision", "recall": "recall", "f1": "f1-score", "number": "support"}
+        assert found_by_type == metrics | {f"{t}_{key}": report[t][name] for t in types for key, name in keys.items()}
 
 
 @pytest.mark.filterwarnings("ignore:.*seems not to be NE tag")
@@ -800,6 +858,48 @@ def test_metrics_equal_seqeval_on_wnut(mode: str, scheme: str | None) -> None:
     metrics = compute_metrics(gold, predicted, mode=mode, scheme=scheme)
     assert 0.2 < metrics["f1"] < 0.8
     assert compute_metrics(gold, predicted, mode=mode) == metrics  # the scheme of these tags can be told
+
+
+@pytest.mark.parametrize("mode", ["default", "strict"])
+@pytest.mark.parametrize(
+    ("gold", "predicted"),
+    [
+        pytest.param([["O", "B-X"], ["O"]], [["O", "B-X"]], id="a sentence less"),
+        pytest.param([["O", "B-X"]], [["O"]], id="a word less"),
+        pytest.param([["O"]], [["O", "B-X"]], id="a word more"),
+    ],
+)
+def test_tags_that_do_not_go_together_are_not_scored(
+    mode: str, gold: list[list[str]], predicted: list[list[str]]
+) -> None:
+    with pytest.raises(ValueError, match=r"zip\(\) argument 2 is (shorter|longer)"):
+        compute_metrics(gold, predicted, mode=mode, scheme="IOB2")
+
+
+@pytest.mark.parametrize("num_types", [4, 128])
+def test_scoring_needs_little_memory_beside_the_words(num_types: int) -> None:
+    random = np.random.default_rng(0)
+    labels = ["O", *(f"{prefix}-{i}" for i in range(num_types) for prefix in "BI")]
+    num_sentences, num_words = 2000, 18
+    words = np.zeros((4, num_sentences * num_words), dtype=np.int32)
+    words[0], words[1] = np.divmod(np.arange(num_sentences * num_words), num_words)
+    words[2:] = random.integers(0, len(labels), words[2:].shape)
+    list(score_of_words(words[:, :num_words], labels))  # what seqeval imports is not counted
+    tracemalloc.start()
+    metrics = score_of_words(words, labels)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * words.nbytes, "the tags of all sentences as lists take more than 2 times as much as the words"
+    assert metrics == compute_metrics(*zip(*iterate_sentences(words, labels)))
+
+
+def score_of_words(words: np.ndarray[Any, Any], labels: list[str]) -> dict[str, float]:
+    return score_sentences(iterate_sentences(words, labels))
+
+
+def test_importing_the_modules_does_not_import_what_only_scores_need() -> None:
+    code = "import sys, ner_predict, ner_report, ner_utils; sys.exit('seqeval.metrics' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(ner_utils.__file__).parent)
 
 
 def test_metrics_equal_a_count_by_hand() -> None:
@@ -873,6 +973,6 @@ def test_words_in_any_order_become_their_sentences_again(
         for place, (gold, predicted) in enumerate(sentence)
     ]
     shuffled = np.array(numbers.draw(st.permutations(words)), dtype=np.int32).reshape(-1, 4).T
-    gold, predicted = group_by_sentence(shuffled, LABELS)
-    assert gold == [[gold for gold, _ in sentence] for sentence in sentences]
-    assert predicted == [[predicted or "O" for _, predicted in sentence] for sentence in sentences]
+    gold, predicted = zip(*iterate_sentences(shuffled, LABELS))
+    assert list(gold) == [[gold for gold, _ in sentence] for sentence in sentences]
+    assert list(predicted) == [[predicted or "O" for _, predicted in sentence] for sentence in sentences]

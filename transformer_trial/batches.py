@@ -11,6 +11,7 @@ import pyarrow.compute
 import torch.utils.data
 from determined import core, pytorch
 
+from transformer_trial.data import group_by_tokens
 from transformer_trial.parsing import TrialError
 
 # Sorting so many global batches by length makes 96% to 98% of the tokens real, and leaves the order random enough.
@@ -34,7 +35,7 @@ class SlotBatchSampler(torch.utils.data.BatchSampler):
         num_rows: Rows of the data set.
         global_batch_size: Rows of a batch, over all slots.
         num_slots: Pieces that a batch is split into.
-        seed: Shuffles anew every epoch; None keeps the rows in their order.
+        seed: Shuffles anew every epoch.
         lengths: Sub-tokens of each row. Where given, rows of similar length share a batch.
     """
 
@@ -44,7 +45,7 @@ class SlotBatchSampler(torch.utils.data.BatchSampler):
         global_batch_size: int,
         num_slots: int,
         *,
-        seed: int | None = None,
+        seed: int,
         lengths: Sequence[int] | np.ndarray[Any, Any] | None = None,
     ) -> None:
         self.num_rows = num_rows
@@ -67,10 +68,8 @@ class SlotBatchSampler(torch.utils.data.BatchSampler):
 
     def global_batches(self, epoch: int) -> list[np.ndarray[Any, Any]]:
         """The row numbers of each global batch of an epoch."""
-        order = np.arange(self.num_rows)
-        if self.seed is not None:
-            random = np.random.default_rng([self.seed, epoch])
-            order = random.permutation(order)
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(self.num_rows)
         if self.lengths is None:
             return self._chunks(order, self.global_batch_size)
         groups = self._chunks(order, LENGTH_GROUP_BATCHES * self.global_batch_size)
@@ -79,18 +78,38 @@ class SlotBatchSampler(torch.utils.data.BatchSampler):
             for group in groups
             for batch in self._chunks(group[np.argsort(-self.lengths[group], kind="stable")], self.global_batch_size)
         ]
-        if self.seed is not None:
-            batches = [batches[i] for i in random.permutation(len(batches))]
-        return batches
+        return [batches[i] for i in random.permutation(len(batches))]
 
     @staticmethod
     def _chunks(order: np.ndarray[Any, Any], size: int) -> list[np.ndarray[Any, Any]]:
         return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+class TokenBatchSampler(torch.utils.data.BatchSampler):
+    """Yields rows for evaluation: those of similar length together, the longest first, in batches bounded by tokens.
+
+    Determined deals the batches out to the slots in turn; each gets as many, of which the last may be empty.
+
+    Args:
+        lengths: Sub-tokens of each row.
+        max_tokens: Sub-tokens of a batch, padding included; a longer row makes a batch of its own.
+        num_slots: Slots that share the batches.
+    """
+
+    def __init__(self, lengths: Sequence[int] | np.ndarray[Any, Any], max_tokens: int, num_slots: int) -> None:
+        self.batches = group_by_tokens(lengths, max_tokens)
+        self.batches += [[]] * (-len(self.batches) % num_slots)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
 def build_data_loader(
     rows: datasets.Dataset,
-    sampler: SlotBatchSampler,
+    sampler: torch.utils.data.BatchSampler,
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
     *,
     num_workers: int = 0,

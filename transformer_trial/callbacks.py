@@ -18,7 +18,7 @@ from determined.common import util
 
 from transformer_trial.experiment import CheckpointStorageConfig
 from transformer_trial.export import export_model, replace_folder
-from transformer_trial.parsing import TrialError, printable, read_known, redact
+from transformer_trial.parsing import TrialError, printable, read_known, redact, shown
 
 if TYPE_CHECKING:
     from transformer_trial.trial import BaseTransformerTrial
@@ -84,16 +84,22 @@ class RunRecord(pytorch.PyTorchCallback):
         state = {name: getattr(self, name) for name in names}
         state["validation_is_due"] = self.trial.validation_is_due
         state["unreported"] = self.trial.unreported
+        state["labels"] = self._labels()
         if self.metrics_file is not None and self.metrics_file.exists():
             state["metrics_bytes"] = self.metrics_file.stat().st_size
         return state
+
+    def _labels(self) -> dict[int, str]:
+        """What the numbers that the model gives stand for."""
+        return dict(getattr(self.trial.model, "module", self.trial.model).config.id2label)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.starts_anew:
             return
         state = dict(state_dict)
-        self.trial.validation_is_due = state.pop("validation_is_due")
-        unreported = state.pop("unreported")
+        state.pop("labels", None)
+        self.trial.validation_is_due = state.pop("validation_is_due", False)
+        unreported = state.pop("unreported", [])
         if len(unreported) not in (0, self.trial.context.distributed.size):  # slots have come or gone
             total, rate, count = map(sum, zip(*unreported))
             unreported = [(total, rate, count), *[(0.0, 0.0, 0)] * (self.trial.context.distributed.size - 1)]
@@ -101,7 +107,8 @@ class RunRecord(pytorch.PyTorchCallback):
             self.trial.training_means.unreported = unreported[self.trial.context.distributed.rank]
         num_bytes = state.pop("metrics_bytes", 0)
         if self.is_chief and self.metrics_file is not None and self.metrics_file.exists():
-            os.truncate(self.metrics_file, num_bytes)  # what came after the checkpoint comes once more
+            # What came after the checkpoint comes once more.
+            os.truncate(self.metrics_file, min(num_bytes, self.metrics_file.stat().st_size))
         for name, value in state.items():
             setattr(self, name, value)
         if not self.on_cluster and self.folder is not None:
@@ -194,43 +201,56 @@ class RunRecord(pytorch.PyTorchCallback):
                 file.write(json.dumps({"group": group, "batches": batches, **known}) + "\n")
 
     def on_checkpoint_save_start(self, checkpoint: dict[str, Any]) -> None:
-        """Name weights as one process does, so that Determined's loader finds them."""
+        """Name weights as one process does, so that Determined's loader finds them; write plain data only.
+
+        NumPy's arrays are pickled under names that differ between its versions, and that torch refuses by default.
+        """
+        kind, numbers, *rest = checkpoint["rng_state"]["np_rng_state"]
+        checkpoint["rng_state"]["np_rng_state"] = (kind, numbers.tolist(), *rest)
         for weights in checkpoint["models_state_dict"]:
             torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(weights, "module.")
 
     def on_checkpoint_load_start(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that do not fit; of another experiment's checkpoint, take nothing but the weights."""
+        """Refuse another model's checkpoint; of another experiment's, take nothing but the weights."""
+        self._refuse_another_model(checkpoint)
         trial = self.trial
-        model = getattr(trial.model, "module", trial.model)
-        shapes = {name: weight.shape for name, weight in model.state_dict().items()}
-        (weights,) = checkpoint["models_state_dict"]
-        torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(weights, "module.")
-        if wrong := sorted(
-            {name for name, _ in shapes.items() ^ ((name, weight.shape) for name, weight in weights.items())}
-        ):
-            raise TrialError(
-                f"The checkpoint is of another model: {len(wrong)} weights are missing on one side, or have another "
-                f"shape, {wrong[0]} among them. Go on with the model and the labels that it was trained with."
-            )
+        for group, own in zip(checkpoint["optimizers_state_dict"][0]["param_groups"], trial.optimizer.param_groups):
+            if "fused" in group and "fused" in own:
+                group["fused"] = own["fused"]  # not every machine has that kernel
         if self.starts_anew:
-            logger.info(
-                "Starting with the weights of another experiment, and with an optimizer and a schedule of our own."
-            )
+            logger.info("Starting with another experiment's weights; optimizer and schedule begin anew.")
             checkpoint["optimizers_state_dict"] = [trial.optimizer.state_dict()]
             checkpoint["lr_schedulers_state_dict"] = [trial.lr_scheduler.state_dict()]
             if trial.scaler is not None:
                 checkpoint["scaler_state_dict"] = trial.scaler.state_dict()
+
+    def _refuse_another_model(self, checkpoint: dict[str, Any]) -> None:
+        (weights,) = checkpoint["models_state_dict"]
+        torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(weights, "module.")
+        model = getattr(self.trial.model, "module", self.trial.model)
+        shapes, its_shapes = ({name: w.shape for name, w in state.items()} for state in (model.state_dict(), weights))
+        labels = checkpoint.get("callbacks", {}).get("run_record", {}).get("labels", self._labels())
+        if wrong := sorted(name for name in {*shapes, *its_shapes} if shapes.get(name) != its_shapes.get(name)):
+            what = f"{len(wrong)} weights are missing on one side, or have another shape, {wrong[0]} among them"
+        elif labels != self._labels():
+            known, given = (shown("labels", list(names.values())) for names in (labels, self._labels()))
+            what = f"its labels are {known}, not {given}"
+        else:
+            return
+        raise TrialError(
+            f"The checkpoint is of another model: {what}. Go on with the model and the labels that it was trained with."
+        )
 
     def on_checkpoint_write_end(self, checkpoint_dir: str) -> None:
         """Take the secrets out of what Determined wrote, and add what the checkpoint can be used for."""
         folder = Path(checkpoint_dir)
         self._complete_load_data(folder / "load_data.json")
         for file in [*folder.glob("code/**/*.yaml"), *folder.glob("code/**/*.yml")]:
-            with contextlib.suppress(Exception):  # whatever this yaml is, it is not ours
-                text = file.read_text()
-                config = util.yaml_safe_load(text)
-                if redact(config) != config:
-                    file.write_text(util.yaml_safe_dump(redact(config)))
+            config = None
+            with contextlib.suppress(Exception):  # not every yaml is a configuration
+                config = util.yaml_safe_load(file.read_text())
+            if redact(config) != config:
+                file.write_text(util.yaml_safe_dump(redact(config)))
         if not self.on_cluster or self.folder is None:
             return
         if self.trial.settings.training.export_model:

@@ -1,12 +1,18 @@
-"""Data sets in, for any task: loading and splitting. Nothing here imports Determined."""
+"""Data sets in, for any task: loading, splitting and batching. Nothing here imports Determined."""
 
 import glob
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
+import numpy as np
 
 from transformer_trial.config import DataConfig
 from transformer_trial.parsing import ConfigError, TrialError
+
+EVALUATION_TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Sub-tokens of a batch without gradients: on a CPU more of them leave its caches, on a GPU fewer leave it idle."""
 
 FILE_BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -127,3 +133,26 @@ def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.
         if limit is not None:
             splits[split] = splits[split].select(range(min(limit, splits[split].num_rows)))
     return splits
+
+
+def group_by_tokens(
+    lengths: Sequence[int] | np.ndarray[Any, Any], max_tokens: int, max_rows: int | None = None
+) -> list[list[int]]:
+    """Batches of rows of similar length, the longest first, so that little is padding, and memory runs out at once.
+
+    Args:
+        lengths: Sub-tokens of each row.
+        max_tokens: Sub-tokens of a batch, padding included; a longer row makes a batch of its own.
+        max_rows: Rows of a batch, at most.
+
+    Returns:
+        The row numbers of each batch.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for row in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+        if not batches or longest * (len(batches[-1]) + 1) > max_tokens or len(batches[-1]) == max_rows:
+            batches.append([])
+            longest = max(int(lengths[row]), 1)
+        batches[-1].append(row)
+    return batches

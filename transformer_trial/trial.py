@@ -22,11 +22,11 @@ import torch
 import transformers
 from determined import pytorch
 
-from transformer_trial.batches import SlotBatchSampler, build_data_loader, list_lengths
+from transformer_trial.batches import SlotBatchSampler, TokenBatchSampler, build_data_loader, list_lengths
 from transformer_trial.builders import AUTO_CLASSES, build_default_lr_scheduler, build_default_optimizer
 from transformer_trial.callbacks import TrainingMeans, build_callbacks
 from transformer_trial.config import DataConfig, TrialConfig, parse_trial_config
-from transformer_trial.data import default_load_dataset
+from transformer_trial.data import EVALUATION_TOKENS, default_load_dataset
 from transformer_trial.experiment import OptimizationsConfig, ReproducibilityConfig, searcher_metric, training_length
 from transformer_trial.export import recipe, versions
 from transformer_trial.parsing import TrialError, read_known
@@ -171,6 +171,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         )
         if settings.training.use_apex_amp:
             self._configure_apex()
+        self.parameters = list(self.model.parameters())
         batches_per_epoch = math.ceil(num_training_rows / settings.training.global_batch_size)
         num_batches = self.training_length.in_batches(batches_per_epoch, settings.training.global_batch_size)
         self.num_training_batches = num_batches
@@ -202,15 +203,20 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
     def data_loader(
         self, rows: datasets.Dataset, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], *, training: bool
     ) -> pytorch.DataLoader:
-        """Batches of rows: shuffled, and grouped by length where asked for, if they are for training."""
-        data = self.settings.data
-        sampler = SlotBatchSampler(
-            rows.num_rows,
-            self.settings.training.global_batch_size,
-            self.context.distributed.size,
-            seed=self.seed if training else None,
-            lengths=list_lengths(rows, "input_ids") if training and data.group_by_length else None,
-        )
+        """Batches of rows, which have `input_ids`: for training shuffled, for evaluation sorted by length."""
+        data, num_slots = self.settings.data, self.context.distributed.size
+        sampler: torch.utils.data.BatchSampler
+        if training:
+            sampler = SlotBatchSampler(
+                rows.num_rows,
+                self.settings.training.global_batch_size,
+                num_slots,
+                seed=self.seed,
+                lengths=list_lengths(rows, "input_ids") if data.group_by_length else None,
+            )
+        else:
+            max_tokens = EVALUATION_TOKENS.get(self.context.device.type, EVALUATION_TOKENS["cpu"])
+            sampler = TokenBatchSampler(list_lengths(rows, "input_ids"), max_tokens, num_slots)
         return build_data_loader(rows, sampler, collate, num_workers=data.dataloader_num_workers)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -243,7 +249,9 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         """Add a batch's gradients to what there is; returns its loss."""
         # Dropout differs from slot to slot and step to step, and is the same again where a run is resumed.
         stream = np.random.SeedSequence([self.seed, self.context.distributed.rank, batch_idx])
-        torch.manual_seed(int(stream.generate_state(1, np.uint64)[0]) >> 1)
+        seed = int(stream.generate_state(1, np.uint64)[0]) >> 1
+        # torch.manual_seed asks every kind of device, which takes longer than a small model's optimizer.
+        (torch.default_generator if self.context.device.type == "cpu" else torch).manual_seed(seed)
         with self.autocast():
             loss = self.compute_loss(batch)
         self.context.backward(loss if self.scaler is None else self.scaler.scale(loss))
@@ -280,7 +288,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
             self.scaler.unscale_(self.optimizer)
         if self.settings.optimizer.max_grad_norm > 0:
             # In the model's order, not in the optimizer's, the norm is rounded as transformers.Trainer rounds it.
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.optimizer.max_grad_norm)
 
     def evaluate_best(self, folder: Path) -> dict[str, float]:
         """Called on the first process after a validation that is the best so far: write what tells of the model.
