@@ -54,7 +54,7 @@ benchmark: .venv/done
 	touch $@
 
 test-cluster-stack: .venv-cluster/done
-	.venv-cluster/bin/python -m pytest $(addprefix tests/test_,$(addsuffix .py,trial base data distributed \
+	.venv-cluster/bin/python -m pytest $(addprefix tests/test_,$(addsuffix .py,trial base data cluster_resume \
 		ner_utils ner_files ner_data bad_inputs ner_labels ner_inspect tokenizers ner_predict ner_report export callbacks))
 
 clean:
