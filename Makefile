@@ -2,7 +2,9 @@
 PYTHON ?= python3
 # seqeval comes as source, which builds with every pip in an environment of its own only.
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --use-pep517
-TOOLS = pytest hypothesis ruff mypy types-PyYAML types-requests
+TOOLS = pytest pytest-xdist hypothesis ruff mypy types-PyYAML types-requests
+# Two tests at once: most of them wait for processes to import torch.
+PYTEST = $(1)/bin/python -m pytest -n 2 --dist loadfile
 CLUSTER_CONSTRAINTS = tests/fixtures/constraints-cluster.txt
 
 .PHONY: help venv train test check test-kills test-cluster test-cluster-stack benchmark clean
@@ -33,7 +35,7 @@ check: .venv/done
 	.venv/bin/mypy .
 
 test: check
-	.venv/bin/python -m pytest
+	$(call PYTEST,.venv)
 
 test-kills: .venv/done
 	KILLS=200 .venv/bin/python -m pytest tests/test_kills.py
@@ -49,12 +51,12 @@ benchmark: .venv/done
 # Two pip calls: determined and datasets 4 want different versions of requests, and work with either.
 .venv-cluster/done: $(CLUSTER_CONSTRAINTS)
 	$(PYTHON) -m venv .venv-cluster
-	.venv-cluster/bin/python $(PIP_INSTALL) -c $< determined torch numpy tensorboard pytest hypothesis
+	.venv-cluster/bin/python $(PIP_INSTALL) -c $< determined torch numpy tensorboard pytest pytest-xdist hypothesis
 	.venv-cluster/bin/python $(PIP_INSTALL) -c $< torch numpy transformers datasets accelerate seqeval sentencepiece
 	touch $@
 
 test-cluster-stack: .venv-cluster/done
-	.venv-cluster/bin/python -m pytest $(addprefix tests/test_,$(addsuffix .py,trial base data cluster_resume \
+	$(call PYTEST,.venv-cluster) $(addprefix tests/test_,$(addsuffix .py,trial base data cluster_resume \
 		ner_utils ner_files ner_data bad_inputs ner_labels ner_inspect tokenizers ner_predict ner_report export callbacks))
 
 clean:
