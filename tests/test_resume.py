@@ -1,5 +1,6 @@
 """A run that was ended anywhere and goes on ends like one that never was: with the same weights and metrics."""
 
+import functools
 import json
 import os
 import pickle
@@ -295,7 +296,8 @@ def steps_of(checkpoint: Path) -> int:
 def test_a_signal_before_the_training_ends_in_a_message(config: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, str(PROJECT / "train.py"), "config.yaml", "--output-dir", "run"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells let background processes ignore it
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         assert process.stderr is not None
         while "words are in the column" not in process.stderr.readline():
             pass

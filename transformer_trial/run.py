@@ -250,6 +250,10 @@ def train(
         hparams, latest_checkpoint = config.get("hyperparameters") or {}, None
     training = parse_trial_config(hparams, config.get("data") or {}, trial_class.data_config_class).training
     batch_size = training.global_batch_size
+    periods = {
+        "validation_period": as_period("min_validation_period", harness.min_validation_period, batch_size),
+        "checkpoint_period": as_period("min_checkpoint_period", harness.min_checkpoint_period, batch_size),
+    }
     checkpoint: Path | None = None
     with contextlib.ExitStack() as stack:
         distributed = None if on_cluster else stack.enter_context(join_torchrun())
@@ -279,13 +283,13 @@ def train(
         if output_dir is not None and (options.output_dir is not None or not options.inspect):
             output_dir.mkdir(parents=True, exist_ok=True)  # not before: a mistake leaves no empty folder behind
             trial.output_dir = output_dir
-            if context.distributed.rank == 0:
-                stack.enter_context(hold(output_dir))
         trial.test_mode = options.test and not on_cluster
         if options.inspect and not on_cluster:
             if trial.output_dir is not None:
                 keep_data_report(trial.data_report, trial.output_dir)
             return
+        if output_dir is not None and context.distributed.rank == 0:
+            stack.enter_context(hold(output_dir))
         if sys.stderr.isatty() and not on_cluster and context.distributed.rank == 0:
             stack.enter_context(tqdm.contrib.logging.logging_redirect_tqdm())
             done = 0 if checkpoint is None else read_trial_state(checkpoint)["batches_trained"]
@@ -304,8 +308,7 @@ def train(
             stack.enter_context(stop_on_signals(trial))
         fit(
             max_length=as_train_unit(length, batch_size),
-            validation_period=as_period("min_validation_period", harness.min_validation_period, batch_size),
-            checkpoint_period=as_period("min_checkpoint_period", harness.min_checkpoint_period, batch_size),
+            **periods,
             reporting_period=pytorch.Batch(harness.scheduling_unit),
             # Determined knows the best validation on a cluster only; off cluster RunRecord removes the others.
             checkpoint_policy="all" if policy == "best" and not on_cluster else policy,
