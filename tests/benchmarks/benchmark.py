@@ -246,6 +246,7 @@ def main() -> None:
         datasets.config.HF_DATASETS_CACHE = Path(folder) / "datasets"
         found = measure(options, Path(folder))
     if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
