@@ -29,7 +29,7 @@ import ner_report
 import ner_utils
 import ner_windows
 from ner_labels import OUTSIDE, entity_tag, find_entities
-from transformer_trial.data import EVALUATION_TOKENS, group_by_tokens
+from transformer_trial.data import choose_evaluation_tokens, group_by_tokens
 from transformer_trial.parsing import TrialError
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Tagger:
         model: Of transformers, for token classification. Its config says how long windows are (`ner`), where NERTrial
             has trained it; otherwise they are as long as the model takes.
         tokenizer: A fast one.
-        batch_size: Windows that the model sees at once, at most; by default as many as EVALUATION_TOKENS allows.
+        batch_size: Windows that the model sees at once, at most; by default as many as the device has use for.
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int | None = None) -> None:
@@ -141,10 +141,9 @@ class Tagger:
         windows = list(ner_windows.cut_windows(words, self.tokenizer, self.max_seq_length, self.doc_stride))
         windows = [window for window in windows if any(p != ner_windows.NO_POSITION for _, p in window.scored)]
         lengths = [len(window.inputs["input_ids"]) for window in windows]
-        max_tokens = EVALUATION_TOKENS.get(self.model.device.type, EVALUATION_TOKENS["cpu"])
         was_training = self.model.training
         self.model.eval()
-        for numbers in group_by_tokens(lengths, max_tokens, self.batch_size):
+        for numbers in group_by_tokens(lengths, choose_evaluation_tokens(self.model.device), self.batch_size):
             batch = [windows[i] for i in numbers]
             rows = [
                 {**window.inputs, "word_positions": [position for _, position in window.scored]} for window in batch
@@ -191,7 +190,7 @@ def predict(
     Args:
         model: Its folder.
         sentences: Each a text, which is split into words, or a list of words.
-        batch_size: Windows that the model sees at once, at most; by default as many as EVALUATION_TOKENS allows.
+        batch_size: Windows that the model sees at once, at most; by default as many as the device has use for.
 
     Yields:
         For each sentence, in their order, what a line of `ner_predict.py`'s output holds: `tokens`, `tags`, `scores`

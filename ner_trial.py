@@ -251,8 +251,7 @@ class NERTrial(BaseTransformerTrial):
         return ner_report.ErrorReport(self.label_scheme, self.metric_options["mode"], self.metric_options["scheme"])
 
     def _predict_test(self, folder: Path, report: ner_report.ErrorReport) -> None:
-        model = getattr(self.model, "module", self.model)  # alone: the other slots take no part
-        tagger = ner_predict.Tagger(model, self.tokenizer)
+        tagger = ner_predict.Tagger(self.bare_model, self.tokenizer)  # alone: the other slots take no part
         rows = itertools.islice(self.rows["test"], self.settings.training.global_batch_size if self.test_mode else None)
         sentences = (ner_predict.Sentence(row["tokens"], gold=row["tags"], place=row["place"]) for row in rows)
         folder.mkdir(parents=True, exist_ok=True)

@@ -41,20 +41,24 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     torch.set_num_threads(1)  # tiny models gain nothing by more
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sample's tokenizer and a two-layer BERT without dropout, its weights random but fixed."""
-    folder = tmp_path_factory.mktemp("tiny_model")
+def save_tiny_model(folder: Path, **shape: Any) -> Path:
+    """Write the sample's tokenizer and a BERT of that shape to a folder, its weights random but fixed."""
     torch.manual_seed(0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(SAMPLE_MODEL)
     config = transformers.BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_attention_heads=2, intermediate_size=64, num_hidden_layers=2,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+        vocab_size=len(tokenizer), hidden_size=32, num_attention_heads=2, intermediate_size=64, **shape
+    )
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     for file in SAMPLE_MODEL.glob("tokenizer*"):
         (folder / file.name).write_bytes(file.read_bytes())
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sample's tokenizer and a two-layer BERT without dropout, its weights random but fixed."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    return save_tiny_model(folder, num_hidden_layers=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
 @pytest.fixture

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-import transformers
 import yaml
-from conftest import PROJECT, SAMPLE_MODEL
+from conftest import PROJECT, save_tiny_model
 from determined import pytorch
 from training_process import Training, train
 
@@ -32,15 +31,7 @@ TERM, INT, KILL = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGKILL)
 @pytest.fixture(scope="session")
 def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model, with dropout."""
-    folder = tmp_path_factory.mktemp("dropout_model")
-    torch.manual_seed(0)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(SAMPLE_MODEL)
-    config = transformers.BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_attention_heads=2, intermediate_size=64, num_hidden_layers=1
-    )
-    transformers.AutoModel.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_model(tmp_path_factory.mktemp("dropout_model"), num_hidden_layers=1)
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ class RunRecord(pytorch.PyTorchCallback):
 
     def _labels(self) -> dict[int, str]:
         """What the numbers that the model gives stand for."""
-        return dict(getattr(self.trial.model, "module", self.trial.model).config.id2label)
+        return dict(self.trial.bare_model.config.id2label)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.starts_anew:
@@ -174,7 +174,7 @@ class RunRecord(pytorch.PyTorchCallback):
             logger.info("%s %.4g is the best so far: saved in %s", self.metric, self.sign * self.best, folder / "model")
 
     def _export(self, folder: Path) -> None:
-        export_model(folder, self.trial.model, self.trial.tokenizer, self.trial.model_card())
+        export_model(folder, self.trial.bare_model, self.trial.tokenizer, self.trial.model_card())
 
     def _stop_if_worse(self) -> None:
         if self.patience is not None and self.num_worse_validations >= self.patience:
@@ -227,8 +227,8 @@ class RunRecord(pytorch.PyTorchCallback):
     def _refuse_another_model(self, checkpoint: dict[str, Any]) -> None:
         (weights,) = checkpoint["models_state_dict"]
         torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(weights, "module.")
-        model = getattr(self.trial.model, "module", self.trial.model)
-        shapes, its_shapes = ({name: w.shape for name, w in state.items()} for state in (model.state_dict(), weights))
+        states = (self.trial.bare_model.state_dict(), weights)
+        shapes, its_shapes = ({name: weight.shape for name, weight in state.items()} for state in states)
         labels = checkpoint.get("callbacks", {}).get("run_record", {}).get("labels", self._labels())
         if wrong := sorted(name for name in {*shapes, *its_shapes} if shapes.get(name) != its_shapes.get(name)):
             what = f"{len(wrong)} weights are missing on one side, or have another shape, {wrong[0]} among them"
@@ -261,8 +261,7 @@ class RunRecord(pytorch.PyTorchCallback):
     def _complete_load_data(self, file: Path) -> None:
         """Let Determined's loader make the trial anew from its checkpoint alone: with the config of the model."""
         load_data = redact(json.loads(file.read_text()))
-        config = getattr(self.trial.model, "module", self.trial.model).config
-        model_config = json.loads(config.to_json_string(use_diff=False))
+        model_config = json.loads(self.trial.bare_model.config.to_json_string(use_diff=False))
         load_data["experiment_config"] = {**(load_data["experiment_config"] or {}), "model_config": model_config}
         load_data["is_trainer"] = True  # else the loader's context is like that of a training
         file.write_text(json.dumps(load_data))

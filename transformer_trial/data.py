@@ -7,12 +7,10 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 
 from transformer_trial.config import DataConfig
 from transformer_trial.parsing import ConfigError, TrialError
-
-EVALUATION_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Sub-tokens of a batch without gradients: on a CPU more of them leave its caches, on a GPU fewer leave it idle."""
 
 FILE_BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -133,6 +131,11 @@ def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.
         if limit is not None:
             splits[split] = splits[split].select(range(min(limit, splits[split].num_rows)))
     return splits
+
+
+def choose_evaluation_tokens(device: torch.device) -> int:
+    """Sub-tokens of a batch without gradients: on a CPU more of them leave its caches, on a GPU fewer leave it idle."""
+    return 16384 if device.type == "cuda" else 1024
 
 
 def group_by_tokens(

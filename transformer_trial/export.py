@@ -23,11 +23,11 @@ def export_model(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
 
     Args:
         folder: A new one, or one whose files of these names are replaced.
-        model: Of transformers, perhaps wrapped for data-parallel training.
+        model: Of transformers.
         tokenizer: Its tokenizer.
         card: Contents of the folder's README.md.
     """
-    getattr(model, "module", model).save_pretrained(folder)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _make_readable_for_both(folder, tokenizer)
     (folder / "README.md").write_text(card, encoding="utf-8")

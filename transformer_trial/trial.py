@@ -26,7 +26,7 @@ from transformer_trial.batches import SlotBatchSampler, TokenBatchSampler, build
 from transformer_trial.builders import AUTO_CLASSES, build_default_lr_scheduler, build_default_optimizer
 from transformer_trial.callbacks import TrainingMeans, build_callbacks
 from transformer_trial.config import DataConfig, TrialConfig, parse_trial_config
-from transformer_trial.data import EVALUATION_TOKENS, default_load_dataset
+from transformer_trial.data import choose_evaluation_tokens, default_load_dataset
 from transformer_trial.experiment import OptimizationsConfig, ReproducibilityConfig, searcher_metric, training_length
 from transformer_trial.export import recipe, versions
 from transformer_trial.parsing import TrialError, read_known
@@ -130,6 +130,11 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         """Whether this is `pytorch.load_trial_from_checkpoint_path`, which has neither data nor, perhaps, a network."""
         return isinstance(self.context, pytorch.CheckpointLoadContext)
 
+    @property
+    def bare_model(self) -> Any:
+        """The model as transformers made it, without what several slots wrap it in."""
+        return getattr(self.model, "module", self.model)
+
     def restore_model(self) -> None:
         """Make the model that a checkpoint's weights go into, from the config that we keep in its load_data.json."""
         with tempfile.TemporaryDirectory() as folder:
@@ -215,7 +220,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
                 lengths=list_lengths(rows, "input_ids") if data.group_by_length else None,
             )
         else:
-            max_tokens = EVALUATION_TOKENS.get(self.context.device.type, EVALUATION_TOKENS["cpu"])
+            max_tokens = choose_evaluation_tokens(self.context.device)
             sampler = TokenBatchSampler(list_lengths(rows, "input_ids"), max_tokens, num_slots)
         return build_data_loader(rows, sampler, collate, num_workers=data.dataloader_num_workers)
 

@@ -173,17 +173,18 @@ def loop(model: Any, batches: list[Any], autocast: Callable[[], Any], watch: Ste
         optimizer.zero_grad()
 
 
+def build_run_ner(job: Job, **arguments: Any) -> Any:
+    precision = {"bf16": job.precision == "bf16", "fp16": job.precision == "fp16"}
+    return build_trainer(job.model_dir, job.data_dir, job.work_dir, **precision, **arguments)
+
+
 def train_run_ner(job: Job, watch: StepWatch, **flags: Any) -> None:
     with suppressed_output(job.work_dir):
-        trainer = build_trainer(
-            job.model_dir,
-            job.data_dir,
-            job.work_dir,
+        trainer = build_run_ner(
+            job,
             max_train_samples=job.num_sentences,
             max_steps=job.num_batches,
             per_device_train_batch_size=job.batch_size,
-            bf16=job.precision == "bf16",
-            fp16=job.precision == "fp16",
             seed=job.seed,
             save_strategy="no",
             **flags,
@@ -219,14 +220,7 @@ def evaluate_ner_trial(job: Job, meter: Meter) -> dict[str, float]:
 
 def evaluate_run_ner(job: Job, meter: Meter) -> dict[str, float]:
     with suppressed_output(job.work_dir):
-        trainer = build_trainer(
-            job.model_dir,
-            job.data_dir,
-            job.work_dir,
-            per_device_eval_batch_size=job.batch_size,
-            bf16=job.precision == "bf16",
-            fp16=job.precision == "fp16",
-        )
+        trainer = build_run_ner(job, per_device_eval_batch_size=job.batch_size)
         meter.start()
         metrics = trainer.evaluate()
         meter.stop()
