@@ -19,7 +19,7 @@ import torch
 import transformers
 from determined import pytorch
 from meters import Meter, StepWatch
-from run_ner_like import build_trainer
+from run_ner_reference import build_trainer
 
 from ner_trial import NERTrial
 from transformer_trial.run import run

@@ -1,17 +1,16 @@
-"""What run_ner.py does, without its command line: the peer that NERTrial is compared with.
+"""The peer: what Hugging Face's run_ner.py does, as a script and as a `transformers.Trainer` to measure.
 
-`transformers.Trainer` with `TrainingArguments` defaults (batch 8, rate 5e-5, linear schedule, fused AdamW), dynamic
-padding, a word's first piece carrying its label, seqeval in default mode: the behaviour of Hugging Face's run_ner.py
-(Apache-2.0, https://github.com/huggingface/transformers/tree/main/examples/pytorch/token-classification), written
-anew. One run prints one line of json.
+The behaviour is that of run_ner.py (Apache-2.0,
+https://github.com/huggingface/transformers/tree/main/examples/pytorch/token-classification): its tokenization, labels,
+collator, metrics and `TrainingArguments` defaults. The code is written anew. Left out are the hub, argument files and
+the model card; seqeval is called directly, since `evaluate` would ask the hub for it. It prints one line of json.
 
-    python3 tests/benchmarks/run_ner_reference.py --model DIR --data DIR --seed 1
+    python3 tests/benchmarks/run_ner_reference.py --model DIR --data DIR --output-dir DIR [--seed N] [--max-steps N]
 """
 
 import argparse
+import functools
 import json
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from seqeval import metrics as seqeval_metrics
 
 
 def tokenize(tokenizer: Any, label_ids: dict[str, int], rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """A word's first piece has its label; the column `length` is what grouping by length may read."""
     encoded = tokenizer(rows["tokens"], truncation=True, is_split_into_words=True)
     labels = []
     for row, tags in enumerate(rows["ner_tags"]):
@@ -32,72 +32,80 @@ def tokenize(tokenizer: Any, label_ids: dict[str, int], rows: dict[str, list[Any
                 for word, previous in zip(word_ids, [None, *word_ids[:-1]])
             ]
         )
-    return {**encoded, "labels": labels}
+    return {**encoded, "labels": labels, "length": [len(row) for row in labels]}
 
 
-def train_reference(model_dir: str, data_dir: Path, seed: int, epochs: int) -> dict[str, float]:
-    """Fine-tune with `transformers.Trainer` and return the validation metrics after the last epoch."""
-    transformers.set_seed(seed)
-    files = {split: str(data_dir / f"{split}.json") for split in ("train", "validation")}
-    data = load_dataset("json", data_files=files)
-    names = sorted({tag for tags in data["train"]["ner_tags"] for tag in tags})
-    label_ids = {name: index for index, name in enumerate(names)}
-    config = transformers.AutoConfig.from_pretrained(
-        model_dir, num_labels=len(names), id2label=dict(enumerate(names)), label2id=label_ids
-    )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir)
+class SeqevalMetrics:
+    """run_ner.py's `compute_metrics`: the overall scores of seqeval's report on the labelled sub-tokens."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def __call__(self, prediction: transformers.EvalPrediction) -> dict[str, float]:
+        predicted_ids = np.argmax(prediction.predictions, axis=2)
+        pairs = list(zip(predicted_ids, prediction.label_ids))
+        predicted = [[self.names[p] for p, g in zip(*pair) if g != -100] for pair in pairs]
+        gold = [[self.names[g] for _, g in zip(*pair) if g != -100] for pair in pairs]
+        overall = seqeval_metrics.classification_report(gold, predicted, output_dict=True, zero_division=0)["micro avg"]
+        scores = {"precision": overall["precision"], "recall": overall["recall"], "f1": overall["f1-score"]}
+        scores["accuracy"] = seqeval_metrics.accuracy_score(gold, predicted)
+        return {name: float(score) for name, score in scores.items()}
+
+
+def build_trainer(
+    model_dir: str, data_dir: str, output_dir: str, *, max_train_samples: int | None = None, **arguments: Any
+) -> transformers.Trainer:
+    """Load, tokenize and set up as run_ner.py does.
+
+    Args:
+        model_dir: A folder with a model and its fast tokenizer.
+        data_dir: A folder with `train.json` and `validation.json`: JSON lines of `tokens` and `ner_tags`.
+        output_dir: Where the Trainer may write.
+        max_train_samples: Train on the first so many sentences.
+        arguments: Further `TrainingArguments`.
+    """
+    training_arguments = transformers.TrainingArguments(output_dir=output_dir, disable_tqdm=True, **arguments)
+    transformers.set_seed(training_arguments.seed)
+    files = {split: str(Path(data_dir) / f"{split}.json") for split in ("train", "validation")}
+    rows = load_dataset("json", data_files=files)
+    names = sorted({tag for tags in rows["train"]["ner_tags"] for tag in tags})
+    config = transformers.AutoConfig.from_pretrained(model_dir, num_labels=len(names), finetuning_task="ner")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, use_fast=True)
     model = transformers.AutoModelForTokenClassification.from_pretrained(model_dir, config=config)
-    tokenized = data.map(
-        lambda rows: tokenize(tokenizer, label_ids, rows), batched=True, remove_columns=data["train"].column_names
+    if sorted(model.config.label2id) == names:  # the model's order of the labels wins
+        names = [model.config.id2label[i] for i in range(len(names))]
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: i for i, name in enumerate(names)}
+    if max_train_samples is not None:
+        rows["train"] = rows["train"].select(range(min(max_train_samples, len(rows["train"]))))
+    tokenized = rows.map(functools.partial(tokenize, tokenizer, model.config.label2id), batched=True)
+    return transformers.Trainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=tokenized["train"],
+        eval_dataset=tokenized["validation"],
+        processing_class=tokenizer,
+        data_collator=transformers.DataCollatorForTokenClassification(
+            tokenizer, pad_to_multiple_of=8 if training_arguments.fp16 else None
+        ),
+        compute_metrics=SeqevalMetrics(names),
     )
-
-    def compute_metrics(prediction: transformers.EvalPrediction) -> dict[str, float]:
-        predicted_ids = np.argmax(prediction.predictions, axis=-1)
-        gold = [[names[g] for g in row if g != -100] for row in prediction.label_ids]
-        predicted = [
-            [names[p] for p, g in zip(p_row, g_row) if g != -100]
-            for p_row, g_row in zip(predicted_ids, prediction.label_ids)
-        ]
-        return {
-            "accuracy_score": seqeval_metrics.accuracy_score(gold, predicted),
-            "precision": seqeval_metrics.precision_score(gold, predicted),
-            "recall": seqeval_metrics.recall_score(gold, predicted),
-            "f1": seqeval_metrics.f1_score(gold, predicted),
-        }
-
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = transformers.Trainer(
-            model=model,
-            args=transformers.TrainingArguments(
-                output_dir=folder,
-                num_train_epochs=epochs,
-                seed=seed,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-            ),
-            train_dataset=tokenized["train"],
-            eval_dataset=tokenized["validation"],
-            data_collator=transformers.DataCollatorForTokenClassification(tokenizer),
-            compute_metrics=compute_metrics,
-        )
-        start = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - start
-        metrics = trainer.evaluate()
-    names_kept = ("accuracy_score", "precision", "recall", "f1")
-    return {name: float(metrics[f"eval_{name}"]) for name in names_kept} | {"train_seconds": seconds}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a pretrained model with a fast tokenizer")
-    parser.add_argument("--data", type=Path, required=True, help="folder with train.json and validation.json")
+    parser.add_argument("--model", required=True, help="folder of a model with a fast tokenizer")
+    parser.add_argument("--data", required=True, help="folder with train.json and validation.json")
+    parser.add_argument("--output-dir", required=True)
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--epochs", type=int, default=3)
-    arguments = parser.parse_args()
-    metrics = train_reference(arguments.model, arguments.data, arguments.seed, arguments.epochs)
-    print(json.dumps({"seed": arguments.seed, "epochs": arguments.epochs, **metrics}))
+    parser.add_argument("--max-steps", type=int, default=-1, help="instead of three epochs")
+    options = parser.parse_args()
+    trainer = build_trainer(
+        options.model, options.data, options.output_dir, seed=options.seed, max_steps=options.max_steps
+    )
+    trainer.train()
+    trainer.save_model()
+    print(json.dumps({"seed": options.seed, **trainer.evaluate()}))
 
 
 if __name__ == "__main__":

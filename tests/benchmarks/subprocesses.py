@@ -67,7 +67,7 @@ def start_ups(job: Job) -> dict[str, Callable[[int], dict[str, float]]]:
         def measure(_: int) -> dict[str, float]:
             script = [str(PROJECT / "train.py"), *ner_trial_arguments(one)]
             if name != "NERTrial":
-                script = [str(HERE / "run_ner_like.py"), "--model", job.model_dir, "--data", job.data_dir]
+                script = [str(HERE / "run_ner_reference.py"), "--model", job.model_dir, "--data", job.data_dir]
                 script += ["--output-dir", tempfile.mkdtemp(dir=job.work_dir), "--max-steps", "1"]
             folder = warm if cache == "warm" else tempfile.mkdtemp(dir=job.work_dir)
             command = [str(HERE / "first_step.py"), *script]
