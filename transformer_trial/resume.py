@@ -105,8 +105,8 @@ def warn_of_changes(checkpoint: Path, config: Mapping[str, Any]) -> None:
                 name = f"{section}.{key}".rstrip(".")
                 values = f"{shown(name, old.get(key))} in the checkpoint, {shown(name, new.get(key))} now"
                 logger.warning("%s has changed: %s.", name, values)
-                if section == "hyperparameters":
-                    logger.warning("Optimizer and schedule go on as the checkpoint has them, with their rates.")
+    if before.get("hyperparameters") != now.get("hyperparameters"):
+        logger.warning("Optimizer and schedule go on as the checkpoint has them, with their rates.")
 
 
 class _ResumedController(pytorch._PyTorchTrialController):

@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import datetime
 import errno
-import functools
 import inspect
 import logging
 import os
@@ -147,9 +146,8 @@ def set_up_logging(on_cluster: bool) -> None:
     logging.basicConfig(level=logging.INFO, format=det.LOG_FORMAT if on_cluster else "%(message)s", force=True)
     if not on_cluster:
         logging.getLogger("determined").setLevel(logging.WARNING)
-        logging.getLogger("determined.common.storage").setLevel(
-            logging.ERROR
-        )  # a resume reads but part of a checkpoint
+        # A resume reads but part of a checkpoint, which that module would warn of.
+        logging.getLogger("determined.common.storage").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
@@ -241,38 +239,24 @@ def train(
 ) -> None:
     """Train with `pytorch.init` and `pytorch.Trainer`; without an output folder, as the task of a cluster."""
     on_cluster = output_dir is None
-    harness, length = read_known("", config, HarnessConfig), training_length(config)
-    aggregation_frequency = read_known("optimizations", config, OptimizationsConfig).aggregation_frequency
     if on_cluster:
         info = det.get_cluster_info()
         hparams, latest_checkpoint = info.trial.hparams, info.latest_checkpoint
     else:
         hparams, latest_checkpoint = config.get("hyperparameters") or {}, None
     training = parse_trial_config(hparams, config.get("data") or {}, trial_class.data_config_class).training
-    batch_size = training.global_batch_size
-    periods = {
-        "validation_period": as_period("min_validation_period", harness.min_validation_period, batch_size),
-        "checkpoint_period": as_period("min_checkpoint_period", harness.min_checkpoint_period, batch_size),
-    }
+    fit_options = read_fit_options(config, training.global_batch_size, on_cluster=on_cluster)
+    aggregation_frequency = read_known("optimizations", config, OptimizationsConfig).aggregation_frequency
     checkpoint: Path | None = None
     with contextlib.ExitStack() as stack:
         distributed = None if on_cluster else stack.enter_context(join_torchrun())
         if output_dir is not None:
-            if distributed is not None:
-                output_dir = distributed.broadcast(output_dir)
-            check_output_dir(output_dir, resumes=options.resume is not None)
-            if options.resume is not None:
-                checkpoint = find_checkpoint(options.resume, output_dir)
-                if distributed is not None and len(set(distributed.allgather(checkpoint))) > 1:
-                    raise TrialError(
-                        f"--resume: not every process finds the same checkpoint in {output_dir}. It has to be a folder "
-                        "that all nodes share."
-                    )
+            output_dir, checkpoint = agree_on_folders(output_dir, options.resume, distributed)
             # Off cluster Determined keeps checkpoints in the user's data folder; this moves that folder.
             os.environ["XDG_DATA_HOME"] = str(output_dir / "checkpoints")
         context = stack.enter_context(
             pytorch.init(
-                hparams={**hparams, "global_batch_size": batch_size},  # Determined takes nothing but an int
+                hparams={**hparams, "global_batch_size": training.global_batch_size},  # it takes nothing but an int
                 exp_conf=config,
                 distributed=distributed,
                 aggregation_frequency=aggregation_frequency,
@@ -280,55 +264,100 @@ def train(
             )
         )
         trial = trial_class(context)
-        if output_dir is not None and (options.output_dir is not None or not options.inspect):
+        if output_dir is None:
+            pytorch.Trainer(trial, context).fit(latest_checkpoint=latest_checkpoint, **fit_options)
+            return
+        if options.output_dir is not None or not options.inspect:
             output_dir.mkdir(parents=True, exist_ok=True)  # not before: a mistake leaves no empty folder behind
             trial.output_dir = output_dir
-        trial.test_mode = options.test and not on_cluster
-        if options.inspect and not on_cluster:
+        if options.inspect:
             if trial.output_dir is not None:
                 keep_data_report(trial.data_report, trial.output_dir)
             return
-        if output_dir is not None and context.distributed.rank == 0:
+        trial.test_mode = options.test
+        if context.distributed.rank == 0:
             stack.enter_context(hold(output_dir))
-        if sys.stderr.isatty() and not on_cluster and context.distributed.rank == 0:
-            stack.enter_context(tqdm.contrib.logging.logging_redirect_tqdm())
-            done = 0 if checkpoint is None else read_trial_state(checkpoint)["batches_trained"]
-            total = trial.num_training_batches
-            bar = stack.enter_context(tqdm.tqdm(total=total, initial=done, unit="batch", leave=False))
-            trial.on_batch_end = bar.update
-        policy = harness.checkpoint_policy
-        fit = functools.partial(pytorch.Trainer(trial, context).fit, latest_checkpoint=latest_checkpoint)
+            stack.enter_context(progress_bar(trial, checkpoint))
+        stack.enter_context(stop_on_signals(trial))
         if checkpoint is not None:
             logger.info("Going on from %s.", checkpoint)
             warn_of_changes(checkpoint, config)
-            fit = functools.partial(fit_from, checkpoint, trial, context)
-        elif options.resume is not None:
-            logger.info("There is no whole checkpoint in %s: starting at the beginning.", output_dir)
-        if not on_cluster:
-            stack.enter_context(stop_on_signals(trial))
-        fit(
-            max_length=as_train_unit(length, batch_size),
-            **periods,
-            reporting_period=pytorch.Batch(harness.scheduling_unit),
-            # Determined knows the best validation on a cluster only; off cluster RunRecord removes the others.
-            checkpoint_policy="all" if policy == "best" and not on_cluster else policy,
-            step_zero_validation=harness.perform_initial_validation,
-            test_mode=trial.test_mode,
-            profiling_enabled=on_cluster and read_known("profiling", config, ProfilingConfig).enabled,
+            fit_from(checkpoint, trial, context, test_mode=options.test, **fit_options)
+        else:
+            if options.resume is not None:
+                logger.info("There is no whole checkpoint in %s: starting at the beginning.", output_dir)
+            pytorch.Trainer(trial, context).fit(test_mode=options.test, **fit_options)
+        tell_the_end(trial, output_dir)
+
+
+def read_fit_options(config: Mapping[str, Any], global_batch_size: int, *, on_cluster: bool) -> dict[str, Any]:
+    """What the configuration says of the training's course, as the arguments of `pytorch.Trainer.fit`."""
+    harness = read_known("", config, HarnessConfig)
+    return {
+        "max_length": as_train_unit(training_length(config), global_batch_size),
+        "validation_period": as_period("min_validation_period", harness.min_validation_period, global_batch_size),
+        "checkpoint_period": as_period("min_checkpoint_period", harness.min_checkpoint_period, global_batch_size),
+        "reporting_period": pytorch.Batch(harness.scheduling_unit),
+        # Determined knows the best validation on a cluster only; off cluster RunRecord removes the others.
+        "checkpoint_policy": "all"
+        if harness.checkpoint_policy == "best" and not on_cluster
+        else harness.checkpoint_policy,
+        "step_zero_validation": harness.perform_initial_validation,
+        "profiling_enabled": on_cluster and read_known("profiling", config, ProfilingConfig).enabled,
+    }
+
+
+def agree_on_folders(
+    output_dir: Path, resume: str | None, distributed: core.DistributedContext | None
+) -> tuple[Path, Path | None]:
+    """The output folder and the checkpoint to go on from, if any, that all processes use.
+
+    Raises:
+        TrialError: If the folder cannot be written to by this run, or a process does not find the checkpoint.
+    """
+    if distributed is not None:
+        output_dir = distributed.broadcast(output_dir)
+    check_output_dir(output_dir, resumes=resume is not None)
+    checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
+    if distributed is not None and len(set(distributed.allgather(checkpoint))) > 1:
+        raise TrialError(
+            f"--resume: not every process finds the same checkpoint in {output_dir}. It has to be a folder that all "
+            "nodes share."
         )
-        if trial.stop_signal is not None and (
-            trial.validation_is_due or trial.batches_trained < trial.num_training_batches
-        ):
-            logger.warning(
-                "Stopped after batch %d of %d. To go on, give the same command with: --output-dir %s --resume auto",
-                trial.batches_trained,
-                trial.num_training_batches,
-                output_dir,
-            )
-            sys.exit(128 + trial.stop_signal)
-        if output_dir is not None:
-            kept = [name for name in ("model", "report", "test", "metrics.jsonl") if (output_dir / name).exists()]
-            logger.info("In %s: %s", output_dir, ", ".join(kept))
+    return output_dir, checkpoint
+
+
+@contextlib.contextmanager
+def progress_bar(trial: BaseTransformerTrial, checkpoint: Path | None) -> Iterator[None]:
+    """Show on a terminal how far the training is, which begins at the checkpoint's batch."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    done, total = (
+        0 if checkpoint is None else read_trial_state(checkpoint)["batches_trained"],
+        trial.num_training_batches,
+    )
+    with (
+        tqdm.contrib.logging.logging_redirect_tqdm(),
+        tqdm.tqdm(total=total, initial=done, unit="batch", leave=False) as bar,
+    ):
+        trial.on_batch_end = bar.update
+        yield
+
+
+def tell_the_end(trial: BaseTransformerTrial, output_dir: Path) -> None:
+    """Say what there is now, or, where a signal ended the training before its time, how to go on, and exit."""
+    ended_early = trial.validation_is_due or trial.batches_trained < trial.num_training_batches
+    if trial.stop_signal is not None and ended_early:
+        logger.warning(
+            "Stopped after batch %d of %d. To go on, give the same command with: --output-dir %s --resume auto",
+            trial.batches_trained,
+            trial.num_training_batches,
+            output_dir,
+        )
+        sys.exit(128 + trial.stop_signal)
+    kept = [name for name in ("model", "report", "test", "metrics.jsonl") if (output_dir / name).exists()]
+    logger.info("In %s: %s", output_dir, ", ".join(kept))
 
 
 def as_train_unit(length: Length, global_batch_size: int) -> pytorch.TrainUnit:
