@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from conftest import PROJECT, SAMPLE_DATA, read_metrics
 from seqeval import metrics as seqeval_metrics
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+import ner_labels
+import ner_utils
 from ner_trial import NERTrial
 from transformer_trial.parsing import TrialError
 
@@ -195,31 +198,78 @@ class NoDeviceSync(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
+class WatchedTrial(NERTrial):
+    """Watches what it does, but not what transformers' own models do."""
+
+    def wrap(self, num_training_rows: int) -> None:
+        super().wrap(num_training_rows)
+        forward = self.model.forward
+
+        def unwatched_forward(*args: Any, **kwargs: Any) -> Any:
+            with _disable_current_modes():
+                return forward(*args, **kwargs)
+
+        self.model.forward = unwatched_forward
+
+    def train_batch(self, batch: Any, epoch_idx: int, batch_idx: int) -> dict[str, Any]:
+        with NoDeviceSync():  # type: ignore[no-untyped-call]
+            return super().train_batch(batch, epoch_idx, batch_idx)
+
+    def evaluate_batch(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        with NoDeviceSync():  # type: ignore[no-untyped-call]
+            return super().evaluate_batch(batch, batch_idx)
+
+
 @pytest.mark.skipif(
     "cpu" not in torch.utils._foreach_utils._get_fused_kernels_supported_devices(),
     reason="this torch has no fused AdamW for CPUs, and the other one reads its steps' number, which is on the host",
 )
 def test_a_training_step_never_waits_for_the_device(config: dict[str, Any], fit: Callable[..., Any]) -> None:
-    class WatchedTrial(NERTrial):
-        def wrap(self, num_training_rows: int) -> None:
-            super().wrap(num_training_rows)
-            forward = self.model.forward
-
-            def unwatched_forward(*args: Any, **kwargs: Any) -> Any:
-                with _disable_current_modes():  # what transformers' own models do in there is theirs
-                    return forward(*args, **kwargs)
-
-            self.model.forward = unwatched_forward
-
-        def train_batch(self, batch: Any, epoch_idx: int, batch_idx: int) -> dict[str, Any]:
-            with NoDeviceSync():  # type: ignore[no-untyped-call]
-                return super().train_batch(batch, epoch_idx, batch_idx)
-
     config["searcher"]["max_length"]["batches"] = 3
     with pytest.raises(AssertionError, match="waits for the device"), NoDeviceSync():  # type: ignore[no-untyped-call]
         torch.ones(1).item()
     losses = [line["loss"] for line in read_metrics(fit(config, WatchedTrial).output_dir, "training")]
     assert len(losses) == 3
+
+
+def test_a_validation_waits_for_the_device_once_a_batch_and_counts_entities_once(
+    config: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[str] = Counter()
+
+    def count(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    class CountedTrial(WatchedTrial):
+        def train_batch(self, batch: Any, epoch_idx: int, batch_idx: int) -> dict[str, Any]:
+            return NERTrial.train_batch(self, batch, epoch_idx, batch_idx)
+
+        def evaluate_batch(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+            calls["batches"] += 1
+            calls["copies"] -= calls["cpu"]
+            metrics = super().evaluate_batch(batch, batch_idx)
+            calls["copies"] += calls["cpu"]
+            assert batch["input_ids"].numel() <= 1024
+            return metrics
+
+    count(torch.Tensor, "cpu")
+    count(ner_utils, "score_sentences")
+    count(ner_labels, "find_entities")
+    config["searcher"]["max_length"]["batches"] = 1
+    config["hyperparameters"]["export_model"] = False
+    trial = fit(config, CountedTrial)
+
+    assert calls["batches"] > 1
+    assert calls["copies"] == calls["batches"], "a batch is copied to the host in one piece"
+    assert calls["score_sentences"] == 1
+    num_sentences = trial.rows["validation"].num_rows
+    assert num_sentences <= calls["find_entities"] <= 2 * num_sentences
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
