@@ -21,9 +21,9 @@ from conftest import PROJECT, save_tiny_model
 from determined import pytorch
 from training_process import Training, train
 
+from transformer_trial.checkpoints import allow_determined_checkpoints
 from transformer_trial.config import LR_SCHEDULER_TYPES
 from transformer_trial.parsing import redact
-from transformer_trial.trial import allow_determined_checkpoints
 
 TERM, INT, KILL = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGKILL)
 

@@ -89,8 +89,8 @@ def test_a_checkpoint_of_train_py_is_loaded_by_determined(config_file: Path, tmp
     assert result.returncode == 0, result.stderr
     (checkpoint,) = (tmp_path / "run" / "checkpoints" / "determined").iterdir()
     code = (
-        "import sys; from determined import pytorch; from transformer_trial.trial import allow_determined_checkpoints;"
-        "allow_determined_checkpoints();"
+        "import sys; from determined import pytorch; from transformer_trial import checkpoints;"
+        "checkpoints.allow_determined_checkpoints();"
         "print(type(pytorch.load_trial_from_checkpoint_path(sys.argv[1])).__name__)"
     )
     loaded = subprocess.run([sys.executable, "-c", code, str(checkpoint)], cwd=PROJECT, capture_output=True, text=True)

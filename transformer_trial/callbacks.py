@@ -1,6 +1,5 @@
 """What happens beside training: its loss, and the record of the run."""
 
-import contextlib
 import json
 import logging
 import math
@@ -14,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import determined as det
 import torch
 from determined import pytorch
-from determined.common import util
 
+from transformer_trial import checkpoints
 from transformer_trial.experiment import CheckpointStorageConfig
 from transformer_trial.export import export_model, replace_folder
-from transformer_trial.parsing import TrialError, printable, read_known, redact, shown
+from transformer_trial.parsing import TrialError, printable, read_known
 
 if TYPE_CHECKING:
     from transformer_trial.trial import BaseTransformerTrial
@@ -66,6 +65,9 @@ class RunRecord(pytorch.PyTorchCallback):
         on_cluster: Whether checkpoints are what remains.
     """
 
+    KEPT = ("best", "best_batches", "num_worse_validations", "checkpoints", "values")
+    """What a checkpoint keeps of it."""
+
     def __init__(self, trial: "BaseTransformerTrial", folder: Path | None, *, on_cluster: bool) -> None:
         self.trial, self.folder, self.on_cluster = trial, folder, on_cluster
         self.is_chief = trial.context.distributed.rank == 0
@@ -80,37 +82,30 @@ class RunRecord(pytorch.PyTorchCallback):
         self.starts_anew, self.resumed_from = False, ""
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("best", "best_batches", "num_worse_validations", "checkpoints", "values")
-        state = {name: getattr(self, name) for name in names}
+        state = {name: getattr(self, name) for name in self.KEPT}
         state["validation_is_due"] = self.trial.validation_is_due
         state["unreported"] = self.trial.unreported
-        state["labels"] = self._labels()
+        state["labels"] = checkpoints.read_labels(self.trial.bare_model)
         if self.metrics_file is not None and self.metrics_file.exists():
             state["metrics_bytes"] = self.metrics_file.stat().st_size
         return state
 
-    def _labels(self) -> dict[int, str]:
-        """What the numbers that the model gives stand for."""
-        return dict(self.trial.bare_model.config.id2label)
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.starts_anew:
             return
-        state = dict(state_dict)
-        state.pop("labels", None)
-        self.trial.validation_is_due = state.pop("validation_is_due", False)
-        unreported = state.pop("unreported", [])
+        for name in self.KEPT:
+            setattr(self, name, state_dict[name])
+        self.trial.validation_is_due = state_dict["validation_is_due"]
+        unreported = state_dict["unreported"]
         if len(unreported) not in (0, self.trial.context.distributed.size):  # slots have come or gone
             total, rate, count = map(sum, zip(*unreported))
             unreported = [(total, rate, count), *[(0.0, 0.0, 0)] * (self.trial.context.distributed.size - 1)]
         if unreported:
             self.trial.training_means.unreported = unreported[self.trial.context.distributed.rank]
-        num_bytes = state.pop("metrics_bytes", 0)
+        num_bytes = state_dict.get("metrics_bytes", 0)
         if self.is_chief and self.metrics_file is not None and self.metrics_file.exists():
             # What came after the checkpoint comes once more.
             os.truncate(self.metrics_file, min(num_bytes, self.metrics_file.stat().st_size))
-        for name, value in state.items():
-            setattr(self, name, value)
         if not self.on_cluster and self.folder is not None:
             self.checkpoints[self.resumed_from] = self.trial.batches_trained
             if self.best_batches >= 0 and self.is_chief and not (self.folder / "model").exists():
@@ -201,19 +196,12 @@ class RunRecord(pytorch.PyTorchCallback):
                 file.write(json.dumps({"group": group, "batches": batches, **known}) + "\n")
 
     def on_checkpoint_save_start(self, checkpoint: dict[str, Any]) -> None:
-        """Name weights as one process does, so that Determined's loader finds them; write plain data only.
-
-        NumPy's arrays are pickled under names that differ between its versions, and that torch refuses by default.
-        """
-        kind, numbers, *rest = checkpoint["rng_state"]["np_rng_state"]
-        checkpoint["rng_state"]["np_rng_state"] = (kind, numbers.tolist(), *rest)
-        for weights in checkpoint["models_state_dict"]:
-            torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(weights, "module.")
+        checkpoints.write_plain_data(checkpoint)
 
     def on_checkpoint_load_start(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another model's checkpoint; of another experiment's, take nothing but the weights."""
-        self._refuse_another_model(checkpoint)
-        trial = self.trial
+        trial, own_state = self.trial, checkpoint.get("callbacks", {}).get("run_record", {})
+        checkpoints.refuse_another_model(checkpoint, trial.bare_model, own_state.get("labels"))
         for group, own in zip(checkpoint["optimizers_state_dict"][0]["param_groups"], trial.optimizer.param_groups):
             if "fused" in group and "fused" in own:
                 group["fused"] = own["fused"]  # not every machine has that kernel
@@ -224,47 +212,17 @@ class RunRecord(pytorch.PyTorchCallback):
             if trial.scaler is not None:
                 checkpoint["scaler_state_dict"] = trial.scaler.state_dict()
 
-    def _refuse_another_model(self, checkpoint: dict[str, Any]) -> None:
-        (weights,) = checkpoint["models_state_dict"]
-        torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(weights, "module.")
-        states = (self.trial.bare_model.state_dict(), weights)
-        shapes, its_shapes = ({name: weight.shape for name, weight in state.items()} for state in states)
-        labels = checkpoint.get("callbacks", {}).get("run_record", {}).get("labels", self._labels())
-        if wrong := sorted(name for name in {*shapes, *its_shapes} if shapes.get(name) != its_shapes.get(name)):
-            what = f"{len(wrong)} weights are missing on one side, or have another shape, {wrong[0]} among them"
-        elif labels != self._labels():
-            known, given = (shown("labels", list(names.values())) for names in (labels, self._labels()))
-            what = f"its labels are {known}, not {given}"
-        else:
-            return
-        raise TrialError(
-            f"The checkpoint is of another model: {what}. Go on with the model and the labels that it was trained with."
-        )
-
     def on_checkpoint_write_end(self, checkpoint_dir: str) -> None:
         """Take the secrets out of what Determined wrote, and add what the checkpoint can be used for."""
         folder = Path(checkpoint_dir)
-        self._complete_load_data(folder / "load_data.json")
-        for file in [*folder.glob("code/**/*.yaml"), *folder.glob("code/**/*.yml")]:
-            config = None
-            with contextlib.suppress(Exception):  # not every yaml is a configuration
-                config = util.yaml_safe_load(file.read_text())
-            if redact(config) != config:
-                file.write_text(util.yaml_safe_dump(redact(config)))
+        checkpoints.complete_load_data(folder / "load_data.json", self.trial.bare_model)
+        checkpoints.redact_configurations(folder)
         if not self.on_cluster or self.folder is None:
             return
         if self.trial.settings.training.export_model:
             self._export(folder / "model")
         if self.trial.batches_trained == self.best_batches:
             shutil.copytree(self.folder, checkpoint_dir, dirs_exist_ok=True)
-
-    def _complete_load_data(self, file: Path) -> None:
-        """Let Determined's loader make the trial anew from its checkpoint alone: with the config of the model."""
-        load_data = redact(json.loads(file.read_text()))
-        model_config = json.loads(self.trial.bare_model.config.to_json_string(use_diff=False))
-        load_data["experiment_config"] = {**(load_data["experiment_config"] or {}), "model_config": model_config}
-        load_data["is_trainer"] = True  # else the loader's context is like that of a training
-        file.write_text(json.dumps(load_data))
 
     def on_checkpoint_upload_end(self, uuid: str) -> None:
         """Off cluster, leave of the checkpoints those that would remain on a cluster, and the newest in any case."""

@@ -5,18 +5,17 @@ import fcntl
 import json
 import logging
 import os
-import pickle
 import signal
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from determined import pytorch
 
+from transformer_trial.checkpoints import find_damage, read_trial_state
 from transformer_trial.parsing import TrialError, redact, shown
 
 if TYPE_CHECKING:
@@ -26,36 +25,6 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 25
 """Seconds that one of several processes has to end in after a SIGTERM; torchrun kills it after 30."""
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads numbers, texts and their collections, and runs nothing."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which Determined never writes there")
-
-
-def read_trial_state(checkpoint: Path) -> dict[str, Any]:
-    """Determined's own account of a training, as it is in a checkpoint; a pickle, which Determined runs unseen."""
-    with (checkpoint / "trial_state.pkl").open("rb") as file:
-        state = _PlainUnpickler(file).load()
-    if not isinstance(state, dict) or not isinstance(state.get("batches_trained"), int):
-        raise ValueError("trial_state.pkl does not say how many batches were trained")
-    return state
-
-
-def find_damage(checkpoint: Path) -> str | None:
-    """What keeps a checkpoint from being resumed; None if nothing does."""
-    try:
-        for name in ("metadata.json", "load_data.json"):
-            json.loads((checkpoint / name).read_text())
-        read_trial_state(checkpoint)
-        with zipfile.ZipFile(checkpoint / "state_dict.pth") as file:
-            if broken := file.testzip():
-                return f"state_dict.pth is damaged at {broken}"
-    except Exception as error:  # whatever unpickling damaged bytes ends in
-        return " ".join(str(error).split()) or type(error).__name__
-    return None
 
 
 def find_checkpoint(requested: str, output_dir: Path) -> Path | None:

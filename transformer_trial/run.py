@@ -31,6 +31,7 @@ from determined.cli.ntsc import parse_config_overrides
 from determined.common import detignore, util
 
 from transformer_trial.callbacks import keep_data_report
+from transformer_trial.checkpoints import read_trial_state
 from transformer_trial.config import parse_trial_config
 from transformer_trial.experiment import (
     HarnessConfig,
@@ -42,7 +43,7 @@ from transformer_trial.experiment import (
     training_length,
 )
 from transformer_trial.parsing import ConfigError, TrialError, read_known
-from transformer_trial.resume import find_checkpoint, fit_from, hold, read_trial_state, stop_on_signals, warn_of_changes
+from transformer_trial.resume import find_checkpoint, fit_from, hold, stop_on_signals, warn_of_changes
 from transformer_trial.trial import BaseTransformerTrial
 
 logger = logging.getLogger(__name__)

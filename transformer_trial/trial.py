@@ -25,6 +25,7 @@ from determined import pytorch
 from transformer_trial.batches import SlotBatchSampler, TokenBatchSampler, build_data_loader, list_lengths
 from transformer_trial.builders import AUTO_CLASSES, build_default_lr_scheduler, build_default_optimizer
 from transformer_trial.callbacks import TrainingMeans, build_callbacks
+from transformer_trial.checkpoints import allow_determined_checkpoints
 from transformer_trial.config import DataConfig, TrialConfig, parse_trial_config
 from transformer_trial.data import choose_evaluation_tokens, default_load_dataset
 from transformer_trial.experiment import OptimizationsConfig, ReproducibilityConfig, searcher_metric, training_length
@@ -46,25 +47,6 @@ class OneOptimizerScaler(torch.amp.GradScaler):
         result = super().step(optimizer, *args, **kwargs)
         self.update()
         return result
-
-
-def allow_determined_checkpoints() -> None:
-    """Let torch >= 2.6 read Determined's checkpoints, which hold the state of NumPy's random numbers.
-
-    They are plain arrays; everything else that a pickle could name stays forbidden.
-    """
-    if not hasattr(torch.serialization, "add_safe_globals"):
-        return  # a torch whose torch.load is not restricted
-    reconstruct: Any = np.zeros(1).__reduce__()[0]
-    torch.serialization.add_safe_globals(
-        [
-            (reconstruct, "numpy._core.multiarray._reconstruct"),
-            (reconstruct, "numpy.core.multiarray._reconstruct"),  # as NumPy 1 names it
-            np.ndarray,
-            np.dtype,
-            type(np.dtype("uint32")),
-        ]
-    )
 
 
 class BaseTransformerTrial(pytorch.PyTorchTrial):

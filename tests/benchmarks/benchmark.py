@@ -145,7 +145,8 @@ def print_speeds(
 
 def measure_training(job: contenders.Job, rounds: int, title: str) -> dict[str, Any]:
     """The parts of a step first, which also warms up what is timed after it."""
-    parts = {name: contenders.train(name, job, parts=True)["step_milliseconds"] for name in contenders.TRAINERS}
+    apart = {name: contenders.train(name, job, parts=True) for name in contenders.TRAINERS}
+    parts = {name: found["step_milliseconds"] for name, found in apart.items()}
     results = take_turns({name: functools.partial(_train, name, job) for name in contenders.TRAINERS}, rounds)
     matmul = meters.measure_matmul(job.precision)
     columns = (
@@ -157,7 +158,11 @@ def measure_training(job: contenders.Job, rounds: int, title: str) -> dict[str, 
     print_speeds(f"Training, sentences a second ({title}):", results, more=columns)
     rows = [[name, *(f"{ms:.2f}" for ms in (*split.values(), sum(split.values())))] for name, split in parts.items()]
     print_table("Milliseconds of a step, each part waited for:", ("", *meters.PARTS, "rest", "sum"), rows)
-    return {"rounds": results, "step_milliseconds": parts, "matmul_flops_per_second": matmul}
+    syncs = {name: found["syncs"] for name, found in apart.items()}
+    if torch.cuda.is_available():
+        rows = [[name, f"{number:.2f}"] for name, number in syncs.items()]
+        print_table("How often the host waits for the GPU in a step, the model's own included:", ("", "times"), rows)
+    return {"rounds": results, "step_milliseconds": parts, "syncs": syncs, "matmul_flops_per_second": matmul}
 
 
 def _train(name: str, job: contenders.Job, index: int) -> dict[str, Any]:

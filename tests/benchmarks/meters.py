@@ -7,6 +7,7 @@ import gc
 import sys
 import threading
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +34,8 @@ class StepWatch:
 
     Args:
         num_batches: Steps to time.
-        parts: Time the parts of each step too, which waits for a GPU at each of them.
+        parts: Time the parts of each step too, which waits for a GPU at each of them; and count how often the host
+            waits for a GPU otherwise.
     """
 
     def __init__(self, num_batches: int, *, parts: bool = False) -> None:
@@ -44,6 +46,7 @@ class StepWatch:
         self.within = False
         """Whether a part is being timed: one within another is the other's."""
         self.exits = contextlib.ExitStack()
+        self.warnings: list[warnings.WarningMessage] = []
 
     @property
     def done(self) -> bool:
@@ -57,6 +60,7 @@ class StepWatch:
     def _on_forward(self, _: Any, __: Any, batch: dict[str, torch.Tensor]) -> None:
         if not self.lengths:
             self.parts.clear()
+            self._warn_of_syncs("warn")
             self.started, self.cpu_started = now(), time.process_time()
         self.lengths.append(batch["attention_mask"].sum(1))
         self.num_padded_tokens += batch["attention_mask"].numel()
@@ -67,6 +71,11 @@ class StepWatch:
         self.num_steps += 1
         if self.done:
             self.seconds, self.cpu_seconds = now() - self.started, time.process_time() - self.cpu_started
+            self._warn_of_syncs("default")
+
+    def _warn_of_syncs(self, mode: str) -> None:
+        if self.with_parts and torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode(mode)
 
     def _before_step(self, *_: Any) -> None:
         self.step_started = now()
@@ -88,6 +97,8 @@ class StepWatch:
     def __enter__(self) -> "StepWatch":
         self.exits.callback(register_optimizer_step_post_hook(self._on_step).remove)
         if self.with_parts:
+            self.warnings = self.exits.enter_context(warnings.catch_warnings(record=True)) or []
+            warnings.simplefilter("always")
             self.exits.callback(register_optimizer_step_pre_hook(self._before_step).remove)
             for part, owner, name in (
                 ("data", _BaseDataLoaderIter, "__next__"),
@@ -115,6 +126,7 @@ class StepWatch:
             "real_tokens": float(lengths.sum()) / self.num_padded_tokens,
             "flops_per_second": count_flops(self.model, lengths) / self.seconds,
             "step_milliseconds": {part: 1000 * s / self.num_batches for part, s in milliseconds.items()},
+            "syncs": sum("synchronizing CUDA operation" in str(w.message) for w in self.warnings) / self.num_batches,
         }
 
 

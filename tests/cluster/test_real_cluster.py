@@ -22,7 +22,7 @@ from conftest import PROJECT
 from determined.common.api import bindings
 from determined.experimental import client
 
-from transformer_trial.trial import allow_determined_checkpoints
+from transformer_trial.checkpoints import allow_determined_checkpoints
 
 if "DET_MASTER" not in os.environ:
     pytest.skip("DET_MASTER names no cluster", allow_module_level=True)
