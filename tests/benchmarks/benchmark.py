@@ -207,9 +207,9 @@ def measure_scaling(job: contenders.Job, rounds: int) -> Results:
     return results
 
 
-def measure(options: argparse.Namespace, work_dir: Path) -> dict[str, Any]:
-    """Everything that was asked for; the sections that no size or precision changes once only."""
-    found: dict[str, Any] = {"command": sys.argv, "machine": describe_machine(), "training": {}, "evaluation": {}}
+def measure(options: argparse.Namespace, work_dir: Path, found: dict[str, Any]) -> None:
+    """Add to `found` everything that was asked for; the sections that no size or precision changes once only."""
+    found |= {"command": sys.argv, "machine": describe_machine(), "training": {}, "evaluation": {}}
     print(", ".join(f"{name} {value}" for name, value in found["machine"].items()))
     files = [options.data / f"{split}.json" for split in ("train", "validation")]
     label_names = sorted({tag for file in files for line in file.open() for tag in json.loads(line)["ner_tags"]})
@@ -236,7 +236,6 @@ def measure(options: argparse.Namespace, work_dir: Path) -> dict[str, Any]:
         found["start-up"] = measure_start_up(first, options.rounds)
     if "scaling" in options.only:
         found["scaling"] = measure_scaling(first, options.rounds)
-    return found
 
 
 def main() -> None:
@@ -247,12 +246,15 @@ def main() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory() as folder:
-        datasets.config.HF_DATASETS_CACHE = Path(folder) / "datasets"
-        found = measure(options, Path(folder))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    found: dict[str, Any] = {}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            datasets.config.HF_DATASETS_CACHE = Path(folder) / "datasets"
+            measure(options, Path(folder), found)
+    finally:  # what was measured until a failure took an hour, perhaps
+        if options.json is not None:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

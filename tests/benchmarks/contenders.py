@@ -174,8 +174,9 @@ def loop(model: Any, batches: list[Any], autocast: Callable[[], Any], watch: Ste
 
 
 def build_run_ner(job: Job, **arguments: Any) -> Any:
-    precision = {"bf16": job.precision == "bf16", "fp16": job.precision == "fp16"}
-    return build_trainer(job.model_dir, job.data_dir, job.work_dir, **precision, **arguments)
+    arguments["bf16"] = job.precision == "bf16"
+    arguments["use_cpu"] = not torch.cuda.is_available()  # else the Trainer takes a GPU for what bf16 needs
+    return build_trainer(job.model_dir, job.data_dir, job.work_dir, **arguments)
 
 
 def train_run_ner(job: Job, watch: StepWatch, **flags: Any) -> None:
