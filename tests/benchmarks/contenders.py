@@ -175,7 +175,8 @@ def loop(model: Any, batches: list[Any], autocast: Callable[[], Any], watch: Ste
 
 def build_run_ner(job: Job, **arguments: Any) -> Any:
     arguments["bf16"] = job.precision == "bf16"
-    arguments["use_cpu"] = not torch.cuda.is_available()  # else the Trainer takes a GPU for what bf16 needs
+    # Else the Trainer refuses bf16 without a GPU, and lets each of several processes train alone.
+    arguments["use_cpu"] = not torch.cuda.is_available()
     return build_trainer(job.model_dir, job.data_dir, job.work_dir, **arguments)
 
 
@@ -190,6 +191,8 @@ def train_run_ner(job: Job, watch: StepWatch, **flags: Any) -> None:
             save_strategy="no",
             **flags,
         )
+        if trainer.args.world_size != job.num_processes:
+            raise RuntimeError(f"The Trainer trains in {trainer.args.world_size} processes, not {job.num_processes}.")
         watch.see(trainer.model)
         trainer.train()
 
