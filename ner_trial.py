@@ -182,13 +182,13 @@ class NERTrial(BaseTransformerTrial):
         return [name for name in names if name not in ("labels", *ner_utils.WORD_COLUMNS)]
 
     def _data_loader(self, split: str, column_names: list[str]) -> pytorch.DataLoader:
-        mixed = self.settings.training.mixed_precision != "none"
+        mixed_on_gpu = self.settings.training.mixed_precision != "none" and self.context.device.type == "cuda"
         collate = ner_utils.WordCollator(
             self.tokenizer,
             column_names,
             max_length=self.max_seq_length if self.settings.data.pad_to_max_length else None,
             # The matrix units of GPUs like such lengths; the model may have no position beyond max_seq_length.
-            pad_to_multiple_of=8 if mixed and self.max_seq_length % 8 == 0 else None,
+            pad_to_multiple_of=8 if mixed_on_gpu and self.max_seq_length % 8 == 0 else None,
         )
         rows = self.tokenized_datasets[split].select_columns(column_names)
         return self.data_loader(rows, collate, training=split == "train")
