@@ -3,11 +3,15 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import PROJECT
+from meters import StepWatch
 from subprocesses import repeat_data
 
 CONTENDERS = ["NERTrial", "run_ner", "run_ner, best flags", "bare loop"]
@@ -60,6 +64,26 @@ def test_tables_name_contenders_and_ratios(benchmark: tuple[dict[str, Any], str]
     for name in CONTENDERS[1:]:
         assert f"NERTrial / {name} " in benchmark[1]
     assert benchmark[0]["machine"]["torch_threads"] == 1
+
+
+def test_waits_for_a_gpu_are_counted() -> None:
+    class Model(torch.nn.Linear):
+        """Warns as torch's debug mode does where there is a GPU."""
+
+        config = SimpleNamespace(num_hidden_layers=1, hidden_size=4)
+
+        def forward(self, attention_mask: torch.Tensor) -> torch.Tensor:
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+            return super().forward(attention_mask)
+
+    model = Model(4, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    with StepWatch(2, parts=True) as watch:
+        watch.see(model)
+        for _ in range(2):
+            model(attention_mask=torch.ones(3, 4)).sum().backward()
+            optimizer.step()
+    assert watch.results()["syncs"] == 1
 
 
 def test_repeated_data_has_as_many_sentences_and_labels_as_asked_for(tmp_path: Path) -> None:

@@ -97,7 +97,9 @@ class StepWatch:
     def __enter__(self) -> "StepWatch":
         self.exits.callback(register_optimizer_step_post_hook(self._on_step).remove)
         if self.with_parts:
-            self.warnings = self.exits.enter_context(warnings.catch_warnings(record=True)) or []
+            recorded = self.exits.enter_context(warnings.catch_warnings(record=True))
+            assert recorded is not None
+            self.warnings = recorded
             warnings.simplefilter("always")
             self.exits.callback(register_optimizer_step_pre_hook(self._before_step).remove)
             for part, owner, name in (
