@@ -294,15 +294,14 @@ def train(
 def read_fit_options(config: Mapping[str, Any], global_batch_size: int, *, on_cluster: bool) -> dict[str, Any]:
     """What the configuration says of the training's course, as the arguments of `pytorch.Trainer.fit`."""
     harness = read_known("", config, HarnessConfig)
+    # Determined knows the best validation on a cluster only; off cluster RunRecord removes the others.
+    policy = "all" if harness.checkpoint_policy == "best" and not on_cluster else harness.checkpoint_policy
     return {
         "max_length": as_train_unit(training_length(config), global_batch_size),
         "validation_period": as_period("min_validation_period", harness.min_validation_period, global_batch_size),
         "checkpoint_period": as_period("min_checkpoint_period", harness.min_checkpoint_period, global_batch_size),
         "reporting_period": pytorch.Batch(harness.scheduling_unit),
-        # Determined knows the best validation on a cluster only; off cluster RunRecord removes the others.
-        "checkpoint_policy": "all"
-        if harness.checkpoint_policy == "best" and not on_cluster
-        else harness.checkpoint_policy,
+        "checkpoint_policy": policy,
         "step_zero_validation": harness.perform_initial_validation,
         "profiling_enabled": on_cluster and read_known("profiling", config, ProfilingConfig).enabled,
     }
@@ -334,13 +333,10 @@ def progress_bar(trial: BaseTransformerTrial, checkpoint: Path | None) -> Iterat
     if not sys.stderr.isatty():
         yield
         return
-    done, total = (
-        0 if checkpoint is None else read_trial_state(checkpoint)["batches_trained"],
-        trial.num_training_batches,
-    )
+    done = 0 if checkpoint is None else read_trial_state(checkpoint)["batches_trained"]
     with (
         tqdm.contrib.logging.logging_redirect_tqdm(),
-        tqdm.tqdm(total=total, initial=done, unit="batch", leave=False) as bar,
+        tqdm.tqdm(total=trial.num_training_batches, initial=done, unit="batch", leave=False) as bar,
     ):
         trial.on_batch_end = bar.update
         yield
