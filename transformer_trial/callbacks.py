@@ -94,9 +94,9 @@ class RunRecord(pytorch.PyTorchCallback):
         if self.starts_anew:
             return
         for name in self.KEPT:
-            setattr(self, name, state_dict[name])
-        self.trial.validation_is_due = state_dict["validation_is_due"]
-        unreported = state_dict["unreported"]
+            setattr(self, name, state_dict.get(name, getattr(self, name)))
+        self.trial.validation_is_due = state_dict.get("validation_is_due", False)
+        unreported = state_dict.get("unreported", [])
         if len(unreported) not in (0, self.trial.context.distributed.size):  # slots have come or gone
             total, rate, count = map(sum, zip(*unreported))
             unreported = [(total, rate, count), *[(0.0, 0.0, 0)] * (self.trial.context.distributed.size - 1)]
@@ -201,7 +201,8 @@ class RunRecord(pytorch.PyTorchCallback):
     def on_checkpoint_load_start(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another model's checkpoint; of another experiment's, take nothing but the weights."""
         trial, own_state = self.trial, checkpoint.get("callbacks", {}).get("run_record", {})
-        checkpoints.refuse_another_model(checkpoint, trial.bare_model, own_state.get("labels"))
+        labels = own_state.get("labels", checkpoints.read_labels(trial.bare_model))
+        checkpoints.refuse_another_model(checkpoint, trial.bare_model, labels)
         for group, own in zip(checkpoint["optimizers_state_dict"][0]["param_groups"], trial.optimizer.param_groups):
             if "fused" in group and "fused" in own:
                 group["fused"] = own["fused"]  # not every machine has that kernel

@@ -54,13 +54,13 @@ def read_labels(model: Any) -> dict[int, str]:
     return dict(model.config.id2label)
 
 
-def refuse_another_model(checkpoint: dict[str, Any], model: Any, labels: Mapping[int, str] | None) -> None:
+def refuse_another_model(checkpoint: dict[str, Any], model: Any, labels: Mapping[int, str]) -> None:
     """Compare a checkpoint, whose weights are named anew as one process names them, with the model it is to go into.
 
     Args:
         checkpoint: As Determined loads it.
         model: Without what several slots wrap it in.
-        labels: Those of the checkpoint's model, where it tells.
+        labels: Those of the checkpoint's model.
 
     Raises:
         TrialError: If it is not of such a model.
@@ -70,8 +70,8 @@ def refuse_another_model(checkpoint: dict[str, Any], model: Any, labels: Mapping
     shapes, its_shapes = ({name: weight.shape for name, weight in state.items()} for state in states)
     if wrong := sorted(name for name in {*shapes, *its_shapes} if shapes.get(name) != its_shapes.get(name)):
         what = f"{len(wrong)} weights are missing on one side, or have another shape, {wrong[0]} among them"
-    elif labels not in (None, read_labels(model)):
-        known, given = (shown("labels", list(names.values())) for names in (labels or {}, read_labels(model)))
+    elif labels != read_labels(model):
+        known, given = (shown("labels", list(names.values())) for names in (labels, read_labels(model)))
         what = f"its labels are {known}, not {given}"
     else:
         return
