@@ -25,13 +25,13 @@ import ner_utils
 import ner_windows
 from ner_utils import IGNORED_LABEL_ID
 from ner_windows import NO_POSITION
-from transformer_trial.batches import local_chief_first
 from transformer_trial.builders import build_using_auto
 from transformer_trial.config import TrialConfig
 from transformer_trial.data import select_splits
 from transformer_trial.experiment import searcher_metric
 from transformer_trial.export import recipe, versions
 from transformer_trial.parsing import ConfigError
+from transformer_trial.processes import local_chief_first
 from transformer_trial.trial import BaseTransformerTrial
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,5 @@
-"""Which rows each slot trains on at each step, and in what order the processes of a node prepare them."""
+"""Which rows each slot trains and evaluates on at each step."""
 
-import contextlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,10 +8,9 @@ import datasets
 import numpy as np
 import pyarrow.compute
 import torch.utils.data
-from determined import core, pytorch
+from determined import pytorch
 
 from transformer_trial.data import group_by_tokens
-from transformer_trial.parsing import TrialError
 
 LENGTH_GROUP_BATCHES = 16
 """Global batches that are sorted by length together: 95% of the tokens of WNUT 17's batches of 8 are then real. More
@@ -143,31 +141,3 @@ def _leave_signals_to_the_trainer(worker_id: int) -> None:
     """A terminal sends Ctrl-C to the workers too, which have to live until the trainer has saved its checkpoint."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def local_chief_first(distributed: core.DistributedContext) -> Iterator[None]:
-    """Let one process of each node do the body first, so that the others find its downloads and caches.
-
-    Those that are ready wait for the slowest node here, however long it takes: torch's own exchanges, which come next,
-    give up after some minutes.
-
-    Raises:
-        TrialError: On all others, if one process failed, with its error.
-    """
-    failure, is_interrupted = None, False
-    try:
-        if distributed.local_rank > 0 and (failure := distributed.broadcast_local(None)) is not None:
-            raise TrialError(f"The first process of this node failed, and this one with it: {failure}")
-        yield
-    except BaseException as error:
-        failure = failure or f"{type(error).__name__}: {error}"
-        is_interrupted = isinstance(error, KeyboardInterrupt)  # all are, and wait for nothing
-        raise
-    finally:
-        if distributed.local_rank == 0:
-            distributed.broadcast_local(failure)
-        failures = [] if is_interrupted else distributed.allgather(failure)
-    for rank, failure in enumerate(failures):
-        if failure is not None:
-            raise TrialError(f"Process {rank} failed, and this one with it: {failure}")

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import Any
 import datasets
 import determined as det
 import pyarrow
-import torch
 import tqdm
 import tqdm.contrib.logging
 import transformers
@@ -43,6 +41,7 @@ from transformer_trial.experiment import (
     training_length,
 )
 from transformer_trial.parsing import ConfigError, TrialError, read_known
+from transformer_trial.processes import join_torchrun
 from transformer_trial.resume import find_checkpoint, fit_from, hold, stop_on_signals, warn_of_changes
 from transformer_trial.trial import BaseTransformerTrial
 
@@ -240,11 +239,8 @@ def train(
 ) -> None:
     """Train with `pytorch.init` and `pytorch.Trainer`; without an output folder, as the task of a cluster."""
     on_cluster = output_dir is None
-    if on_cluster:
-        info = det.get_cluster_info()
-        hparams, latest_checkpoint = info.trial.hparams, info.latest_checkpoint
-    else:
-        hparams, latest_checkpoint = config.get("hyperparameters") or {}, None
+    info = det.get_cluster_info()
+    hparams = info.trial.hparams if on_cluster else config.get("hyperparameters") or {}
     training = parse_trial_config(hparams, config.get("data") or {}, trial_class.data_config_class).training
     fit_options = read_fit_options(config, training.global_batch_size, on_cluster=on_cluster)
     aggregation_frequency = read_known("optimizations", config, OptimizationsConfig).aggregation_frequency
@@ -266,7 +262,7 @@ def train(
         )
         trial = trial_class(context)
         if output_dir is None:
-            pytorch.Trainer(trial, context).fit(latest_checkpoint=latest_checkpoint, **fit_options)
+            pytorch.Trainer(trial, context).fit(latest_checkpoint=info.latest_checkpoint, **fit_options)
             return
         if options.output_dir is not None or not options.inspect:
             output_dir.mkdir(parents=True, exist_ok=True)  # not before: a mistake leaves no empty folder behind
@@ -368,39 +364,3 @@ def as_period(key: str, value: Any, global_batch_size: int) -> pytorch.TrainUnit
     """A period of the configuration, in which 0 stands for never."""
     period = parse_length(key, value)
     return as_train_unit(period if period.amount > 0 else Length(period.unit, sys.maxsize), global_batch_size)
-
-
-@contextlib.contextmanager
-def join_torchrun() -> Iterator[core.DistributedContext | None]:
-    """The processes that torchrun started, as Determined sees them; None where it started none."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield None
-        return
-    os.environ["USE_TORCH_DISTRIBUTED"] = "True"  # tells Determined to train data-parallel with torch
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        pub_port, pull_port = _choose_ports()
-        yield core.DistributedContext(
-            rank=int(os.environ["RANK"]),
-            size=int(os.environ["WORLD_SIZE"]),
-            local_rank=int(os.environ["LOCAL_RANK"]),
-            local_size=int(os.environ["LOCAL_WORLD_SIZE"]),
-            cross_rank=int(os.environ["GROUP_RANK"]),
-            cross_size=int(os.environ["GROUP_WORLD_SIZE"]),
-            # Its own exchange, too, goes through the first process, and on several nodes asks where that is.
-            chief_ip=os.environ.get("DET_CHIEF_IP", os.environ["MASTER_ADDR"]),
-            pub_port=pub_port,
-            pull_port=pull_port,
-        )
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def _choose_ports() -> list[int]:
-    """Two free ports of the first process; Determined's own are the same for every training on a machine."""
-    with socket.socket() as first, socket.socket() as second:
-        for server in (first, second):
-            server.bind(("", 0))
-        ports = [first.getsockname()[1], second.getsockname()[1]]
-    torch.distributed.broadcast_object_list(ports, group=torch.distributed.new_group(backend="gloo"))
-    return ports

@@ -1,0 +1,75 @@
+"""Several processes of one training: how those that torchrun started find each other, and who goes first."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+import torch
+from determined import core
+
+from transformer_trial.parsing import TrialError
+
+
+@contextlib.contextmanager
+def join_torchrun() -> Iterator[core.DistributedContext | None]:
+    """The processes that torchrun started, as Determined sees them; None where it started none."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield None
+        return
+    os.environ["USE_TORCH_DISTRIBUTED"] = "True"  # tells Determined to train data-parallel with torch
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        pub_port, pull_port = _choose_ports()
+        yield core.DistributedContext(
+            rank=int(os.environ["RANK"]),
+            size=int(os.environ["WORLD_SIZE"]),
+            local_rank=int(os.environ["LOCAL_RANK"]),
+            local_size=int(os.environ["LOCAL_WORLD_SIZE"]),
+            cross_rank=int(os.environ["GROUP_RANK"]),
+            cross_size=int(os.environ["GROUP_WORLD_SIZE"]),
+            # Its own exchange, too, goes through the first process, and on several nodes asks where that is.
+            chief_ip=os.environ.get("DET_CHIEF_IP", os.environ["MASTER_ADDR"]),
+            pub_port=pub_port,
+            pull_port=pull_port,
+        )
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _choose_ports() -> list[int]:
+    """Two free ports of the first process; Determined's own are the same for every training on a machine."""
+    with socket.socket() as first, socket.socket() as second:
+        for server in (first, second):
+            server.bind(("", 0))
+        ports = [first.getsockname()[1], second.getsockname()[1]]
+    torch.distributed.broadcast_object_list(ports, group=torch.distributed.new_group(backend="gloo"))
+    return ports
+
+
+@contextlib.contextmanager
+def local_chief_first(distributed: core.DistributedContext) -> Iterator[None]:
+    """Let one process of each node do the body first, so that the others find its downloads and caches.
+
+    Those that are ready wait for the slowest node here, however long it takes: torch's own exchanges, which come next,
+    give up after some minutes.
+
+    Raises:
+        TrialError: On all others, if one process failed, with its error.
+    """
+    failure, is_interrupted = None, False
+    try:
+        if distributed.local_rank > 0 and (failure := distributed.broadcast_local(None)) is not None:
+            raise TrialError(f"The first process of this node failed, and this one with it: {failure}")
+        yield
+    except BaseException as error:
+        failure = failure or f"{type(error).__name__}: {error}"
+        is_interrupted = isinstance(error, KeyboardInterrupt)  # all are, and wait for nothing
+        raise
+    finally:
+        if distributed.local_rank == 0:
+            distributed.broadcast_local(failure)
+        failures = [] if is_interrupted else distributed.allgather(failure)
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            raise TrialError(f"Process {rank} failed, and this one with it: {failure}")
