@@ -23,6 +23,7 @@ from determined import core, pytorch
 from determined.exec import harness
 
 from ner_trial import NERTrial
+from transformer_trial import command_line
 from transformer_trial import run as run_module
 from transformer_trial.parsing import TrialError
 
@@ -274,7 +275,7 @@ def test_the_search_has_rungs_that_stop_trials_and_validates_at_each() -> None:
     assert all(rung % search["min_validation_period"]["batches"] == 0 for rung in rungs)
     assert "train.py" in search["entrypoint"]
     with pytest.raises(TrialError):
-        run_module.read_config(run_module.parse_arguments(["no.yaml"]))
+        command_line.read_config(command_line.parse_arguments(["no.yaml"]))
 
 
 def test_seed_and_length_have_defaults(fit: Callable[..., Any], config: dict[str, Any]) -> None:

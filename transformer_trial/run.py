@@ -6,7 +6,6 @@ seed, periods, checkpoint policy and gradient accumulation mean what they mean u
 
 import argparse
 import contextlib
-import datetime
 import errno
 import inspect
 import logging
@@ -25,59 +24,31 @@ import tqdm
 import tqdm.contrib.logging
 import transformers
 from determined import core, pytorch
-from determined.cli.ntsc import parse_config_overrides
-from determined.common import detignore, util
 
 from transformer_trial.callbacks import keep_data_report
 from transformer_trial.checkpoints import read_trial_state
+from transformer_trial.command_line import (
+    check_output_dir,
+    choose_output_dir,
+    parse_arguments,
+    read_config,
+    with_length,
+)
 from transformer_trial.config import parse_trial_config
 from transformer_trial.experiment import (
     HarnessConfig,
     Length,
     OptimizationsConfig,
     ProfilingConfig,
-    SearcherConfig,
     parse_length,
     training_length,
 )
-from transformer_trial.parsing import ConfigError, TrialError, read_known
+from transformer_trial.parsing import TrialError, read_known
 from transformer_trial.processes import join_torchrun
 from transformer_trial.resume import find_checkpoint, fit_from, hold, stop_on_signals, warn_of_changes
 from transformer_trial.trial import BaseTransformerTrial
 
 logger = logging.getLogger(__name__)
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train a trial without a cluster, under torchrun, or as the entrypoint of an experiment."
-    )
-    parser.add_argument("config_file", nargs="?", metavar="CONFIG.yaml", help="default: ner_config.yaml")
-    parser.add_argument(
-        "--config",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override a key of the configuration, such as hyperparameters.learning_rate=1e-4, as `det` does",
-    )
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=int, metavar="N", help="train for N epochs, whatever the searcher says")
-    length.add_argument("--batches", type=int, metavar="N", help="train for N batches, whatever the searcher says")
-    parser.add_argument(
-        "--output-dir",
-        type=Path,
-        metavar="DIR",
-        help="folder for model/, metrics.jsonl and checkpoints/ (default: outputs/, then experiment's name and time)",
-    )
-    parser.add_argument(
-        "--resume",
-        metavar="CHECKPOINT",
-        help="go on from this folder, or with `auto` from the newest checkpoint in --output-dir",
-    )
-    parser.add_argument("--test", action="store_true", help="train and validate one batch of each, to see that it runs")
-    parser.add_argument("--inspect", action="store_true", help="show what the data holds, and stop before training")
-    return parser.parse_args(arguments)
 
 
 def run(trial_class: type[BaseTransformerTrial], arguments: Sequence[str] | None = None) -> None:
@@ -153,82 +124,6 @@ def set_up_logging(on_cluster: bool) -> None:
         transformers.utils.logging.disable_progress_bar()
     if int(os.environ.get("RANK", "0")) != 0:
         logging.getLogger().setLevel(logging.ERROR)
-
-
-def read_config(options: argparse.Namespace) -> dict[str, Any]:
-    """The yaml with its overrides, read by the functions that `det` reads it with."""
-    path = Path(options.config_file or "ner_config.yaml")
-    if not path.is_file():
-        raise TrialError(f"{path}: no such file (looked for {path.absolute()}). Give an experiment configuration.")
-    try:
-        config = util.yaml_safe_load(path.read_text())
-    except Exception as error:
-        raise TrialError(f"{path}: not readable as yaml: {explain_yaml(error)}") from error
-    if not isinstance(config, dict):
-        raise TrialError(f"{path}: found {type(config).__name__}; accepted is a mapping of keys to values.")
-    if not all("=" in override for override in options.overrides):
-        raise TrialError("--config: found an argument without =; accepted is KEY=VALUE.")
-    try:
-        config = parse_config_overrides(config, options.overrides)
-    except Exception as error:
-        raise TrialError(f"--config: {explain_yaml(error)}") from error
-    return config
-
-
-def explain_yaml(error: Exception) -> str:
-    """What a yaml parser says, and where, but not the line itself: it may hold a secret."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return " ".join(str(error).split())
-    return f"{getattr(error, 'problem', None)} (line {mark.line + 1}, column {mark.column + 1})"
-
-
-def with_length(config: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """The configuration with the training's length from the command line, where that gives one."""
-    for unit in ("epochs", "batches"):
-        amount = getattr(options, unit)
-        if amount is not None:
-            if amount < 1:
-                raise ConfigError([f"--{unit}: found {amount}; accepted is at least 1."])
-            read_known("searcher", config, SearcherConfig)
-            # In place: on a cluster Determined hands this very mapping to the trial.
-            config["searcher"] = {**(config.get("searcher") or {}), "max_length": {unit: amount}}
-    return config
-
-
-def choose_output_dir(project: Path, config: Mapping[str, Any], options: argparse.Namespace) -> Path:
-    """The folder that the command line gives, or that a checkpoint is in, or else a new one under outputs/.
-
-    Raises:
-        TrialError: If a run is to go on, and nothing says which.
-    """
-    if options.output_dir is not None:
-        return Path(options.output_dir).expanduser().resolve()
-    if options.resume is not None:
-        parents = Path(options.resume).expanduser().resolve().parents
-        if options.resume == "auto" or len(parents) < 3 or parents[1].name != "checkpoints":
-            raise TrialError("--resume: needs --output-dir DIR here, the folder of the run that is to go on.")
-        return parents[2]
-    time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return project / "outputs" / f"{config.get('name', 'experiment')}-{time}"
-
-
-def check_output_dir(folder: Path, *, resumes: bool) -> None:
-    """Refuse a folder that holds another run, or that each checkpoint would copy into itself."""
-    if (folder / "metrics.jsonl").exists() and not resumes:
-        raise TrialError(
-            f"--output-dir: {folder} holds the results of another run. Choose another folder, or go on with that run: "
-            "--resume auto."
-        )
-    project = Path.cwd()
-    if folder == project or project in folder.parents:
-        parts = folder.relative_to(project).parts
-        ignore = detignore.make_shutil_ignore(project)
-        if not any(ignore(str(project.joinpath(*parts[:i])), [part]) for i, part in enumerate(parts)):
-            raise TrialError(
-                f"--output-dir: {folder} lies in the project's folder, which every checkpoint takes a copy of. Choose "
-                "a folder under outputs/ or outside of the project, or name this one in .detignore."
-            )
 
 
 def train(
