@@ -15,22 +15,22 @@ import torch
 from determined import pytorch
 from torch.nn import functional
 
-import ner_card
-import ner_data
-import ner_inspect
-import ner_labels
-import ner_predict
-import ner_report
+import ner.card
+import ner.data
+import ner.inspect
+import ner.labels
+import ner.report
+import ner.windows
 import ner_utils
-import ner_windows
+import predict
+from ner.windows import NO_POSITION
 from ner_utils import IGNORED_LABEL_ID
-from ner_windows import NO_POSITION
 from transformer_trial.builders import build_using_auto
 from transformer_trial.config import TrialConfig
 from transformer_trial.data import select_splits
+from transformer_trial.errors import ConfigError
 from transformer_trial.experiment import searcher_metric
 from transformer_trial.export import recipe, versions
-from transformer_trial.parsing import ConfigError
 from transformer_trial.processes import local_chief_first
 from transformer_trial.trial import BaseTransformerTrial
 
@@ -49,12 +49,12 @@ class WordPredictions(pytorch.MetricReducer):
     """
 
     def __init__(self, label_list: Sequence[str], label_scheme: str, metric_options: dict[str, Any]) -> None:
-        self.tags = [ner_labels.entity_tag(label, label_scheme) for label in label_list]
+        self.tags = [ner.labels.entity_tag(label, label_scheme) for label in label_list]
         self.metric_options = metric_options
         self.reset()
 
     def reset(self) -> None:
-        self.words: list[ner_labels.Array] = []  # each (4, words): sentence, place in it, gold and predicted label
+        self.words: list[ner.labels.Array] = []  # each (4, words): sentence, place in it, gold and predicted label
         self.loss_sums: list[torch.Tensor] = []  # each a scalar on the device, which would be waited for to read it
 
     def update(self, batch: dict[str, torch.Tensor], predicted: torch.Tensor, loss_sum: torch.Tensor) -> None:
@@ -71,13 +71,13 @@ class WordPredictions(pytorch.MetricReducer):
         self.words.append(on_host[:, on_host[1] != NO_POSITION])
         self.loss_sums.append(loss_sum.detach())
 
-    def per_slot_reduce(self) -> tuple[ner_labels.Array, float, int]:
+    def per_slot_reduce(self) -> tuple[ner.labels.Array, float, int]:
         words = np.concatenate(self.words, axis=1)
         self.words = [words]  # instead of what it was put together from
         num_loss_words = int((words[3] != NO_POSITION).sum())
         return words, sum(torch.stack(self.loss_sums).tolist()), num_loss_words
 
-    def cross_slot_reduce(self, per_slot_metrics: Sequence[tuple[ner_labels.Array, float, int]]) -> dict[str, float]:
+    def cross_slot_reduce(self, per_slot_metrics: Sequence[tuple[ner.labels.Array, float, int]]) -> dict[str, float]:
         """The metrics. What they were computed from stays in `last_words`, (4, words), for a report."""
         words, loss_sums, counts = zip(*per_slot_metrics)
         self.last_words = words[0] if len(words) == 1 else np.concatenate(words, axis=1)
@@ -93,8 +93,8 @@ class NERTrial(BaseTransformerTrial):
     and the tags of one sentence each, in two columns that `data.text_column_name` and `data.label_column_name` name.
     """
 
-    data_config_class = ner_data.NERDataConfig
-    settings: TrialConfig[ner_data.NERDataConfig]
+    data_config_class = ner.data.NERDataConfig
+    settings: TrialConfig[ner.data.NERDataConfig]
 
     def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
         super().__init__(context)
@@ -110,7 +110,7 @@ class NERTrial(BaseTransformerTrial):
             return
         data = settings.data
         with local_chief_first(context.distributed):
-            rows, label_names = ner_data.read_splits(
+            rows, label_names = ner.data.read_splits(
                 self.load_datasets(), data, settings.model.finetuning_task or "ner"
             )
             metadata = ner_utils.get_dataset_metadata(rows, label_names, data.label_scheme)
@@ -119,13 +119,13 @@ class NERTrial(BaseTransformerTrial):
             self.config, self.tokenizer, self.model = build_using_auto(settings.model, metadata.label_list)
             self.label_list = [self.config.id2label[i] for i in range(metadata.num_labels)]
             self.label_scheme = metadata.label_scheme
-            ner_windows.prepare_tokenizer(self.tokenizer)
+            ner.windows.prepare_tokenizer(self.tokenizer)
             if self.config.pad_token_id is None:
                 self.config.pad_token_id = self.tokenizer.pad_token_id
 
             self.rows = rows = select_splits(rows, data)
-            self.max_seq_length = ner_windows.choose_max_seq_length(self.tokenizer, self.model, data.max_seq_length)
-            doc_stride = ner_windows.choose_doc_stride(self.tokenizer, self.max_seq_length, data.doc_stride)
+            self.max_seq_length = ner.windows.choose_max_seq_length(self.tokenizer, self.model, data.max_seq_length)
+            doc_stride = ner.windows.choose_doc_stride(self.tokenizer, self.max_seq_length, data.doc_stride)
             self.tokenized_datasets = ner_utils.build_tokenized_datasets(
                 rows,
                 self.tokenizer,
@@ -136,7 +136,7 @@ class NERTrial(BaseTransformerTrial):
                 num_workers=data.preprocessing_num_workers,
                 overwrite_cache=data.overwrite_cache,
             )
-        self.config.ner = {  # what ner_predict.py has to know of an export
+        self.config.ner = {  # what predict.py has to know of an export
             "label_scheme": self.label_scheme,
             "label_names": label_names and list(label_names),
             "max_seq_length": self.max_seq_length,
@@ -144,8 +144,8 @@ class NERTrial(BaseTransformerTrial):
             "metric_options": {"mode": metric_options["mode"], "scheme": metric_options["scheme"]},
         }
         if context.distributed.rank == 0:
-            self.data_report = ner_inspect.describe_data(rows, self.tokenized_datasets, metadata)
-            logger.info("%s", ner_inspect.format_data(self.data_report))
+            self.data_report = ner.inspect.describe_data(rows, self.tokenized_datasets, metadata)
+            logger.info("%s", ner.inspect.format_data(self.data_report))
 
         self.reports: dict[str, dict[str, Any]] = {}  # of the best model so far
         self.reports_batches = -1
@@ -155,7 +155,7 @@ class NERTrial(BaseTransformerTrial):
 
     def load_datasets(self) -> Any:
         """The splits of the data set or the files that `data` names; see the class for how to override it."""
-        return ner_data.load_splits(self.settings.data)
+        return ner.data.load_splits(self.settings.data)
 
     def _check_against_labels(self, metadata: ner_utils.DatasetMetadata) -> dict[str, Any]:
         """Check the settings that depend on the labels, and return the arguments of `ner_utils.compute_metrics`."""
@@ -165,10 +165,10 @@ class NERTrial(BaseTransformerTrial):
             problem = f"hyperparameters.num_labels: found {num_labels}, but the data has {tags}. Remove the key."
             raise ConfigError([problem])
         labels = (metadata.label_list, metadata.label_scheme)
-        types = ner_labels.find_entity_types(*labels) if data.return_entity_level_metrics else []
+        types = ner.labels.find_entity_types(*labels) if data.return_entity_level_metrics else []
         self.searcher_metric = searcher_metric(self.experiment_config, ner_utils.metric_directions(types))
         strict = data.metric_mode == "strict"
-        scheme = ner_labels.choose_metric_scheme(*labels, data.metric_scheme) if strict else None
+        scheme = ner.labels.choose_metric_scheme(*labels, data.metric_scheme) if strict else None
         return {"mode": data.metric_mode, "scheme": scheme, "entity_types": types}
 
     def build_training_data_loader(self) -> pytorch.DataLoader:
@@ -231,36 +231,36 @@ class NERTrial(BaseTransformerTrial):
             validation.add(row["tokens"], gold, predicted, row["place"])
         self.reports, self.reports_batches = {"validation": validation.as_dict()}, self.batches_trained
         title = f"{self.experiment_config.get('name')}, batch {self.batches_trained}"
-        ner_report.write_report(self.reports["validation"], folder / "report", f"{title}: validation")
+        ner.report.write_report(self.reports["validation"], folder / "report", f"{title}: validation")
         if "test" not in self.rows:
             return {}
         report = self._error_report()
         self._predict_test(folder / "test", report)
         self.reports["test"] = report.as_dict()
-        ner_report.write_report(self.reports["test"], folder / "test" / "report", f"{title}: test")
+        ner.report.write_report(self.reports["test"], folder / "test" / "report", f"{title}: test")
         overall, types = self.reports["test"]["overall"], self.reports["test"]["types"]
         metrics = {"accuracy_score": self.reports["test"]["accuracy"]}
-        metrics |= {name: overall[name] for name in ner_report.SCORES}
+        metrics |= {name: overall[name] for name in ner.report.SCORES}
         for name in self.metric_options["entity_types"]:
             scores = types.get(name, {})
-            metrics |= {f"{name}_{score}": scores.get(score, 0.0) for score in ner_report.SCORES}
+            metrics |= {f"{name}_{score}": scores.get(score, 0.0) for score in ner.report.SCORES}
             metrics[f"{name}_number"] = scores.get("support", 0)
         return metrics
 
-    def _error_report(self) -> ner_report.ErrorReport:
-        return ner_report.ErrorReport(self.label_scheme, self.metric_options["mode"], self.metric_options["scheme"])
+    def _error_report(self) -> ner.report.ErrorReport:
+        return ner.report.ErrorReport(self.label_scheme, self.metric_options["mode"], self.metric_options["scheme"])
 
-    def _predict_test(self, folder: Path, report: ner_report.ErrorReport) -> None:
-        tagger = ner_predict.Tagger(self.bare_model, self.tokenizer)  # alone: the other slots take no part
+    def _predict_test(self, folder: Path, report: ner.report.ErrorReport) -> None:
+        tagger = predict.Tagger(self.bare_model, self.tokenizer)  # alone: the other slots take no part
         rows = itertools.islice(self.rows["test"], self.settings.training.global_batch_size if self.test_mode else None)
-        sentences = (ner_predict.Sentence(row["tokens"], gold=row["tags"], place=row["place"]) for row in rows)
+        sentences = (predict.Sentence(row["tokens"], gold=row["tags"], place=row["place"]) for row in rows)
         folder.mkdir(parents=True, exist_ok=True)
         with self.autocast(), (folder / "predictions.new").open("wb", buffering=0) as output:
-            ner_predict.write_predictions(tagger.tag(sentences), tagger, output, report)
+            predict.write_predictions(tagger.tag(sentences), tagger, output, report)
         (folder / "predictions.new").replace(folder / "predictions.jsonl")
 
     def model_card(self) -> str:
-        return ner_card.model_card(
+        return ner.card.model_card(
             str(self.experiment_config.get("name")),
             self.config.ner,
             self.data_report,

@@ -16,10 +16,10 @@ from datasets.fingerprint import Hasher
 from seqeval import scheme as seqeval_schemes
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
-import ner_labels
-import ner_windows
-from ner_labels import OUTSIDE, Array
-from ner_windows import NO_POSITION, cut_windows
+import ner.labels
+import ner.windows
+from ner.labels import OUTSIDE, Array
+from ner.windows import NO_POSITION, cut_windows
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +61,9 @@ def get_dataset_metadata(
     Raises:
         TrialError: If the tags mix schemes.
     """
-    tags = {split: ner_labels.read_tags(data) for split, data in rows.items()}
+    tags = {split: ner.labels.read_tags(data) for split, data in rows.items()}
     found = sorted({name for of_split in tags.values() for name in of_split.names})
-    return DatasetMetadata(list(label_names or found), ner_labels.find_label_scheme(tags, label_scheme))
+    return DatasetMetadata(list(label_names or found), ner.labels.find_label_scheme(tags, label_scheme))
 
 
 def continuation_ids(label_list: Sequence[str]) -> list[int]:
@@ -145,7 +145,7 @@ def build_tokenized_datasets(
 ) -> datasets.DatasetDict:
     """Apply `tokenize_and_align` to every split, or find its result in the cache of the datasets library."""
     # The library would not notice another version of these functions.
-    code = [Path(str(file)).read_bytes() for file in (__file__, ner_windows.__file__)]
+    code = [Path(str(file)).read_bytes() for file in (__file__, ner.windows.__file__)]
     arguments = {
         "tokenizer": tokenizer,
         "label_list": list(label_list),
@@ -294,15 +294,15 @@ def score_sentences(
     for gold, predicted in sentences:
         num_words += len(gold)
         num_right_words += sum(g == p for g, p in zip(gold, predicted, strict=True))
-        of_gold = ner_labels.find_entities([*gold], mode, scheme)
-        of_predicted = of_gold if predicted == gold else ner_labels.find_entities([*predicted], mode, scheme)
+        of_gold = ner.labels.find_entities([*gold], mode, scheme)
+        of_predicted = of_gold if predicted == gold else ner.labels.find_entities([*predicted], mode, scheme)
         for counts, entities in ((real, of_gold), (claimed, of_predicted), (correct, {*of_gold} & {*of_predicted})):
             for entity_type, *_ in entities:
                 counts[entity_type] += 1
     metrics = {"accuracy_score": num_right_words / max(num_words, 1)}
-    metrics |= ner_labels.compute_scores(correct.total(), claimed.total(), real.total())
+    metrics |= ner.labels.compute_scores(correct.total(), claimed.total(), real.total())
     for name in entity_types:
-        scores = ner_labels.compute_scores(correct[name], claimed[name], real[name])
+        scores = ner.labels.compute_scores(correct[name], claimed[name], real[name])
         metrics |= {f"{name}_{score}": value for score, value in scores.items()}
         metrics[f"{name}_number"] = float(real[name])
     return metrics

@@ -9,7 +9,7 @@ import gc
 gc.disable()  # what is imported stays: to look for garbage in it takes a fifth of the time of the imports
 
 from ner_trial import NERTrial  # noqa: E402
-from transformer_trial.run import run  # noqa: E402
+from transformer_trial.local import run  # noqa: E402
 
 gc.freeze()
 gc.enable()

@@ -20,12 +20,12 @@ import pyarrow.parquet
 import pytest
 import yaml
 from conftest import PROJECT
-from test_ner_files import CASES, SENTENCES
+from test_ner_formats import CASES, SENTENCES
 
-import ner_data
+import ner.data
 import ner_utils
 from transformer_trial.config import parse_trial_config
-from transformer_trial.parsing import ConfigError, TrialError
+from transformer_trial.errors import ConfigError, TrialError
 
 HPARAMS = {"pretrained_model_name_or_path": "m", "model_mode": "token-classification", "global_batch_size": 1}
 
@@ -33,8 +33,8 @@ HPARAMS = {"pretrained_model_name_or_path": "m", "model_mode": "token-classifica
 def read(train_file: Path, **options: Any) -> ner_utils.DatasetMetadata:
     """Everything that NERTrial does with files before it looks at the model."""
     data = {"train_file": str(train_file), **options}
-    config = parse_trial_config(HPARAMS, data, ner_data.NERDataConfig).data
-    rows, label_names = ner_data.read_splits(ner_data.load_splits(config), config, "ner")
+    config = parse_trial_config(HPARAMS, data, ner.data.NERDataConfig).data
+    rows, label_names = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     return ner_utils.get_dataset_metadata(rows, label_names, config.label_scheme)
 
 
@@ -590,7 +590,7 @@ def test_train_py_stops_with_the_message_alone(
 
 def test_what_is_no_setting_is_refused(tmp_path: Path) -> None:
     with refuses("data.train_file: missing"):
-        config = ner_data.NERDataConfig()
-        ner_data.load_splits(config)
+        config = ner.data.NERDataConfig()
+        ner.data.load_splits(config)
     with refuses("data.file_format: csv has an effect on files only"):
-        parse_trial_config(HPARAMS, {"dataset_name": "d", "file_format": "csv"}, ner_data.NERDataConfig)
+        parse_trial_config(HPARAMS, {"dataset_name": "d", "file_format": "csv"}, ner.data.NERDataConfig)

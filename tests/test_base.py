@@ -21,7 +21,7 @@ from transformer_trial.builders import (
     group_parameters_for_optimizer,
 )
 from transformer_trial.config import MODEL_MODES, ModelConfig, OptimizerConfig
-from transformer_trial.parsing import TrialError
+from transformer_trial.errors import TrialError
 from transformer_trial.trial import BaseTransformerTrial
 
 

@@ -14,8 +14,8 @@ from determined.exec import harness
 from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
 from test_distributed import train as train_with_torchrun
-from test_ner_predict import train_here
-from test_run import stand_in_cluster
+from test_local import stand_in_cluster
+from test_predict import train_here
 
 from ner_trial import NERTrial, WordPredictions
 

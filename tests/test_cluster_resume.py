@@ -14,12 +14,12 @@ from determined import core, pytorch
 from determined.exec import harness
 from test_callbacks import script_f1
 from test_distributed import train as train_with_torchrun
+from test_local import StandInTrainContext, stand_in_cluster
 from test_resume import checkpoints_of, load_state
-from test_run import StandInTrainContext, stand_in_cluster
 
 from ner_trial import NERTrial
-from transformer_trial import run as run_module
-from transformer_trial.parsing import TrialError
+from transformer_trial import local as run_module
+from transformer_trial.errors import TrialError
 
 FIXTURES = PROJECT / "tests" / "fixtures" / "checkpoints"
 STACKS = ["cluster", "current"]

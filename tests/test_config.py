@@ -19,7 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers.trainer_utils import SchedulerType
 
-from ner_data import NERDataConfig
+from ner.data import NERDataConfig
 from transformer_trial.builders import AUTO_CLASSES
 from transformer_trial.config import (
     LR_SCHEDULER_TYPES,
@@ -32,8 +32,9 @@ from transformer_trial.config import (
     TrialConfig,
     parse_trial_config,
 )
+from transformer_trial.errors import ConfigError
 from transformer_trial.experiment import Length, SearcherConfig, parse_length, searcher_metric, training_length
-from transformer_trial.parsing import ConfigError, middle_of_range
+from transformer_trial.parsing import middle_of_range
 
 Values = Mapping[Any, Any]
 CLASSES = {"hyperparameters": (ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig), "data": (NERDataConfig,)}

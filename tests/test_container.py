@@ -26,7 +26,7 @@ from test_security import RUN_CASES, YAML, Outcome, copy_project
 from test_startup_hook import CLUSTER_IMAGE, WITH_TRANSFORMERS_4, Workshop, assert_one_message
 from test_startup_hook import workshop as workshop  # a fixture
 
-import ner_data
+import ner.data
 import ner_utils
 
 SECONDS = 120
@@ -245,7 +245,7 @@ RUN_TOGETHER = """
 import os, pathlib, sys, time
 sys.path.insert(0, os.getcwd())
 from ner_trial import NERTrial
-from transformer_trial.run import run
+from transformer_trial.local import run
 me, other, folder = *sys.argv[1:3], pathlib.Path(sys.argv[3])
 for case, options in {"empty": [], "anew": ["--config", "data.overwrite_cache=true"]}.items():
     (folder / f"{case}-{me}").touch()
@@ -279,9 +279,9 @@ def test_two_containers_share_a_cache(tmp_path: Path) -> None:
     assert len(set(weights)) == 1
 
 
-def read_and_tokenize(config: ner_data.NERDataConfig) -> list[list[int]]:
+def read_and_tokenize(config: ner.data.NERDataConfig) -> list[list[int]]:
     """The sub-tokens that a training gets to see."""
-    rows, label_names = ner_data.read_splits(ner_data.load_splits(config), config, "ner")
+    rows, label_names = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     metadata = ner_utils.get_dataset_metadata(rows, label_names, None)
     tokenizer = transformers.AutoTokenizer.from_pretrained(SAMPLE_MODEL)
     overwrite = config.overwrite_cache
@@ -291,9 +291,9 @@ def read_and_tokenize(config: ner_data.NERDataConfig) -> list[list[int]]:
     return [list(ids) for ids in tokenized["train"]["input_ids"]]
 
 
-def data_config(folder: Path, **options: Any) -> ner_data.NERDataConfig:
+def data_config(folder: Path, **options: Any) -> ner.data.NERDataConfig:
     options = {"train_file": str(SAMPLE_DATA / "train.json"), "cache_dir": str(folder / "cache"), **options}
-    return ner_data.NERDataConfig(**options)
+    return ner.data.NERDataConfig(**options)
 
 
 def test_who_reads_anew_leaves_alone_who_tokenizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +306,7 @@ def test_who_reads_anew_leaves_alone_who_tokenizes(tmp_path: Path, monkeypatch: 
         calls.append(1)
         if len(calls) == 2:  # the first batch is written
             anew = data_config(tmp_path, train_file=str(file), overwrite_cache=True)
-            ner_data.read_splits(ner_data.load_splits(anew), anew, "ner")
+            ner.data.read_splits(ner.data.load_splits(anew), anew, "ner")
         return tokenize(*arguments, **options)
 
     monkeypatch.setattr(ner_utils, "tokenize_and_align", tokenize_while_another_reads)
@@ -319,11 +319,11 @@ KILLED = """
 import os, signal, sys
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
-import ner_data, ner_utils
+import ner.data, ner_utils
 from test_container import data_config, read_and_tokenize
 
 folder = Path(sys.argv[3])
-for module, name, calls in ((ner_data, "read_sentence", 2500), (ner_utils, "tokenize_and_align", 2)):
+for module, name, calls in ((ner.data, "read_sentence", 2500), (ner_utils, "tokenize_and_align", 2)):
     child = os.fork()  # before this process has threads
     if child == 0:
         function, left = getattr(module, name), [calls]

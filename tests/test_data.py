@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from transformer_trial.batches import SlotBatchSampler, TokenBatchSampler, build_data_loader
 from transformer_trial.config import DataConfig
 from transformer_trial.data import default_load_dataset, group_by_tokens, select_splits
-from transformer_trial.parsing import TrialError
+from transformer_trial.errors import TrialError
 from transformer_trial.processes import local_chief_first
 
 FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

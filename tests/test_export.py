@@ -31,19 +31,19 @@ from determined.exec import harness
 from hypothesis import given
 from hypothesis import strategies as st
 from test_callbacks import script_f1
-from test_ner_predict import FIXED, read_lines, start_process
-from test_run import stand_in_cluster
+from test_local import stand_in_cluster
+from test_predict import FIXED, read_lines, start_process
 from test_tokenizers import KINDS, LABELS, save_kind
 
-import ner_card
-import ner_predict
-import ner_report
-from ner_data import NERDataConfig
+import ner.card
+import ner.report
+import predict
+from ner.data import NERDataConfig
+from ner.windows import prepare_tokenizer
 from ner_trial import NERTrial
-from ner_windows import prepare_tokenizer
 from transformer_trial.config import parse_trial_config
+from transformer_trial.errors import printable
 from transformer_trial.export import export_model, recipe, replace_folder
-from transformer_trial.parsing import printable
 
 SECRET = "hf_plantedByATest"
 
@@ -93,7 +93,7 @@ def test_pipeline_gives_the_tags_of_ner_predict(small: dict[str, Any], fit: Call
     sentences = [row["tokens"] for row in read_lines(SAMPLE_DATA / "validation.json")]
     long, without = [word for words in sentences[:30] for word in words], ["\x07", "Ada"]
     sentences += [long, without]
-    rows = list(ner_predict.predict(folder, sentences))
+    rows = list(predict.predict(folder, sentences))
     assert len({tag for row in rows for tag in row["tags"]}) > 3, "a blind model agrees with anything"
     pipeline = transformers.pipeline("token-classification", model=str(folder), ignore_labels=[], device="cpu")
     differ: list[tuple[int, int]] = []
@@ -180,11 +180,11 @@ PLAIN_TAGS = {"h1", "h2", "p", "pre", "code", "table", "thead", "tbody", "tr", "
 @given(types=st.lists(any_name | st.sampled_from(HOSTILE), min_size=1, max_size=4, unique=True), title=any_name)
 def test_names_in_the_card_are_neither_markdown_nor_html(types: list[str], title: str) -> None:
     types = [name.strip() for name in types]
-    report = ner_report.ErrorReport("IOB2")
+    report = ner.report.ErrorReport("IOB2")
     for name in types:
         report.add(["a", "b"], [f"B-{name}", "O"], [f"B-{types[0]}", "O"])
     counts = {"sentences": 1, "words": 2, "entities": dict.fromkeys(types, 3)}
-    card = ner_card.model_card(
+    card = ner.card.model_card(
         title, {"label_scheme": "IOB2", "max_seq_length": 8}, {"splits": {"train": counts}},
         {"test": report.as_dict()}, batches=7, recipe="- `data.x`: `1`", versions="Python",
     )  # fmt: skip
@@ -392,18 +392,18 @@ def export_kinds(folder: Path) -> dict[str, Any]:
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     parameter.mul_(8)
-        tagged[name] = tag_sentences(ner_predict.Tagger(model, tokenizer, batch_size=4))
+        tagged[name] = tag_sentences(predict.Tagger(model, tokenizer, batch_size=4))
         export_model(folder / name, model, tokenizer, "# card\n")
     return tagged
 
 
-def tag_sentences(tagger: ner_predict.Tagger) -> list[tuple[list[str], list[float | None]]]:
-    rows = map(tagger.as_json, tagger.tag(map(ner_predict.Sentence, SENTENCES)))
+def tag_sentences(tagger: predict.Tagger) -> list[tuple[list[str], list[float | None]]]:
+    rows = map(tagger.as_json, tagger.tag(map(predict.Sentence, SENTENCES)))
     return [(row["tags"], row["scores"]) for row in rows]
 
 
 def tag_with_exports(folder: Path) -> dict[str, Any]:
-    return {kind: tag_sentences(ner_predict.Tagger.load(folder / kind, batch_size=4)) for kind in KINDS}
+    return {kind: tag_sentences(predict.Tagger.load(folder / kind, batch_size=4)) for kind in KINDS}
 
 
 @functools.cache

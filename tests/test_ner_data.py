@@ -18,10 +18,10 @@ import pytest
 import torch
 from conftest import PROJECT, SAMPLE_MODEL, SHARED_DATA, needs_wnut
 
-import ner_data
-from ner_data import Columns, NERDataConfig, find_columns
-from ner_files import Record
-from transformer_trial.parsing import TrialError
+import ner.data
+from ner.data import Columns, NERDataConfig, find_columns
+from ner.formats import Record
+from transformer_trial.errors import TrialError
 
 NAMES = ["O", "B-PER", "I-PER", "B-ORG"]
 
@@ -34,7 +34,7 @@ LINE = json.dumps(ROWS[0]) + "\n"
 
 
 def read(config: NERDataConfig) -> datasets.DatasetDict:
-    return ner_data.read_splits(ner_data.load_splits(config), config, "ner")[0]
+    return ner.data.read_splits(ner.data.load_splits(config), config, "ner")[0]
 
 
 def words_and_tags(rows: datasets.Dataset) -> list[tuple[list[str], list[str]]]:
@@ -148,7 +148,7 @@ def test_more_sentences_than_the_first_tell_a_count_from_words() -> None:
     ],
 )
 def test_a_header_is_told_from_words(cells: list[str], expected: bool) -> None:
-    assert (ner_data.names_columns(cells) >= 2) == expected
+    assert (ner.data.names_columns(cells) >= 2) == expected
 
 
 def test_splits_may_have_different_formats(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def class_labels(names: list[str] = NAMES) -> datasets.Dataset:
 def test_a_saved_data_set_keeps_its_class_labels(label_list: list[str] | None, tmp_path: Path) -> None:
     datasets.DatasetDict({"train": class_labels(), "validation": class_labels()}).save_to_disk(tmp_path / "saved")
     config = NERDataConfig(dataset_name=str(tmp_path / "saved"), label_list=label_list)
-    rows, names = ner_data.read_splits(ner_data.load_splits(config), config, "ner")
+    rows, names = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     assert words_and_tags(rows["validation"]) == [(row["tokens"], row["ner_tags"]) for row in ROWS]
     assert names == tuple(NAMES)
 
@@ -198,7 +198,7 @@ def test_numbers_that_stand_for_different_tags_are_refused(
 ) -> None:
     splits = {"train": class_labels(), "validation": class_labels(others)}
     with pytest.raises(TrialError) as raised:
-        ner_data.read_splits(splits, NERDataConfig(dataset_name="d", label_list=label_list), "ner")
+        ner.data.read_splits(splits, NERDataConfig(dataset_name="d", label_list=label_list), "ner")
     assert_says(
         raised.value,
         [
@@ -285,7 +285,7 @@ def test_a_revision_without_a_script_is_not_called_one() -> None:
 )
 def test_rows_of_ones_own_are_checked(splits: dict[str, Any], said: list[str]) -> None:
     with pytest.raises(TrialError) as raised:
-        ner_data.read_splits(splits, NERDataConfig(), "ner")
+        ner.data.read_splits(splits, NERDataConfig(), "ner")
     assert_says(raised.value, said)
 
 
@@ -316,7 +316,7 @@ def test_settings_that_agree_are_accepted(options: dict[str, Any]) -> None:
 @pytest.fixture
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[Any]]]:
     """Reads, and tells how many splits were not found in the cache, and what was read."""
-    original = ner_data.read_sentences
+    original = ner.data.read_sentences
 
     def count_reads(file: Path, **options: Any) -> tuple[int, list[Any]]:
         calls = []
@@ -325,7 +325,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, lis
             calls.append(1)
             return original(**arguments)
 
-        monkeypatch.setattr(ner_data, "read_sentences", counting)
+        monkeypatch.setattr(ner.data, "read_sentences", counting)
         rows = read(NERDataConfig(train_file=str(file), **options))["train"]
         return len(calls), words_and_tags(rows)
 
@@ -384,21 +384,20 @@ def test_the_cache_is_used_unless_something_changed(
 
 
 READ_WITH_COPY = """
-import sys, ner_cells, ner_data
-config = ner_data.NERDataConfig(train_file=sys.argv[1], cache_dir=sys.argv[2])
-print(ner_data.read_splits(ner_data.load_splits(config), config, "ner")[0]["train"]["tokens"][0])
+import sys, ner.cells, ner.data
+config = ner.data.NERDataConfig(train_file=sys.argv[1], cache_dir=sys.argv[2])
+print(ner.data.read_splits(ner.data.load_splits(config), config, "ner")[0]["train"]["tokens"][0])
 """
 
 
 def test_changed_code_reads_anew(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(LINE)
-    for file in PROJECT.glob("ner_*.py"):
-        shutil.copy(file, tmp_path)
-    shutil.copytree(PROJECT / "transformer_trial", tmp_path / "transformer_trial")
+    for package in ("ner", "transformer_trial"):
+        shutil.copytree(PROJECT / package, tmp_path / package)
     command = [sys.executable, "-c", READ_WITH_COPY, "a.jsonl", "cache"]
     found = []
     for addition in ("", "\n_words = read_words\ndef read_words(cell): return [w.lower() for w in _words(cell)]\n"):
-        with (tmp_path / "ner_cells.py").open("a") as module:
+        with (tmp_path / "ner/cells.py").open("a") as module:
             module.write(addition)
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
@@ -411,11 +410,11 @@ def test_changed_code_reads_anew(tmp_path: Path) -> None:
 CONVERT = """
 import json, resource, sys
 sys.path.insert(0, sys.argv[1])
-import ner_data, ner_utils, transformers
+import ner.data, ner_utils, transformers
 tokenizer, peaks = transformers.AutoTokenizer.from_pretrained(sys.argv[2]), []
 for file in sys.argv[4:]:
-    config = ner_data.NERDataConfig(train_file=file, cache_dir=sys.argv[3])
-    rows, _ = ner_data.read_splits(ner_data.load_splits(config), config, "ner")
+    config = ner.data.NERDataConfig(train_file=file, cache_dir=sys.argv[3])
+    rows, _ = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     tokenized = ner_utils.build_tokenized_datasets(rows, tokenizer, ["O", "B-PER"], 128, 64, num_workers=2)
     usage = [resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     peaks.append({"MiB": usage, "rows": rows["train"].num_rows, "files": len(tokenized["train"].cache_files)})

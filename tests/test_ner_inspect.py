@@ -21,10 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
-from ner_inspect import describe_data, format_data
+from ner.inspect import describe_data, format_data
 from ner_trial import NERTrial
 from ner_utils import build_tokenized_datasets, get_dataset_metadata
-from transformer_trial import run as run_module
+from transformer_trial import local as run_module
 
 FIXED = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 

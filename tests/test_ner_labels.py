@@ -22,11 +22,11 @@ from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
 from seqeval.metrics.sequence_labeling import get_entities
 
-from ner_labels import PREFIXES, choose_metric_scheme, entity_tag, find_entity_types, find_label_scheme, read_tags
+from ner.labels import PREFIXES, choose_metric_scheme, entity_tag, find_entity_types, find_label_scheme, read_tags
+from ner.windows import NO_POSITION
 from ner_trial import WordPredictions
 from ner_utils import WORD_FILLS
-from ner_windows import NO_POSITION
-from transformer_trial.parsing import TrialError
+from transformer_trial.errors import TrialError
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:numpy")  # seqeval's, where nothing keeps the rules
 

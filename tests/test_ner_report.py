@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
 
-from ner_labels import Entity, entity_tag
-from ner_report import (
+from ner.labels import Entity, entity_tag
+from ner.report import (
     COUNTS,
     MAX_DRAWN_TYPES,
     NUM_WORST_SENTENCES,
@@ -33,7 +33,7 @@ from ner_report import (
     report_text,
     write_report,
 )
-from transformer_trial.parsing import JOINERS, printable
+from transformer_trial.errors import JOINERS, printable
 
 FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
@@ -528,6 +528,6 @@ def test_a_killed_process_leaves_the_last_whole_report(tmp_path: Path, monkeypat
 
 def test_importing_the_module_loads_no_drawing_library() -> None:
     unwanted = ("matplotlib", "jinja2", "torch", "determined")
-    code = f"import sys, ner_report; print([name for name in {unwanted} if name in sys.modules])"
+    code = f"import sys, ner.report; print([name for name in {unwanted} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"

@@ -27,8 +27,9 @@ from seqeval import scheme as seqeval_schemes
 from seqeval.metrics.sequence_labeling import get_entities
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+import ner.windows
 import ner_utils
-import ner_windows
+from ner.windows import NO_POSITION, assign_words, choose_doc_stride, choose_max_seq_length, prepare_tokenizer
 from ner_utils import (
     IGNORED_LABEL_ID,
     WORD_COLUMNS,
@@ -42,7 +43,6 @@ from ner_utils import (
     score_sentences,
     tokenize_and_align,
 )
-from ner_windows import NO_POSITION, assign_words, choose_doc_stride, choose_max_seq_length, prepare_tokenizer
 
 FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
@@ -573,7 +573,7 @@ def test_the_cache_is_not_taken_for_something_else(options: dict[str, Any]) -> N
     assert all(set(other[split]).isdisjoint(first[split]) for split in first)
 
 
-@pytest.mark.parametrize("module", [ner_utils, ner_windows])
+@pytest.mark.parametrize("module", [ner_utils, ner.windows])
 def test_the_cache_is_not_taken_for_what_other_code_would_do(
     module: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -898,7 +898,7 @@ def score_of_words(words: np.ndarray[Any, Any], labels: list[str]) -> dict[str, 
 
 
 def test_importing_the_modules_does_not_import_what_only_scores_need() -> None:
-    code = "import sys, ner_predict, ner_report, ner_utils; sys.exit('seqeval.metrics' in sys.modules)"
+    code = "import sys, predict, ner.report, ner_utils; sys.exit('seqeval.metrics' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(ner_utils.__file__).parent)
 
 

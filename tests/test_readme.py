@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import PROJECT
 
-from ner_data import NERDataConfig
+from ner.data import NERDataConfig
 from transformer_trial.config import ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig
 
 README = (PROJECT / "README.md").read_text()
@@ -21,7 +21,7 @@ SECTIONS = {
 def documented_fields(config_class: type) -> dict[str, str]:
     """The docstrings beneath a dataclass's fields, its bases' included."""
     documented: dict[str, str] = {}
-    for file in ("transformer_trial/config.py", "ner_data.py"):
+    for file in ("transformer_trial/config.py", "ner/data.py"):
         for node in ast.parse((PROJECT / file).read_text()).body:
             if isinstance(node, ast.ClassDef) and node.name in {c.__name__ for c in config_class.__mro__}:
                 for field, text in zip(node.body, node.body[1:]):

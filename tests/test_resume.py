@@ -23,7 +23,7 @@ from training_process import Training, train
 
 from transformer_trial.checkpoints import allow_determined_checkpoints
 from transformer_trial.config import LR_SCHEDULER_TYPES
-from transformer_trial.parsing import redact
+from transformer_trial.errors import redact
 
 TERM, INT, KILL = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGKILL)
 

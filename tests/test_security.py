@@ -24,7 +24,7 @@ import transformers
 import yaml
 from conftest import PROJECT, SAMPLE_MODEL
 
-from ner_data import NERDataConfig
+from ner.data import NERDataConfig
 from transformer_trial.config import ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig
 
 # ----------------------------------------------------------------------------------------------- what the code may call
@@ -38,7 +38,9 @@ FORBIDDEN = re.compile(
     r"|yaml\.(load|load_all|full_load|full_load_all|unsafe_load|unsafe_load_all|Loader|FullLoader|UnsafeLoader)$"
 )
 MODULES = sorted(
-    file for folder in (".", "transformer_trial", "figures", "sample") for file in (PROJECT / folder).glob("*.py")
+    file
+    for folder in (".", "ner", "transformer_trial", "figures", "sample")
+    for file in (PROJECT / folder).glob("*.py")
 )
 
 
@@ -137,15 +139,15 @@ def test_what_could_run_code_is_found(code: str, expected: list[str]) -> None:
 RUN_CASES = """
 import contextlib, io, json, os, sys, traceback
 sys.path.insert(0, os.getcwd())
-import ner_predict
+import predict
 from ner_trial import NERTrial
-from transformer_trial.run import run
+from transformer_trial.local import run
 results = {}
 for case, (program, *arguments) in json.load(open("cases.json")).items():
     said, status = io.StringIO(), 0
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            ner_predict.main(arguments) if program == "ner_predict.py" else run(NERTrial, arguments)
+            predict.main(arguments) if program == "predict.py" else run(NERTrial, arguments)
         except SystemExit as stop:
             status = stop.code
         except BaseException:
@@ -245,9 +247,9 @@ def make_model(folder: Path, kind: str) -> str:
 def copy_project(folder: Path) -> Path:
     """Copy what a training needs of the project, and return the folder."""
     folder.mkdir(exist_ok=True)
-    for file in [*PROJECT.glob("ner_*.py"), PROJECT / "train.py", PROJECT / ".detignore"]:
+    for file in [*PROJECT.glob("*.py"), PROJECT / ".detignore"]:
         shutil.copy(file, folder)
-    for name in ("transformer_trial", "sample"):
+    for name in ("ner", "transformer_trial", "sample"):
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
@@ -299,8 +301,8 @@ def outcomes(project: Path) -> dict[str, Outcome]:
             "--inspect",
             *override({model: folder, "hyperparameters.use_pretrained_weights": True}),
         ]
-    predict = ["ner_predict.py", "--input", "sample/data/test.json", "--output", "tags.jsonl", "--model"]
-    cases |= {f"ner_predict.py, {kind}": [*predict, kind] for kind in ("code", *PICKLES)}
+    predict = ["predict.py", "--input", "sample/data/test.json", "--output", "tags.jsonl", "--model"]
+    cases |= {f"predict.py, {kind}": [*predict, kind] for kind in ("code", *PICKLES)}
 
     script = project / "script"
     script.mkdir()
@@ -418,7 +420,7 @@ def test_harmless_pickled_weights_load_or_are_explained(outcomes: dict[str, Outc
 
 @pytest.mark.parametrize("kind", ["code", *PICKLES])
 def test_prediction_runs_nothing_of_a_model(outcomes: dict[str, Outcome], kind: str) -> None:
-    outcomes[f"ner_predict.py, {kind}"].refused("--model: cannot load")
+    outcomes[f"predict.py, {kind}"].refused("--model: cannot load")
 
 
 def test_data_sets_run_nothing(outcomes: dict[str, Outcome]) -> None:

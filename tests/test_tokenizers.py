@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
+from ner.windows import NO_POSITION, prepare_tokenizer
 from ner_utils import IGNORED_LABEL_ID, WordCollator, tokenize_and_align
-from ner_windows import NO_POSITION, prepare_tokenizer
 from transformer_trial.builders import build_using_auto
 from transformer_trial.config import ModelConfig
-from transformer_trial.parsing import TrialError
+from transformer_trial.errors import TrialError
 
 FIXED = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 LABELS = ["I-PER", "O", "B-PER", "B-ORG"]  # in no order, and B-ORG without its I-ORG

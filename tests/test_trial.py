@@ -20,10 +20,10 @@ from conftest import PROJECT, SAMPLE_DATA, read_metrics
 from seqeval import metrics as seqeval_metrics
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-import ner_labels
+import ner.labels
 import ner_utils
 from ner_trial import NERTrial
-from transformer_trial.parsing import TrialError
+from transformer_trial.errors import TrialError
 
 FIXTURES = PROJECT / "tests" / "fixtures"
 METRICS = {"accuracy_score", "precision", "recall", "f1", "validation_loss"}
@@ -260,7 +260,7 @@ def test_a_validation_waits_for_the_device_once_a_batch_and_counts_entities_once
 
     count(torch.Tensor, "cpu")
     count(ner_utils, "score_sentences")
-    count(ner_labels, "find_entities")
+    count(ner.labels, "find_entities")
     config["searcher"]["max_length"]["batches"] = 1
     config["hyperparameters"]["export_model"] = False
     trial = fit(config, CountedTrial)

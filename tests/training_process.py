@@ -12,7 +12,7 @@ from typing import Any
 from conftest import PROJECT
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ner_trial", "transformer_trial.run", "torch.utils.tensorboard", "training_process"])
+CONTEXT.set_forkserver_preload(["ner_trial", "transformer_trial.local", "torch.utils.tensorboard", "training_process"])
 
 PHASES = {
     "training": ("transformer_trial.trial", "BaseTransformerTrial", "train_batch"),
@@ -39,7 +39,7 @@ def _train(arguments: Sequence[str], log: Path, signals: Sequence[tuple[str, int
         holder, attribute = (getattr(target, owner), method) if method else (target, owner)
         setattr(holder, attribute, _watched(getattr(holder, attribute), number, due, phase))
     from ner_trial import NERTrial
-    from transformer_trial.run import run
+    from transformer_trial.local import run
 
     os.chdir(PROJECT)
     run(NERTrial, arguments)

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from transformer_trial.config import ModelConfig, OptimizerConfig, SchedulerConfig
-from transformer_trial.parsing import TrialError, shown
+from transformer_trial.errors import TrialError, shown
 
 logger = logging.getLogger(__name__)
 

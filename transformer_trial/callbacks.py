@@ -15,9 +15,10 @@ import torch
 from determined import pytorch
 
 from transformer_trial import checkpoints
+from transformer_trial.errors import TrialError, printable
 from transformer_trial.experiment import CheckpointStorageConfig
 from transformer_trial.export import export_model, replace_folder
-from transformer_trial.parsing import TrialError, printable, read_known
+from transformer_trial.parsing import read_known
 
 if TYPE_CHECKING:
     from transformer_trial.trial import BaseTransformerTrial

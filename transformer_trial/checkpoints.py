@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from determined.common import util
 
-from transformer_trial.parsing import TrialError, redact, shown
+from transformer_trial.errors import TrialError, redact, shown
 
 
 def allow_determined_checkpoints() -> None:

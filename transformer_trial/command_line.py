@@ -9,8 +9,9 @@ from typing import Any
 from determined.cli.ntsc import parse_config_overrides
 from determined.common import detignore, util
 
+from transformer_trial.errors import ConfigError, TrialError
 from transformer_trial.experiment import SearcherConfig
-from transformer_trial.parsing import ConfigError, TrialError, read_known
+from transformer_trial.parsing import read_known
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

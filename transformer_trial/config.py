@@ -218,7 +218,7 @@ class DataConfig(Section):
                 if getattr(self, key) is not None:
                     yield f"data.{key}: {getattr(self, key)!r} without a dataset_name. Set that, or {key}: null."
         if self.doc_stride is not None and self.max_seq_length is not None and self.doc_stride >= self.max_seq_length:
-            # Said here without a model; `ner_windows.choose_doc_stride` knows of the special tokens, too.
+            # Said here without a model; `ner.windows.choose_doc_stride` knows of the special tokens, too.
             yield f"data.doc_stride: found {self.doc_stride}; accepted is below max_seq_length, {self.max_seq_length}."
 
 

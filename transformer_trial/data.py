@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from transformer_trial.config import DataConfig
-from transformer_trial.parsing import ConfigError, TrialError
+from transformer_trial.errors import ConfigError, TrialError
 
 FILE_BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 

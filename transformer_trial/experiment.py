@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformer_trial.parsing import ConfigError, Section, did_you_mean, read_known, read_number, setting, shown
+from transformer_trial.errors import ConfigError, shown
+from transformer_trial.parsing import Section, did_you_mean, read_known, read_number, setting
 
 LENGTH_UNITS = ("batches", "epochs", "records")
 

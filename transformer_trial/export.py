@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer_trial.parsing import shown
+from transformer_trial.errors import shown
 
 RENAME_EXCHANGE, AT_FDCWD = 2, -100
 """Of Linux' renameat2: two names change places in one step."""

@@ -8,56 +8,19 @@ import dataclasses
 import difflib
 import math
 import operator
-import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
+
+from transformer_trial.errors import ConfigError, shown
 
 # What YAML 1.1 reads as booleans, and YAML 1.2 as texts but for true and false.
 BOOLEAN_WORDS = dict.fromkeys(("true", "yes", "on", "y"), True) | dict.fromkeys(("false", "no", "off", "n"), False)
 
 SEARCH_RANGES = ("const", "categorical", "int", "double", "log")
 
-# A value under such a key is never repeated in a message: Determined stores logs.
-_SECRET = r"(?<!all_)token(?!iz)|password|secret|auth|credential|(?:api|access)_?key|connection_string"
-SECRET_KEY = re.compile(_SECRET, re.IGNORECASE)
-SECRET_ASSIGNMENT = re.compile(rf"(\w*(?:{_SECRET})\w*)=(\S+)", re.IGNORECASE)
-
-SECRET_VALUE = re.compile(r"\bhf_\w{20,}")
-"""A token of the Hugging Face hub, under whatever key."""
-
 REQUIRED: Any = object()
 """Default of a key that the yaml has to give."""
-
-
-JOINERS = "\u200c\u200d"
-"""Invisible letters that Persian, Indic scripts and emoji are spelled with; they reorder nothing."""
-
-
-def printable(text: str) -> str:
-    """The text, with whatever is invisible, or acts on a terminal or on the order of letters, as its code point.
-
-    Example:
-        >>> printable("a\\x1b[1mb")
-        'a⟨U+001B⟩[1mb'
-    """
-    return "".join(c if c.isprintable() or c in JOINERS else f"⟨U+{ord(c):04X}⟩" for c in text)
-
-
-class TrialError(ValueError):
-    """A mistake in what the user gave, which its one-paragraph message explains without a traceback."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("\n".join(printable(line) for line in message.split("\n")))
-
-
-class ConfigError(TrialError):
-    """One or more mistakes in the experiment configuration, each on a line of its own."""
-
-    def __init__(self, problems: list[str]) -> None:
-        self.problems = problems
-        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"The experiment configuration has {count}:\n" + "\n".join(f"  - {p}" for p in problems))
 
 
 # How a limit of a setting is called in a message, and what has to hold of a number and it.
@@ -161,28 +124,6 @@ def _parse_fields(section: str, config_class: type, values: Mapping[str, Any]) -
         except ValueError as error:
             problems.append(f"{key}: found {shown(field.name, value)}; accepted is {accepted}. {error}".rstrip())
     return arguments, problems
-
-
-def shown(key: str, value: Any) -> str:
-    """`value` as a message repeats it: on one line, not at length, and without secrets."""
-    text = repr(value)
-    searched = f"{key} {text}" if isinstance(value, (Mapping, list)) else key
-    if (SECRET_KEY.search(searched) or SECRET_VALUE.search(text)) and not (value is None or isinstance(value, bool)):
-        return "a value that is not repeated here (secrets belong in the environment, such as HF_TOKEN)"
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def redact(value: Any, *, is_secret: bool = False) -> Any:
-    """A configuration without its secrets: what stands under keys that are called so, and in NAME=VALUE."""
-    if isinstance(value, Mapping):
-        return {k: redact(v, is_secret=is_secret or bool(SECRET_KEY.search(str(k)))) for k, v in value.items()}
-    if isinstance(value, list):
-        return [redact(item, is_secret=is_secret) for item in value]
-    if is_secret and not (value is None or isinstance(value, bool)):
-        return "REDACTED"
-    return (
-        SECRET_VALUE.sub("REDACTED", SECRET_ASSIGNMENT.sub(r"\1=REDACTED", value)) if isinstance(value, str) else value
-    )
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

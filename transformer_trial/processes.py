@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from determined import core
 
-from transformer_trial.parsing import TrialError
+from transformer_trial.errors import TrialError
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from determined import pytorch
 
 from transformer_trial.checkpoints import find_damage, read_trial_state
-from transformer_trial.parsing import TrialError, redact, shown
+from transformer_trial.errors import TrialError, redact, shown
 
 if TYPE_CHECKING:
     from transformer_trial.trial import BaseTransformerTrial

@@ -28,9 +28,10 @@ from transformer_trial.callbacks import TrainingMeans, build_callbacks
 from transformer_trial.checkpoints import allow_determined_checkpoints
 from transformer_trial.config import DataConfig, TrialConfig, parse_trial_config
 from transformer_trial.data import choose_evaluation_tokens, default_load_dataset
+from transformer_trial.errors import TrialError
 from transformer_trial.experiment import OptimizationsConfig, ReproducibilityConfig, searcher_metric, training_length
 from transformer_trial.export import recipe, versions
-from transformer_trial.parsing import TrialError, read_known
+from transformer_trial.parsing import read_known
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from meters import Meter, StepWatch
 from run_ner_reference import build_trainer
 
 from ner_trial import NERTrial
-from transformer_trial.run import run
+from transformer_trial.local import run
 
 YAML = Path(__file__).with_name("wnut17.yaml")
 SHAPES = {

@@ -136,7 +136,7 @@ def test_its_best_checkpoint_holds_a_model_that_tags_text(straight: client.Exper
     (best,) = straight.list_checkpoints(max_results=1)
     folder = Path(best.download(str(tmp_path / best.uuid))) / "model"
     names = transformers.AutoModelForTokenClassification.from_pretrained(folder).config.label2id.keys()
-    command = [sys.executable, "ner_predict.py", "--model", str(folder), "--input", "-", "--output", "-"]
+    command = [sys.executable, "predict.py", "--model", str(folder), "--input", "-", "--output", "-"]
     text = "Ada Lovelace lived in London .\n"
     result = subprocess.run(command, cwd=PROJECT, input=text, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import ner_report
-from transformer_trial.parsing import printable
+import ner.report
+from transformer_trial.errors import printable
 
 TEMPLATE = """---
 library_name: transformers
@@ -27,7 +27,7 @@ tagger = pipeline("token-classification", model="FOLDER", aggregation_strategy="
 print(tagger("Ada Lovelace lived in London."))
 ```
 
-`python3 ner_predict.py --model FOLDER --input FILE --output FILE`, of the project that trained it, tags files: exactly
+`python3 predict.py --model FOLDER --input FILE --output FILE`, of the project that trained it, tags files: exactly
 one tag for each word, as in training, also in texts longer than the {max_seq_length} sub-tokens of the model's input.
 
 {scores}## Data
@@ -52,8 +52,8 @@ def model_card(
     Args:
         title: The experiment's name.
         settings: `config.ner` of the export.
-        data: From `ner_inspect.describe_data`.
-        reports: For each split that was evaluated with these weights, from `ner_report.ErrorReport`.
+        data: From `ner.inspect.describe_data`.
+        reports: For each split that was evaluated with these weights, from `ner.report.ErrorReport`.
         texts: `batches`, `recipe` and `versions` to fill in.
     """
     types = sorted({name for counts in data["splits"].values() for name in counts["entities"]})
@@ -74,10 +74,10 @@ def model_card(
 
 
 def _scores(split: str, report: Mapping[str, Any]) -> str:
-    lines = [f"## Scores on the {split} split", "", ner_report.summarize(report), ""]
+    lines = [f"## Scores on the {split} split", "", ner.report.summarize(report), ""]
     lines += ["| type | precision | recall | F1 | entities |", "| --- | --- | --- | --- | --- |"]
     for name, scores in [*report["types"].items(), ("all types", report["overall"])]:
-        numbers = " | ".join(f"{scores[key]:.3f}" for key in ner_report.SCORES)
+        numbers = " | ".join(f"{scores[key]:.3f}" for key in ner.report.SCORES)
         lines.append(f"| {_cell(name)} | {numbers} | {scores['support']:,} |")
     return "\n".join([*lines, "", ""])
 

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow
 import pyarrow.compute
 
-from ner_labels import Entities, Tags, find_entity_types, read_tags
+from ner.labels import Entities, Tags, find_entity_types, read_tags
+from ner.windows import NO_POSITION
 from ner_utils import DatasetMetadata
-from ner_windows import NO_POSITION
-from transformer_trial.parsing import printable
+from transformer_trial.errors import printable
 
 RARE_ENTITIES = 10
 """A type that training has fewer of is hard to learn."""

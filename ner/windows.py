@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from tokenizers import pre_tokenizers
 
-from transformer_trial.parsing import ConfigError, TrialError
+from transformer_trial.errors import ConfigError, TrialError
 
 NO_POSITION = -1
 """Position of a word that the tokenizer gives no sub-token, and padding of the columns that count words."""

@@ -1,4 +1,4 @@
-"""ner_predict.py: the tags of training for every word of every kind of file, and whole lines whatever happens."""
+"""predict.py: the tags of training for every word of every kind of file, and whole lines whatever happens."""
 
 import csv
 import gzip
@@ -32,13 +32,13 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from seqeval import metrics as seqeval_metrics
 
-import ner_data
-import ner_files
-import ner_predict
-from ner_predict import Sentence, Tagger, as_columns, predict
+import ner.data
+import ner.formats
+import predict as predict_module
 from ner_trial import NERTrial
-from transformer_trial import run as run_module
-from transformer_trial.parsing import TrialError
+from predict import Sentence, Tagger, as_columns, predict
+from transformer_trial import local as run_module
+from transformer_trial.errors import TrialError
 
 FIXED = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 SCORES = {"accuracy_score": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1"}
@@ -95,9 +95,9 @@ def tagger(model: Path) -> Tagger:
 
 @pytest.fixture
 def tag(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """`ner_predict.py` with these arguments, in this process."""
+    """`predict.py` with these arguments, in this process."""
     handlers, level = logging.root.handlers[:], logging.root.level
-    yield lambda *arguments: ner_predict.main([str(argument) for argument in arguments])
+    yield lambda *arguments: predict_module.main([str(argument) for argument in arguments])
     logging.root.handlers[:], logging.root.level = handlers, level
 
 
@@ -118,7 +118,7 @@ def start_process(target: Callable[..., None], *arguments: Any) -> BaseProcess:
 
 
 def tag_in_process(arguments: list[str], files: dict[int, str], largest_file: int = -1) -> None:
-    """`ner_predict.py` with these arguments, and with standard input, output and error from and to these files."""
+    """`predict.py` with these arguments, and with standard input, output and error from and to these files."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes ignore
     for descriptor, path in files.items():
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), descriptor)
@@ -126,7 +126,7 @@ def tag_in_process(arguments: list[str], files: dict[int, str], largest_file: in
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     try:
-        ner_predict.main(arguments)
+        predict_module.main(arguments)
     finally:
         print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}", file=sys.stderr)
         sys.stdout.flush()
@@ -492,7 +492,7 @@ def test_columns_read_back_or_are_refused(
             assert any(re.search(r"[\t\r\n\0]|^$|^ +$|^\ufeff|^# |^-DOC", word) for word in words), error
     file.write_text(text, encoding="utf-8", newline="")
     kept = [columns for columns in kept if columns[0] != ["-DOCSTART-"]]  # which stands between documents
-    records = ner_files.read_records(file, None, ner_data.names_columns)
+    records = ner.formats.read_records(file, None, ner.data.names_columns)
     assert [list(record.cells.values()) for record in records] == kept
 
 
@@ -535,7 +535,7 @@ def test_standard_input_goes_to_standard_output(
 
 def test_the_command_needs_no_determined_and_stops_with_its_reader(model: Path) -> None:
     code = (
-        "import sys, ner_predict; ner_predict.main(sys.argv[1:]);"
+        "import sys, predict; predict.main(sys.argv[1:]);"
         "sys.exit(', '.join(name for name in sys.modules if name.partition('.')[0] == 'determined') or 0)"
     )
     command = [sys.executable, "-c", code, "--model", str(model), "--input", "-", "--output", "-", "--batch-size", "1"]
@@ -564,7 +564,7 @@ def test_python_gets_what_the_command_writes_as_it_comes(model: Path, tmp_path: 
 
     rows = predict(str(model), endless(), batch_size=2)
     assert [next(rows) for _ in TEXTS] == read_lines(tmp_path / "out.jsonl")
-    assert len(asked) == 2 * ner_predict.CHUNK_BATCHES
+    assert len(asked) == 2 * predict_module.CHUNK_BATCHES
 
 
 def test_tagging_leaves_a_model_in_training_as_it_was(tagger: Tagger) -> None:

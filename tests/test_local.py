@@ -24,8 +24,8 @@ from determined.exec import harness
 
 from ner_trial import NERTrial
 from transformer_trial import command_line
-from transformer_trial import run as run_module
-from transformer_trial.parsing import TrialError
+from transformer_trial import local as run_module
+from transformer_trial.errors import TrialError
 
 
 @pytest.fixture

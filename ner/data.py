@@ -16,13 +16,14 @@ from typing import Any
 import datasets
 from datasets.packaged_modules.generator.generator import Generator
 
-import ner_cells
-import ner_files
-from ner_cells import BLANKS, TAGGED_LINE, holds_spans, read_sentence
-from ner_files import Record, listed
+import ner.cells
+import ner.formats
+from ner.cells import BLANKS, TAGGED_LINE, holds_spans, read_sentence
+from ner.formats import Record, listed
 from transformer_trial.config import DataConfig
 from transformer_trial.data import configured_files, default_load_dataset
-from transformer_trial.parsing import TrialError, setting, shown
+from transformer_trial.errors import TrialError, shown
+from transformer_trial.parsing import setting
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ SENTENCE_FEATURES = datasets.Features(
 class NERDataConfig(DataConfig):
     """The `data` section for named-entity recognition."""
 
-    file_format: str | None = setting(None, choices=ner_files.FORMAT_NAMES)
+    file_format: str | None = setting(None, choices=ner.formats.FORMAT_NAMES)
     """Format of the files; by default each file's ending tells."""
     text_column_name: str | int | None = setting(None)
     """Column of the words, or of the text that `entities` mark; by default `tokens` or another usual name, else the
@@ -145,7 +146,7 @@ def source_of_files(key: str, pattern: str, config: NERDataConfig, *, min_column
     def records() -> Iterator[Record]:
         for path in paths:
             has_rows = False
-            for record in ner_files.read_records(path, config.file_format, count_names, min_columns=min_columns):
+            for record in ner.formats.read_records(path, config.file_format, count_names, min_columns=min_columns):
                 has_rows = True
                 yield record
             if not has_rows:
@@ -153,9 +154,9 @@ def source_of_files(key: str, pattern: str, config: NERDataConfig, *, min_column
 
     def label_names(column: str) -> tuple[str, ...]:
         found = {
-            path: ner_files.class_names(path, column)
+            path: ner.formats.class_names(path, column)
             for path in paths
-            if (config.file_format or ner_files.format_of(path)) == "parquet"
+            if (config.file_format or ner.formats.format_of(path)) == "parquet"
         }
         return _only_names({str(path): names for path, names in found.items() if names})
 
@@ -184,7 +185,7 @@ def source_of_rows(name: str, rows: datasets.Dataset) -> Source:
             yield Record(f"{name}, row {number}", cells)
 
     def label_names(column: str) -> tuple[str, ...]:
-        return ner_files.names_of_feature(rows.features.get(column))
+        return ner.formats.names_of_feature(rows.features.get(column))
 
     return Source(name, records, lambda: rows._fingerprint, label_names)
 
@@ -378,7 +379,7 @@ def _only_names(named: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _cached(split: str, config: NERDataConfig, key: list[Any], arguments: dict[str, Any]) -> datasets.Dataset:
-    code = [Path(str(file)).read_bytes() for file in (__file__, ner_cells.__file__, ner_files.__file__)]
+    code = [Path(str(file)).read_bytes() for file in (__file__, ner.cells.__file__, ner.formats.__file__)]
 
     def build(cache_dir: str | None) -> Generator:
         builder = Generator(

@@ -35,6 +35,7 @@ from transformer_trial.command_line import (
     with_length,
 )
 from transformer_trial.config import parse_trial_config
+from transformer_trial.errors import TrialError
 from transformer_trial.experiment import (
     HarnessConfig,
     Length,
@@ -43,7 +44,7 @@ from transformer_trial.experiment import (
     parse_length,
     training_length,
 )
-from transformer_trial.parsing import TrialError, read_known
+from transformer_trial.parsing import read_known
 from transformer_trial.processes import join_torchrun
 from transformer_trial.resume import find_checkpoint, fit_from, hold, stop_on_signals, warn_of_changes
 from transformer_trial.trial import BaseTransformerTrial

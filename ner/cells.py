@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Regex, pre_tokenizers
 
-from transformer_trial.parsing import shown
+from transformer_trial.errors import shown
 
 BLANKS = " \t\r\n"
 LINE_BREAK = re.compile(r"[\r\n]")

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-import ner_labels
-from ner_labels import OUTSIDE, Entity, entity_tag, find_entities
-from transformer_trial.parsing import printable
+import ner.labels
+from ner.labels import OUTSIDE, Entity, entity_tag, find_entities
+from transformer_trial.errors import printable
 
 NUM_WORST_SENTENCES = 50
 NUM_COMMONEST = 10
@@ -79,7 +79,7 @@ class ErrorReport:
     """Counts the errors of sentences as they come; what it keeps does not grow with their number.
 
     Args:
-        scheme: Of the tags, as `ner_labels.find_label_scheme` names it; None is unknown.
+        scheme: Of the tags, as `ner.labels.find_label_scheme` names it; None is unknown.
         mode: "default" or "strict", how seqeval finds entities; see `ner_utils.compute_metrics`.
         strict_scheme: The class of `seqeval.scheme` that mode "strict" goes by.
     """
@@ -157,7 +157,7 @@ def rank(counts: Counter[tuple[str, str]]) -> list[tuple[tuple[str, str], int]]:
 
 def compute_scores(counts: Mapping[str, int]) -> dict[str, float]:
     """Precision, recall and F1, 0 where seqeval divides by zero, and the counts."""
-    scores = ner_labels.compute_scores(counts["correct"], counts["predicted"], counts["support"])
+    scores = ner.labels.compute_scores(counts["correct"], counts["predicted"], counts["support"])
     return {**scores, **{name: counts[name] for name in COUNTS}}
 
 

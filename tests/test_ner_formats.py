@@ -19,9 +19,9 @@ from conftest import SAMPLE_DATA, SAMPLE_MODEL
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import ner_cells
-import ner_data
-import ner_files
+import ner.cells
+import ner.data
+import ner.formats
 import ner_utils
 
 Sentence = tuple[list[str], list[str]]
@@ -162,7 +162,7 @@ def in_line(words: list[str]) -> bool:
 
 def in_text(words: list[str]) -> bool:
     """Of a text with entities, words end at blanks, punctuation and ideographs."""
-    return [word for word, *_ in ner_cells.split_text(" ".join(words))] == words
+    return [word for word, *_ in ner.cells.split_text(" ".join(words))] == words
 
 
 class Case(NamedTuple):
@@ -288,12 +288,12 @@ def write_file(path: Path, content: Any) -> None:
 
 def read_files(pattern: Path, **options: Any) -> list[Sentence]:
     """As `read_splits` reads them, but past the cache."""
-    config = ner_data.NERDataConfig(train_file=str(pattern), **options)
-    source = ner_data.source_of_files("data.train_file", str(pattern), config)
-    first, *following = itertools.islice(source.records(), ner_data.NUM_FIRST)
-    columns = ner_data.find_columns(first, config, "ner", following=following)
+    config = ner.data.NERDataConfig(train_file=str(pattern), **options)
+    source = ner.data.source_of_files("data.train_file", str(pattern), config)
+    first, *following = itertools.islice(source.records(), ner.data.NUM_FIRST)
+    columns = ner.data.find_columns(first, config, "ner", following=following)
     names = source.label_names(str(columns.label)) or config.label_list
-    return [(row["tokens"], row["tags"]) for row in ner_data.read_sentences(source, columns, names)]
+    return [(row["tokens"], row["tags"]) for row in ner.data.read_sentences(source, columns, names)]
 
 
 def held(case: Case) -> list[Sentence]:
@@ -327,8 +327,8 @@ def tokenize(rows: datasets.DatasetDict) -> list[dict[str, Any]]:
 def test_every_format_and_shape_gives_the_same_tokenized_rows(case: Case, tmp_path: Path) -> None:
     sentences = held(case)
     write_file(tmp_path / f"a.{case.ending}", case.write(sentences))
-    config = ner_data.NERDataConfig(train_file=str(tmp_path / f"a.{case.ending}"), **case.options)
-    rows, _ = ner_data.read_splits(ner_data.load_splits(config), config, "ner")
+    config = ner.data.NERDataConfig(train_file=str(tmp_path / f"a.{case.ending}"), **case.options)
+    rows, _ = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     expected = [{"tokens": words, "tags": tags} for words, tags in sentences]
     assert tokenize(rows) == tokenize(datasets.DatasetDict({"train": datasets.Dataset.from_list(expected)}))
 
@@ -382,7 +382,7 @@ def test_any_words_survive_every_format(case: Case, data: st.DataObject, tmp_pat
 @example("a\nb")
 def test_a_text_is_read_as_the_list_that_it_writes_down_or_at_its_spaces_or_refused(cell: str) -> None:
     try:
-        found = ner_cells.read_list(cell, "words")
+        found = ner.cells.read_list(cell, "words")
     except ValueError as error:
         assert str(error).startswith("the words are ")
         return
@@ -401,7 +401,7 @@ def test_a_text_is_read_as_the_list_that_it_writes_down_or_at_its_spaces_or_refu
 def test_a_word_has_the_place_of_its_line_and_a_sentence_that_of_its_first(tmp_path: Path) -> None:
     file = tmp_path / "a.conll"
     write_file(file, "# x = y\n\nEU\tO\nrejects\tO\n\n\nAda\tB-PER\n")
-    records = list(ner_files.read_records(file, None, ner_data.names_columns))
+    records = list(ner.formats.read_records(file, None, ner.data.names_columns))
     assert [record.place for record in records] == [f"{file}, line 3", f"{file}, line 7"]
     assert [record.places for record in records] == [[f"{file}, line 3", f"{file}, line 4"], [f"{file}, line 7"]]
 

@@ -20,8 +20,8 @@ import datasets
 import pyarrow
 from pyarrow import parquet
 
-from ner_cells import TAGGED_LINE, WordError
-from transformer_trial.parsing import TrialError
+from ner.cells import TAGGED_LINE, WordError
+from transformer_trial.errors import TrialError
 
 FILE_FORMATS = {
     ".json": "json",

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute
 from seqeval import scheme as seqeval_schemes
 
-from transformer_trial.parsing import ConfigError, TrialError
+from transformer_trial.errors import ConfigError, TrialError
 
 OUTSIDE = "O"
 """The tag of a word outside of any entity, and the prediction for a word without sub-tokens."""

@@ -1,6 +1,6 @@
 """Tag files or new text with an exported model. Nothing here imports Determined.
 
-python3 ner_predict.py --model DIR/model --input FILE --output FILE [--batch-size N] [--help]
+python3 predict.py --model DIR/model --input FILE --output FILE [--batch-size N] [--help]
 """
 
 import argparse
@@ -22,15 +22,15 @@ import torch
 import tqdm
 import transformers
 
-import ner_cells
-import ner_data
-import ner_files
-import ner_report
+import ner.cells
+import ner.data
+import ner.formats
+import ner.report
+import ner.windows
 import ner_utils
-import ner_windows
-from ner_labels import OUTSIDE, entity_tag, find_entities
+from ner.labels import OUTSIDE, entity_tag, find_entities
 from transformer_trial.data import choose_evaluation_tokens, group_by_tokens
-from transformer_trial.parsing import TrialError
+from transformer_trial.errors import TrialError
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Sentence:
 
     @classmethod
     def of_text(cls, text: str, place: str = "") -> "Sentence":
-        pieces = ner_cells.split_text(text)
+        pieces = ner.cells.split_text(text)
         return cls([word for word, *_ in pieces], text, [(start, end) for _, start, end in pieces], place=place)
 
 
@@ -94,9 +94,9 @@ class Tagger:
         self.label_names = settings.get("label_names")  # what numbers among the tags of the training data stood for
         self.label_scheme = settings.get("label_scheme")
         self.metric_options = settings.get("metric_options", {"mode": "default", "scheme": None})
-        ner_windows.prepare_tokenizer(tokenizer)
-        self.max_seq_length = ner_windows.choose_max_seq_length(tokenizer, model, settings.get("max_seq_length"))
-        self.doc_stride = ner_windows.choose_doc_stride(tokenizer, self.max_seq_length, settings.get("doc_stride"))
+        ner.windows.prepare_tokenizer(tokenizer)
+        self.max_seq_length = ner.windows.choose_max_seq_length(tokenizer, model, settings.get("max_seq_length"))
+        self.doc_stride = ner.windows.choose_doc_stride(tokenizer, self.max_seq_length, settings.get("doc_stride"))
         self.collate = ner_utils.WordCollator(tokenizer, tokenizer.model_input_names)
 
     @classmethod
@@ -138,8 +138,8 @@ class Tagger:
         for sentence in chunk:
             sentence.tags, sentence.scores = [OUTSIDE] * len(sentence.words), [None] * len(sentence.words)
         words = [sentence.words for sentence in chunk]
-        windows = list(ner_windows.cut_windows(words, self.tokenizer, self.max_seq_length, self.doc_stride))
-        windows = [window for window in windows if any(p != ner_windows.NO_POSITION for _, p in window.scored)]
+        windows = list(ner.windows.cut_windows(words, self.tokenizer, self.max_seq_length, self.doc_stride))
+        windows = [window for window in windows if any(p != ner.windows.NO_POSITION for _, p in window.scored)]
         lengths = [len(window.inputs["input_ids"]) for window in windows]
         was_training = self.model.training
         self.model.eval()
@@ -155,7 +155,7 @@ class Tagger:
             for window, of_words, of_scores in zip(batch, label_ids, scores):
                 sentence = chunk[window.sentence]
                 for (word, position), label_id, score in zip(window.scored, of_words, of_scores):
-                    if position != ner_windows.NO_POSITION:
+                    if position != ner.windows.NO_POSITION:
                         sentence.tags[word], sentence.scores[word] = self.labels[label_id], score  # type: ignore[index]
         self.model.train(was_training)
 
@@ -193,7 +193,7 @@ def predict(
         batch_size: Windows that the model sees at once, at most; by default as many as the device has use for.
 
     Yields:
-        For each sentence, in their order, what a line of `ner_predict.py`'s output holds: `tokens`, `tags`, `scores`
+        For each sentence, in their order, what a line of `predict.py`'s output holds: `tokens`, `tags`, `scores`
         and `spans`, and `text` if it was one.
 
     Example:
@@ -206,7 +206,7 @@ def predict(
 
 
 def read_sentences(
-    source: ner_data.Source, config: ner_data.NERDataConfig, task: str, label_names: Sequence[str] | None
+    source: ner.data.Source, config: ner.data.NERDataConfig, task: str, label_names: Sequence[str] | None
 ) -> Iterator[Sentence]:
     """The sentences of a source, with gold tags where it has them; `label_names` are what numbers stand for there.
 
@@ -214,14 +214,14 @@ def read_sentences(
         TrialError: If there is none, or at the first one that is not right.
     """
     records = source.records()
-    first = list(itertools.islice(records, ner_data.NUM_FIRST))
+    first = list(itertools.islice(records, ner.data.NUM_FIRST))
     if not first:
         raise TrialError(f"{source.name}: has no rows. Give at least one.")
-    columns = ner_data.find_columns(first[0], config, task, needs_tags=False, following=first[1:])
+    columns = ner.data.find_columns(first[0], config, task, needs_tags=False, following=first[1:])
     label_names = (source.label_names(columns.label) if columns.label is not None else None) or label_names
     records = itertools.chain(first, records)
     if columns.sentence is not None:
-        records = ner_data.join_words(records, columns)
+        records = ner.data.join_words(records, columns)
     for record in records:
         if columns.num_unnamed not in (0, len(record.cells)):
             raise TrialError(
@@ -235,13 +235,13 @@ def read_sentences(
         try:
             sentence = Sentence.of_text(text) if is_text else Sentence([])
             if label is not None:
-                words, gold = ner_cells.read_sentence(text, label, label_names, has_spans=columns.has_spans)
+                words, gold = ner.cells.read_sentence(text, label, label_names, has_spans=columns.has_spans)
                 if sentence.words != words:  # a text with blanks between words is split there only
                     sentence = Sentence(words)
                 sentence.gold = gold
                 "".join(gold).encode()
             elif not is_text and text not in ([], "[]"):
-                sentence.words = ner_cells.read_words(text)
+                sentence.words = ner.cells.read_words(text)
         except ValueError as error:
             problem = "found half of a character." if isinstance(error, UnicodeError) else error
             raise TrialError(f"{record.place_of(error)}: {problem} (Read from the column {columns.text!r}.)") from None
@@ -249,24 +249,24 @@ def read_sentences(
         yield sentence
 
 
-def open_source(options: argparse.Namespace, config: ner_data.NERDataConfig) -> ner_data.Source:
+def open_source(options: argparse.Namespace, config: ner.data.NERDataConfig) -> ner.data.Source:
     """What `--input` names: files as of a training, lines of text, or standard input."""
     if options.input != "-":
-        return ner_data.source_of_files("--input", options.input, config, min_columns=1)
-    stdin = ner_files.STANDARD_INPUT
-    records = ner_files.read_records(stdin, config.file_format, ner_data.names_columns, min_columns=1)
-    return ner_data.Source(str(stdin), lambda: records, str, lambda column: ())
+        return ner.data.source_of_files("--input", options.input, config, min_columns=1)
+    stdin = ner.formats.STANDARD_INPUT
+    records = ner.formats.read_records(stdin, config.file_format, ner.data.names_columns, min_columns=1)
+    return ner.data.Source(str(stdin), lambda: records, str, lambda column: ())
 
 
 def is_plain_text(path: Path) -> bool:
     """Whether a .txt file is text rather than CoNLL columns, which have a TAB in each line, or tags in most."""
     if not path.name.lower().removesuffix(".gz").endswith(".txt"):
         return False
-    lines = (line.rstrip() for line in ner_files.read_lines(path))
+    lines = (line.rstrip() for line in ner.formats.read_lines(path))
     words = (line for line in lines if line and not line.startswith(("#", "-DOCSTART-")))
-    first = list(itertools.islice(words, ner_data.NUM_FIRST))
+    first = list(itertools.islice(words, ner.data.NUM_FIRST))
     has_tabs = bool(first) and all("\t" in line for line in first)
-    is_text = not has_tabs and 2 * sum(bool(ner_cells.TAGGED_LINE.search(line)) for line in first) <= len(first)
+    is_text = not has_tabs and 2 * sum(bool(ner.cells.TAGGED_LINE.search(line)) for line in first) <= len(first)
     kind = "text, a sentence a line" if is_text else "CoNLL columns"
     logger.info("%s looks like %s; --format says otherwise.", path, kind)
     return is_text
@@ -310,7 +310,7 @@ def as_columns(sentence: Sentence) -> str:
 
 
 def write_predictions(
-    tagged: Iterable[Sentence], tagger: Tagger, output: Any, report: ner_report.ErrorReport, *, columns: bool = False
+    tagged: Iterable[Sentence], tagger: Tagger, output: Any, report: ner.report.ErrorReport, *, columns: bool = False
 ) -> None:
     """Write tagged sentences, and add those with gold tags to a report.
 
@@ -344,7 +344,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", required=True, metavar="FILE", help="json lines, or CoNLL columns by its ending; - for json lines"
     )
-    formats = ("text", *ner_files.FORMAT_NAMES)
+    formats = ("text", *ner.formats.FORMAT_NAMES)
     parser.add_argument("--format", choices=formats, help="format of the input; by default its ending tells")
     parser.add_argument("--text-column", metavar="NAME", help="column of the words or the text")
     parser.add_argument("--label-column", metavar="NAME", help="column of the gold tags or entities")
@@ -392,7 +392,7 @@ def tag_file(options: argparse.Namespace) -> None:
     if not to_stdout and path.exists() and any(path.samefile(name) for name in inputs):
         raise TrialError(f"--output: {path} is the input too. Name another file.")
     is_text = options.input == "-" or (options.format is None and any(map(is_plain_text, inputs[:1])))
-    config = ner_data.NERDataConfig(
+    config = ner.data.NERDataConfig(
         train_file=options.input,
         file_format=options.format or ("text" if is_text else None),
         text_column_name=options.text_column,
@@ -403,8 +403,8 @@ def tag_file(options: argparse.Namespace) -> None:
     tagger = Tagger.load(options.model, options.batch_size)
     task = getattr(tagger.model.config, "finetuning_task", None) or "ner"
     mode = tagger.metric_options
-    report = ner_report.ErrorReport(tagger.label_scheme, mode["mode"], mode["scheme"])
-    columns = not to_stdout and ner_files.FILE_FORMATS.get(path.suffix.lower()) in ("conll", "")
+    report = ner.report.ErrorReport(tagger.label_scheme, mode["mode"], mode["scheme"])
+    columns = not to_stdout and ner.formats.FILE_FORMATS.get(path.suffix.lower()) in ("conll", "")
     sentences = read_sentences(source, config, task, options.label_list or tagger.label_names)
     tagged = iter(tqdm.tqdm(check_gold(tagger.tag(sentences), tagger), unit=" sentences", disable=None))
     first = list(itertools.islice(tagged, 1))  # before an older output is emptied for nothing
@@ -414,11 +414,11 @@ def tag_file(options: argparse.Namespace) -> None:
             write_predictions(itertools.chain(first, tagged), tagger, output, report, columns=columns)
         if report.num_sentences:
             found = report.as_dict()
-            print(ner_report.report_text(found), file=sys.stderr if to_stdout else sys.stdout)
+            print(ner.report.report_text(found), file=sys.stderr if to_stdout else sys.stdout)
             if not to_stdout:
                 of_training = (path.parent / "report" / "data.json").exists()
                 folder = path.parent / (f"{path.stem}-report" if of_training else "report")
-                ner_report.write_report(found, folder, f"{source.name} by {options.model}")
+                ner.report.write_report(found, folder, f"{source.name} by {options.model}")
                 logger.info("The report is %s", folder / "report.html")
     except BrokenPipeError:
         raise
