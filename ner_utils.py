@@ -61,7 +61,7 @@ def get_dataset_metadata(
     Raises:
         TrialError: If the tags mix schemes.
     """
-    tags = {split: ner.labels.read_tags(data) for split, data in rows.items()}
+    tags = {split: ner.labels.encode_tags(data) for split, data in rows.items()}
     found = sorted({name for of_split in tags.values() for name in of_split.names})
     return DatasetMetadata(list(label_names or found), ner.labels.find_label_scheme(tags, label_scheme))
 
@@ -75,7 +75,7 @@ def continuation_ids(label_list: Sequence[str]) -> list[int]:
     return [ids.get(f"I-{label[2:]}", i) if label.startswith("B-") else i for i, label in enumerate(label_list)]
 
 
-def tokenize_and_align(
+def tokenize_and_align_labels(
     rows: dict[str, list[Any]],
     indices: list[int],
     tokenizer: Any,
@@ -143,7 +143,7 @@ def build_tokenized_datasets(
     num_workers: int | None = None,
     overwrite_cache: bool = False,
 ) -> datasets.DatasetDict:
-    """Apply `tokenize_and_align` to every split, or find its result in the cache of the datasets library."""
+    """Apply `tokenize_and_align_labels` to every split, or find its result in the cache of the datasets library."""
     # The library would not notice another version of these functions.
     code = [Path(str(file)).read_bytes() for file in (__file__, ner.windows.__file__)]
     arguments = {
@@ -158,7 +158,7 @@ def build_tokenized_datasets(
     return datasets.DatasetDict(
         {
             split: data.map(
-                tokenize_and_align,
+                tokenize_and_align_labels,
                 batched=True,
                 with_indices=True,
                 fn_kwargs=arguments,
@@ -300,9 +300,9 @@ def score_sentences(
             for entity_type, *_ in entities:
                 counts[entity_type] += 1
     metrics = {"accuracy_score": num_right_words / max(num_words, 1)}
-    metrics |= ner.labels.compute_scores(correct.total(), claimed.total(), real.total())
+    metrics |= ner.labels.precision_recall_f1(correct.total(), claimed.total(), real.total())
     for name in entity_types:
-        scores = ner.labels.compute_scores(correct[name], claimed[name], real[name])
+        scores = ner.labels.precision_recall_f1(correct[name], claimed[name], real[name])
         metrics |= {f"{name}_{score}": value for score, value in scores.items()}
         metrics[f"{name}_number"] = float(real[name])
     return metrics

@@ -235,7 +235,7 @@ def read_sentences(
         try:
             sentence = Sentence.of_text(text) if is_text else Sentence([])
             if label is not None:
-                words, gold = ner.cells.read_sentence(text, label, label_names, has_spans=columns.has_spans)
+                words, gold = ner.cells.parse_cells(text, label, label_names, has_spans=columns.has_spans)
                 if sentence.words != words:  # a text with blanks between words is split there only
                     sentence = Sentence(words)
                 sentence.gold = gold
@@ -291,7 +291,9 @@ def check_gold(tagged: Iterable[Sentence], tagger: Tagger) -> Iterator[Sentence]
         yield sentence
     if odd:
         tags = ", ".join(f"{tag} ({count:,})" for tag, count in odd.most_common(10))
-        logger.warning("Look: the model knows nothing of these gold tags, and their scores may mean little: %s", tags)
+        logger.warning(
+            "Warning: the model knows nothing of these gold tags, and their scores may mean little: %s", tags
+        )
 
 
 def as_columns(sentence: Sentence) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Regex, pre_tokenizers
 
-from transformer_trial.errors import shown
+from transformer_trial.errors import format_value
 
 BLANKS = " \t\r\n"
 LINE_BREAK = re.compile(r"[\r\n]")
@@ -46,7 +46,7 @@ def holds_spans(text: Any, label: Any) -> bool:
     return isinstance(text, str) and isinstance(label, list) and not (label and isinstance(label[0], (str, int)))
 
 
-def read_sentence(
+def parse_cells(
     text: Any, label: Any, label_names: Sequence[str] | None, *, has_spans: bool | None = None
 ) -> tuple[list[str], list[str]]:
     """The words and tags of a sentence.
@@ -65,7 +65,7 @@ def read_sentence(
     if has_spans and isinstance(text, str) and isinstance(label, list):
         words, tags = read_spans(text, label)
     else:
-        words, tags = read_words(text), read_tags(label, label_names)
+        words, tags = read_words(text), parse_tags(label, label_names)
     if len(words) != len(tags):
         raise ValueError(
             f"found {len(words)} words but {len(tags)} tags (words: {_start(words)}; tags: {_start(tags)}). Every word "
@@ -79,7 +79,7 @@ def read_words(cell: Any) -> list[str]:
     words = read_list(cell, "words")
     for place, word in enumerate(words, start=1):
         if not isinstance(word, str):
-            found = "missing" if word is None else shown("", word)
+            found = "missing" if word is None else format_value("", word)
             raise WordError(place, f"word {place} is {found}; accepted are texts. Write it in quotes, or leave it out.")
         if HALF_CHARACTER.search(word):
             raise WordError(place, f"word {place} is {word!r}, which holds half of a character. Write it whole.")
@@ -88,7 +88,7 @@ def read_words(cell: Any) -> list[str]:
     return words
 
 
-def read_tags(cell: Any, names: Sequence[str] | None) -> list[str]:
+def parse_tags(cell: Any, names: Sequence[str] | None) -> list[str]:
     """The tags of a cell as texts; `names` are what numbers stand for, and what texts have to be among."""
     tags: list[str] = []
     for place, tag in enumerate(read_list(cell, "tags"), start=1):
@@ -96,7 +96,7 @@ def read_tags(cell: Any, names: Sequence[str] | None) -> list[str]:
         if isinstance(tag, str) and re.fullmatch(r"-?\d+", tag) and tag not in (names or ()):
             tag = int(tag)  # as csv and CoNLL columns write it
         if isinstance(tag, bool) or not isinstance(tag, (int, str)) or (isinstance(tag, str) and not tag.strip()):
-            found = "missing" if tag in (None, "") else shown("", tag)
+            found = "missing" if tag in (None, "") else format_value("", tag)
             raise WordError(place, f"tag {place} is {found}; accepted are texts such as 'B-PER', or whole numbers.")
         if isinstance(tag, int):
             if names is None:
@@ -117,7 +117,9 @@ def read_tags(cell: Any, names: Sequence[str] | None) -> list[str]:
         elif not re.search(r"[^\W_]", tag) or re.fullmatch(r"[BIESLUMW]-\s*", tag):
             raise WordError(place, f"tag {place} is {tag!r}, which names no type; accepted are O, B-PER and the like.")
         elif NO_TAG.search(tag):
-            raise WordError(place, f"tag {place} is {shown('', tag)}, which looks like a piece of a list or a table.")
+            raise WordError(
+                place, f"tag {place} is {format_value('', tag)}, which looks like a piece of a list or a table."
+            )
         tags.append(tag)
     return tags
 
@@ -147,7 +149,7 @@ def read_list(cell: Any, what: str) -> list[Any]:
         if text and text[0] + text[-1] not in ("[]", "{}") and not LINE_BREAK.search(cell):
             return re.split(f"[{BLANKS}]+", text)  # not at other blanks of Unicode, which a word may hold
     raise ValueError(
-        f"the {what} are {shown('', cell)}; accepted is a list, one written as JSON (json.dumps) or Python text, such "
+        f"the {what} are {format_value('', cell)}; accepted is a list, one written as JSON (json.dumps) or Python text, such "
         'as ["EU", "rejects"], or a line of text with a space between every two.'
     )
 
@@ -195,7 +197,7 @@ def read_spans(text: str, spans: list[Any]) -> tuple[list[str], list[str]]:
     for number, span in enumerate(spans, start=1):
         start, end, label = _span(span)
         if any(isinstance(n, bool) or not isinstance(n, int) for n in (start, end)) or not isinstance(label, str):
-            raise ValueError(f"entity {number} is {shown('', span)}; accepted are start, end and label.")
+            raise ValueError(f"entity {number} is {format_value('', span)}; accepted are start, end and label.")
         if not 0 <= start < end <= len(text):
             raise ValueError(
                 f"entity {number} reaches from {start} to {end}; accepted are characters from 0 to {len(text)}, the "

@@ -18,11 +18,11 @@ from datasets.packaged_modules.generator.generator import Generator
 
 import ner.cells
 import ner.formats
-from ner.cells import BLANKS, TAGGED_LINE, holds_spans, read_sentence
-from ner.formats import Record, listed
+from ner.cells import BLANKS, TAGGED_LINE, holds_spans, parse_cells
+from ner.formats import Record, join_names
 from transformer_trial.config import DataConfig
 from transformer_trial.data import configured_files, default_load_dataset
-from transformer_trial.errors import TrialError, shown
+from transformer_trial.errors import TrialError, format_value
 from transformer_trial.parsing import setting
 
 logger = logging.getLogger(__name__)
@@ -234,7 +234,7 @@ def find_columns(
     names, records = list(first.cells), [first, *following]
     if any(re.search(r"(^|\s)(O|[BIESLUMW]-\S+)($|\s)|[\[{]", name) for name in names):
         raise TrialError(
-            f"{first.place}: the line before holds {listed(names)[:60]!r}, which looks like data; accepted is a "
+            f"{first.place}: the line before holds {join_names(names)[:60]!r}, which looks like data; accepted is a "
             "first line with the columns' names."
         )
     numbered = bool(first.places) and names[0] == "0"
@@ -251,7 +251,7 @@ def find_columns(
         if found is None and (needs_tags or given is not None or key != "label_column_name"):
             missing = repr(usual[0] if given is None else given)
             raise TrialError(
-                f"{first.place}: no column {missing}; found {listed(names)}. Set data.{key} to the column that "
+                f"{first.place}: no column {missing}; found {join_names(names)}. Set data.{key} to the column that "
                 f"holds the {holds}."
             )
         return found
@@ -273,7 +273,7 @@ def find_columns(
         text = "text"  # an annotation tool's tokens hold more than the words
     if text == label:
         raise TrialError(
-            f"{first.place}: {label!r} is the column of the words and of the tags; found {listed(names)}. Set "
+            f"{first.place}: {label!r} is the column of the words and of the tags; found {join_names(names)}. Set "
             "data.text_column_name and data.label_column_name to two columns."
         )
     cells = [(record.cells.get(text), record.cells.get(str(label))) for record in records]
@@ -425,7 +425,7 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
         num_sentences += 1
         missing = [name for name in names if name not in record.cells]
         if missing:
-            found = listed(record.cells)
+            found = join_names(record.cells)
             raise TrialError(f"{record.place}: no column {missing[0]!r} as in the first row; found {found}.")
         if columns.num_unnamed not in (0, len(record.cells)):
             raise TrialError(
@@ -434,7 +434,7 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
             )
         text, label = (record.cells[name] for name in names)
         try:
-            words, tags = read_sentence(text, label, label_names, has_spans=columns.has_spans)
+            words, tags = parse_cells(text, label, label_names, has_spans=columns.has_spans)
         except ValueError as error:
             raise TrialError(
                 f"{record.place_of(error)}: {error} (Words are read from the column {names[0]!r}, tags from "
@@ -464,13 +464,15 @@ def join_words(records: Iterator[Record], columns: Columns) -> Iterator[Record]:
             is_one = _is_tag(cell) if name == columns.label else _is_word(cell)
             if not is_one or not isinstance(cell, (str, int)) or str(cell).strip(BLANKS) == "":
                 raise TrialError(
-                    f"{record.place}: found {shown('', cell)} in the column {name!r}; accepted is one word and its "
+                    f"{record.place}: found {format_value('', cell)} in the column {name!r}; accepted is one word and its "
                     f"tag, since the column {sentence!r} says that a row is a word."
                 )
         identity = record.cells.get(sentence)
         identity = identity.strip() if isinstance(identity, str) else identity
         if isinstance(identity, (list, dict)):
-            raise TrialError(f"{record.place}: found {shown('', identity)} in the column {sentence!r}; number it.")
+            raise TrialError(
+                f"{record.place}: found {format_value('', identity)} in the column {sentence!r}; number it."
+            )
         if identity is None or identity in ("", current) or identity != identity:  # NaN, as pandas fills up
             if current is None:
                 raise TrialError(f"{record.place}: found no sentence's id in the column {sentence!r}; number it.")

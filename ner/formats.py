@@ -196,7 +196,7 @@ def _unreadable(place: str, kind: str, error: Any) -> TrialError:
     return TrialError(f"{place}: not readable as {kind}: {reason}. {ADVICE[kind]}")
 
 
-def listed(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """Names of columns as a message shows them: on one line, and not at length."""
     text = " ".join(", ".join(names).split())
     return text if len(text) <= 150 else text[:147] + "..."
@@ -231,7 +231,7 @@ def _read_table(path: Path, lines: Iterator[str], delimiter: str, min_columns: i
                 )
         elif len(cells) != len(header):
             raise TrialError(
-                f"{place}: found {len(cells)} cells, but the header names {len(header)} columns: {listed(header)}. "
+                f"{place}: found {len(cells)} cells, but the header names {len(header)} columns: {join_names(header)}. "
                 + ADVICE["csv"]
             )
         else:

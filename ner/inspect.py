@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow
 import pyarrow.compute
 
-from ner.labels import Entities, Tags, find_entity_types, read_tags
+from ner.labels import EncodedTags, EntityMarks, encode_tags, find_entity_types
 from ner.windows import NO_POSITION
 from ner_utils import DatasetMetadata
 from transformer_trial.errors import printable
@@ -33,7 +33,7 @@ def describe_data(
     Returns:
         `labels`, `label_scheme`, `warnings` (sentences), and `splits`: for each the numbers that `format_data` shows.
     """
-    tags = {split: read_tags(rows[split]) for split in rows}
+    tags = {split: encode_tags(rows[split]) for split in rows}
     scheme = metadata.label_scheme
     entities = {split: tags[split].entities(scheme) for split in rows}
     splits = {split: _count(rows[split], tokenized[split], entities[split].counts) for split in rows}
@@ -93,7 +93,7 @@ def _hash_sentences(rows: datasets.Dataset) -> np.ndarray[Any, Any]:
     return np.array([hash(tuple(words)) for batch in batches for words in batch["tokens"].to_pylist()])
 
 
-def _odd_tags(split: str, tags: Tags, entities: Entities, label_scheme: str) -> list[str]:
+def _odd_tags(split: str, tags: EncodedTags, entities: EntityMarks, label_scheme: str) -> list[str]:
     """What is said about tags that go on where nothing has begun, or stop where nothing has ended."""
     inside = np.isin(entities.prefixes, ["I", "E"])
     goes_on = inside & entities.continues & np.isin(entities.before, ["B", "I"])
@@ -123,5 +123,5 @@ def format_data(description: Mapping[str, Any]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [row[0].ljust(widths[0]) + "".join(f"  {c.rjust(w)}" for c, w in zip(row[1:], widths[1:])) for row in cells]
     lines.append(f"The labels' scheme is {description['label_scheme']}: {', '.join(description['labels'])}")
-    lines += [f"Look: {warning}" for warning in description["warnings"]]
+    lines += [f"Warning: {warning}" for warning in description["warnings"]]
     return "\n".join(map(printable, lines))

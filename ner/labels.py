@@ -82,7 +82,7 @@ def find_entities(tags: list[str], mode: str = "default", scheme: str | None = N
     return [(entity.tag, entity.start, entity.end - 1) for entity in found]
 
 
-def compute_scores(correct: int, predicted: int, support: int) -> dict[str, float]:
+def precision_recall_f1(correct: int, predicted: int, support: int) -> dict[str, float]:
     """Precision, recall and F1 of so many entities, 0 where seqeval would divide by zero."""
     precision, recall = correct / max(predicted, 1), correct / max(support, 1)
     f1 = 2 * precision * recall / (precision + recall) if correct else 0.0
@@ -90,7 +90,7 @@ def compute_scores(correct: int, predicted: int, support: int) -> dict[str, floa
 
 
 @dataclass(frozen=True)
-class Tags:
+class EncodedTags:
     """The tags of a split as arrays, which hold a word in a few bytes."""
 
     names: list[str]
@@ -101,7 +101,7 @@ class Tags:
     """Of each sentence the place of its first word in `ids`, (sentences,)."""
     rows: datasets.Dataset
 
-    def entities(self, label_scheme: str | None) -> "Entities":
+    def entities(self, label_scheme: str | None) -> "EntityMarks":
         """What seqeval's default mode sees."""
         tags = [entity_tag(name, label_scheme) for name in self.names]
         types = sorted({tag[2:] for tag in tags if tag != OUTSIDE})
@@ -113,7 +113,7 @@ class Tags:
         continues = (type_ids > 0) & (type_ids == before_type)
         begins = (type_ids > 0) & (~continues | np.isin(prefixes, ["B", "S"]) | np.isin(before, ["E", "S"]))
         counts = np.bincount(type_ids[begins], minlength=len(types) + 1)[1:]
-        return Entities(dict(zip(types, counts.tolist())), prefixes, before, continues)
+        return EntityMarks(dict(zip(types, counts.tolist())), prefixes, before, continues)
 
     def place_of(self, words: Array) -> str:
         """Where the first of these words, a mask, is: its sentence's place."""
@@ -122,7 +122,7 @@ class Tags:
 
 
 @dataclass(frozen=True)
-class Entities:
+class EntityMarks:
     counts: dict[str, int]
     """By type."""
     prefixes: Array
@@ -133,12 +133,12 @@ class Entities:
     """Whether the word before has the same type, (words,)."""
 
 
-def read_tags(rows: datasets.Dataset) -> Tags:
+def encode_tags(rows: datasets.Dataset) -> EncodedTags:
     """The column `tags` of checked rows."""
     column = rows.with_format("arrow")[:]["tags"]
     lengths = pyarrow.compute.list_value_length(column).to_numpy()
     encoded = pyarrow.compute.list_flatten(column).dictionary_encode().combine_chunks()
-    return Tags(
+    return EncodedTags(
         encoded.dictionary.to_pylist(),
         encoded.indices.to_numpy(),
         np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64),
@@ -146,7 +146,7 @@ def read_tags(rows: datasets.Dataset) -> Tags:
     )
 
 
-def find_label_scheme(splits: Mapping[str, Tags], requested: str | None) -> str:
+def find_label_scheme(splits: Mapping[str, EncodedTags], requested: str | None) -> str:
     """The scheme that the tags follow: as requested, or what they look like.
 
     That is plain without any prefix, else the scheme of their prefixes; B- and I- alone are IOB1 where B- only ever
@@ -181,7 +181,7 @@ def find_label_scheme(splits: Mapping[str, Tags], requested: str | None) -> str:
         )
     if requested is not None:
         return requested
-    looks = {split: _look(tags, schemes) for split, tags in splits.items()}
+    looks = {split: guess_scheme(tags, schemes) for split, tags in splits.items()}
     found = {split: look for split, look in looks.items() if look is not None}
     if len(set(found.values())) > 1:
         different = ", ".join(f"{split} like {look}" for split, look in found.items())
@@ -193,7 +193,7 @@ def find_label_scheme(splits: Mapping[str, Tags], requested: str | None) -> str:
     return look if look in schemes else schemes[0]
 
 
-def _find_first(splits: Mapping[str, Tags], names: Set[str]) -> tuple[str, str]:
+def _find_first(splits: Mapping[str, EncodedTags], names: Set[str]) -> tuple[str, str]:
     """The first of these tags that there is, and its place."""
     for tags in splits.values():
         words = np.isin(tags.ids, [i for i, name in enumerate(tags.names) if name in names])
@@ -202,7 +202,7 @@ def _find_first(splits: Mapping[str, Tags], names: Set[str]) -> tuple[str, str]:
     raise LookupError(names)
 
 
-def _look(tags: Tags, schemes: Sequence[str]) -> str | None:
+def guess_scheme(tags: EncodedTags, schemes: Sequence[str]) -> str | None:
     """Which of these schemes, those with the letters of all splits, a split looks like; None if it has no entity."""
     entities = tags.entities(None)
     if not entities.counts:

@@ -135,8 +135,8 @@ class ErrorReport:
             "mode": self.mode,
             "strict_scheme": self.strict_scheme,
             "accuracy": (self.num_words - self.num_wrong_words) / max(self.num_words, 1),
-            "overall": compute_scores(sum(types.values(), Counter())),
-            "types": {name: compute_scores(types[name]) for name in sorted(types)},
+            "overall": score_type(sum(types.values(), Counter())),
+            "types": {name: score_type(types[name]) for name in sorted(types)},
             "confusion": [
                 {"gold": g, "predicted": p, **{name: self.outcomes[g, p, same] for name, same in spans.items()}}
                 for (g, p), _ in rank(confusion)
@@ -155,9 +155,9 @@ def rank(counts: Counter[tuple[str, str]]) -> list[tuple[tuple[str, str], int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def compute_scores(counts: Mapping[str, int]) -> dict[str, float]:
+def score_type(counts: Mapping[str, int]) -> dict[str, float]:
     """Precision, recall and F1, 0 where seqeval divides by zero, and the counts."""
-    scores = ner.labels.compute_scores(counts["correct"], counts["predicted"], counts["support"])
+    scores = ner.labels.precision_recall_f1(counts["correct"], counts["predicted"], counts["support"])
     return {**scores, **{name: counts[name] for name in COUNTS}}
 
 

@@ -300,7 +300,7 @@ def test_who_reads_anew_leaves_alone_who_tokenizes(tmp_path: Path, monkeypatch: 
     file = tmp_path / "train.json"
     file.write_text((SAMPLE_DATA / "train.json").read_text() * 2)  # two batches of 1,000
     expected = read_and_tokenize(data_config(tmp_path / "alone", train_file=str(file)))
-    tokenize, calls = ner_utils.tokenize_and_align, []
+    tokenize, calls = ner_utils.tokenize_and_align_labels, []
 
     def tokenize_while_another_reads(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -309,7 +309,7 @@ def test_who_reads_anew_leaves_alone_who_tokenizes(tmp_path: Path, monkeypatch: 
             ner.data.read_splits(ner.data.load_splits(anew), anew, "ner")
         return tokenize(*arguments, **options)
 
-    monkeypatch.setattr(ner_utils, "tokenize_and_align", tokenize_while_another_reads)
+    monkeypatch.setattr(ner_utils, "tokenize_and_align_labels", tokenize_while_another_reads)
     assert read_and_tokenize(data_config(tmp_path, train_file=str(file))) == expected
     assert len(calls) == 2
 
@@ -323,7 +323,7 @@ import ner.data, ner_utils
 from test_container import data_config, read_and_tokenize
 
 folder = Path(sys.argv[3])
-for module, name, calls in ((ner.data, "read_sentence", 2500), (ner_utils, "tokenize_and_align", 2)):
+for module, name, calls in ((ner.data, "parse_cells", 2500), (ner_utils, "tokenize_and_align_labels", 2)):
     child = os.fork()  # before this process has threads
     if child == 0:
         function, left = getattr(module, name), [calls]

@@ -284,7 +284,7 @@ def test_the_table_holds_every_number_of_the_description(num_types: int, names: 
     said = lines[lines.index(next(line for line in lines if line.startswith("The labels' scheme"))) :]
     assert said == [
         f"The labels' scheme is IOB2: {', '.join(found['labels'])}",
-        *(f"Look: {warning}" for warning in found["warnings"]),
+        *(f"Warning: {warning}" for warning in found["warnings"]),
     ]
 
 
@@ -308,9 +308,9 @@ entities                         12           1
   LOC                             0           1
   PER                            12           0
 The labels' scheme is IOB2: B-LOC, B-PER, O
-Look: validation has tags that train has none of, which cannot be learned: B-LOC.
-Look: 11 sentences of train are there more than once.
-Look: train has fewer than 10 entities of these types: LOC.""".lstrip("\n")
+Warning: validation has tags that train has none of, which cannot be learned: B-LOC.
+Warning: 11 sentences of train are there more than once.
+Warning: train has fewer than 10 entities of these types: LOC.""".lstrip("\n")
     )
 
 
@@ -342,12 +342,12 @@ SAID = [
     r"duplicate sentences +12 +0",
     r"  PER +5 +1",
     r"The labels' scheme is IOB2: B-ORG, B-PER, I-LOC, I-PER, O",
-    r"Look: train has 5 words of more than 100 characters\.",
-    r"Look: train has 5 words whose tags go on .*, first in .*train\.json, line 2; .*",
-    r"Look: validation has tags that train has none of, which cannot be learned: B-ORG\.",
-    r"Look: 1 of 2 sentences of validation are in train too: .*",
-    r"Look: 12 sentences of train are there more than once\.",
-    r"Look: train has fewer than 10 entities of these types: LOC, ORG, PER\.",
+    r"Warning: train has 5 words of more than 100 characters\.",
+    r"Warning: train has 5 words whose tags go on .*, first in .*train\.json, line 2; .*",
+    r"Warning: validation has tags that train has none of, which cannot be learned: B-ORG\.",
+    r"Warning: 1 of 2 sentences of validation are in train too: .*",
+    r"Warning: 12 sentences of train are there more than once\.",
+    r"Warning: train has fewer than 10 entities of these types: LOC, ORG, PER\.",
 ]
 
 
@@ -374,7 +374,7 @@ def test_inspect_shows_the_data_and_trains_nothing(
     assert report["splits"]["train"]["entities"] == {"LOC": 5, "PER": 5}
     assert len(report["warnings"]) == 6
     for warning in report["warnings"]:  # the log and the file say the same
-        assert f"\nLook: {warning}\n" in result.stderr
+        assert f"\nWarning: {warning}\n" in result.stderr
 
     caplog.clear()
     with caplog.at_level(logging.INFO):

@@ -22,7 +22,7 @@ from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
 from seqeval.metrics.sequence_labeling import get_entities
 
-from ner.labels import PREFIXES, choose_metric_scheme, entity_tag, find_entity_types, find_label_scheme, read_tags
+from ner.labels import PREFIXES, choose_metric_scheme, encode_tags, entity_tag, find_entity_types, find_label_scheme
 from ner.windows import NO_POSITION
 from ner_trial import WordPredictions
 from ner_utils import WORD_FILLS
@@ -136,7 +136,7 @@ Tagged = Sequence[Sequence[str]]
 
 
 def scheme_of(splits: Mapping[str, Tagged], requested: str | None = None) -> str:
-    return find_label_scheme({name: read_tags(make_rows(tags, name)) for name, tags in splits.items()}, requested)
+    return find_label_scheme({name: encode_tags(make_rows(tags, name)) for name, tags in splits.items()}, requested)
 
 
 # --------------------------------------------------------------------------------------------------------- recognition
@@ -158,7 +158,7 @@ def test_the_scheme_is_recognised_wherever_it_shows(scheme: str, splits: dict[st
     for name, split in splits.items():  # where another one is named, it reads the same
         spans = [merge_neighbours(sentence) if scheme == "plain" else sentence for sentence in split]
         counts = Counter(entity for _, entities in spans for _, _, entity in entities)
-        assert read_tags(make_rows(written[name])).entities(found).counts == counts
+        assert encode_tags(make_rows(written[name])).entities(found).counts == counts
 
 
 @pytest.mark.parametrize("requested", list(PREFIXES))
@@ -179,7 +179,7 @@ def test_plain_takes_types_that_look_like_prefixes(sentences: list[Sentence]) ->
     tags = [write_tags(sentence, "plain") for sentence in sentences]
     assert scheme_of(dict(train=tags), "plain") == "plain"
     counts = Counter(name for s in sentences for _, _, name in merge_neighbours(s)[1])
-    assert read_tags(make_rows(tags)).entities("plain").counts == counts
+    assert encode_tags(make_rows(tags)).entities("plain").counts == counts
     assert find_entity_types(labels_of(tags), "plain") == sorted(counts)
 
 
@@ -273,7 +273,7 @@ def count_entities(sentences: Sequence[Sequence[str]]) -> dict[str, int]:
 @given(sentences=any_tags("BIESLUMW"), data=st.data())
 def test_entities_are_counted_as_seqeval_does(sentences: list[list[str]], data: st.DataObject) -> None:
     rows = make_rows(sentences)
-    assert read_tags(rows).entities(None).counts == count_entities(sentences)
+    assert encode_tags(rows).entities(None).counts == count_entities(sentences)
     # However the library keeps them: in several chunks, and by indices.
     rows = datasets.concatenate_datasets([rows, make_rows(sentences[:2]), rows])
     sentences = [*sentences, *sentences[:2], *sentences]
@@ -285,18 +285,18 @@ def test_entities_are_counted_as_seqeval_does(sentences: list[list[str]], data: 
         (rows.filter(lambda row: len(row["tags"]) > 1), [tags for tags in sentences if len(tags) > 1]),
     ]:
         if expected:
-            tags = read_tags(part)
+            tags = encode_tags(part)
             assert [tags.names[i] for i in tags.ids] == list(itertools.chain(*expected))
             assert np.split([tags.names[i] for i in tags.ids], tags.starts[1:])[-1].tolist() == expected[-1]
             assert tags.entities(None).counts == count_entities(expected)
     shuffled = rows.shuffle(seed=0)
-    assert read_tags(shuffled).entities(None).counts == count_entities(sentences)
-    last = read_tags(shuffled)
+    assert encode_tags(shuffled).entities(None).counts == count_entities(sentences)
+    last = encode_tags(shuffled)
     assert last.place_of(np.arange(len(last.ids)) == len(last.ids) - 1) == shuffled[-1]["place"]
 
 
 def test_a_place_is_that_of_the_sentence_of_the_first_such_word() -> None:
-    tags = read_tags(make_rows([["O"], ["O", "B-X"], ["B-X"], ["O", "O", "B-Y"]]))
+    tags = encode_tags(make_rows([["O"], ["O", "B-X"], ["B-X"], ["O", "O", "B-Y"]]))
     words = np.array([tags.names[i] for i in tags.ids])
     assert [tags.place_of(words == name)[-1] for name in ("O", "B-X", "B-Y")] == ["1", "2", "4"]
 
@@ -441,14 +441,16 @@ def test_without_conversion_seqeval_misreads_bilou_and_plain_tags() -> None:
     assert reduce_words(gold, predicted, ["O", "U-PER"], "BILOU")["recall"] == 0.5
     with pytest.warns(UserWarning, match="seems not to be NE tag"):
         assert get_entities(["B-PER", "L-PER", "U-PER", "B-PER", "L-PER"]) == [("PER", 3, 4)]
-    assert read_tags(make_rows([["B-PER", "L-PER", "U-PER", "B-PER", "L-PER"]])).entities("BILOU").counts == {"PER": 3}
+    assert encode_tags(make_rows([["B-PER", "L-PER", "U-PER", "B-PER", "L-PER"]])).entities("BILOU").counts == {
+        "PER": 3
+    }
     with pytest.warns(UserWarning, match="seems not to be NE tag"):
         assert get_entities(["PER", "PER"])[0][0] == "ER"
 
 
 def test_plain_tags_cannot_part_neighbours_of_one_type() -> None:
     sentence = (2, [(0, 0, "PER"), (1, 1, "PER")])
-    counts = {s: read_tags(make_rows([write_tags(sentence, s)])).entities(NAMES[s]).counts["PER"] for s in SCHEMES}
+    counts = {s: encode_tags(make_rows([write_tags(sentence, s)])).entities(NAMES[s]).counts["PER"] for s in SCHEMES}
     assert counts == {**dict.fromkeys(SCHEMES, 2), "plain": 1}
 
 
@@ -457,7 +459,7 @@ def test_seqeval_reads_ioe1_wrongly_in_its_strict_mode() -> None:
     tags = [write_tags((2, [(0, 0, "PER"), (1, 1, "PER")]), "IOE1")]
     assert tags == [["E-PER", "I-PER"]]
     assert len(seqeval_schemes.Entities(tags, seqeval_schemes.IOE1).entities[0]) == 1
-    assert read_tags(make_rows(tags)).entities("IOE1").counts == {"PER": 2}
+    assert encode_tags(make_rows(tags)).entities("IOE1").counts == {"PER": 2}
 
 
 def read_wnut() -> Iterator[Sentence]:
@@ -489,7 +491,7 @@ def test_wnut_in_every_scheme_is_recognised_counted_and_scored(scheme: str) -> N
         predicted.append((length, sorted([*seen, *((w, w, "product") for w in free if random.random() < 0.02)])))
     tags = [write_tags(sentence, scheme) for sentence in gold]
     assert scheme_of(dict(train=tags)) == NAMES[scheme]
-    counts = read_tags(make_rows(tags)).entities(NAMES[scheme]).counts
+    counts = encode_tags(make_rows(tags)).entities(NAMES[scheme]).counts
     spans_read = [merge_neighbours(sentence) if scheme == "plain" else sentence for sentence in gold]
     assert counts == Counter(name for _, spans in spans_read for _, _, name in spans)
     assert sum(counts.values()) > 800

@@ -41,7 +41,7 @@ from ner_utils import (
     iterate_sentences,
     metric_directions,
     score_sentences,
-    tokenize_and_align,
+    tokenize_and_align_labels,
 )
 
 FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -152,10 +152,10 @@ window_sizes = {
 
 
 def align(tokenizer: Any, words: list[str], tags: list[str], content: int, stride: int, **options: Any) -> list[Any]:
-    """The rows that `tokenize_and_align` makes of one sentence."""
+    """The rows that `tokenize_and_align_labels` makes of one sentence."""
     max_seq_length = content + tokenizer.num_special_tokens_to_add()
     rows = {"tokens": [words], "tags": [tags]}
-    columns = tokenize_and_align(rows, [7], tokenizer, LABELS, max_seq_length, stride, **options)
+    columns = tokenize_and_align_labels(rows, [7], tokenizer, LABELS, max_seq_length, stride, **options)
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
@@ -650,7 +650,7 @@ def test_positions_in_a_batch_hold_the_words_first_subtokens(kind: str, padding_
     tokenizer.padding_side = padding_side
     words = [["\u200b", *sentence] for sentence in sample_sentences()[:20]]
     rows = {"tokens": words, "tags": [["O"] * len(sentence) for sentence in words]}
-    columns = tokenize_and_align(rows, list(range(20)), tokenizer, LABELS, 16, 4)
+    columns = tokenize_and_align_labels(rows, list(range(20)), tokenizer, LABELS, 16, 4)
     batch = WordCollator(tokenizer, list(columns))([dict(zip(columns, row)) for row in zip(*columns.values())])
     for sentence_id, ids, word_ids, positions in zip(
         *(batch[name].tolist() for name in ("sentence_id", "input_ids", "word_ids", "word_positions"))

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from ner.windows import NO_POSITION, prepare_tokenizer
-from ner_utils import IGNORED_LABEL_ID, WordCollator, tokenize_and_align
+from ner_utils import IGNORED_LABEL_ID, WordCollator, tokenize_and_align_labels
 from transformer_trial.builders import build_using_auto
 from transformer_trial.config import ModelConfig
 from transformer_trial.errors import TrialError
@@ -188,7 +188,9 @@ def test_gold_tags_come_back_from_windows_as_the_whole_sentence_has_them(
     num_special = 0 if kind == "GPT-2" else 2
     length, ends = content + num_special, num_special // 2
     batch = {"tokens": [words], "tags": [tags]}
-    columns = tokenize_and_align(batch, [3], tokenizer, LABELS, length, stride, label_all_tokens=label_all_tokens)
+    columns = tokenize_and_align_labels(
+        batch, [3], tokenizer, LABELS, length, stride, label_all_tokens=label_all_tokens
+    )
     rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
 
     # The oracle: the sentence without windows, between its special tokens, and slices of that.
@@ -272,7 +274,7 @@ def test_each_kind_trains_and_tags_every_word_once(
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_sentence_without_a_subtoken_may_be_a_batch(kind: str, folder_of: Callable[[str], Path]) -> None:
     tokenizer = load_prepared(folder_of(kind))
-    columns = tokenize_and_align({"tokens": [[""]], "tags": [["O"]]}, [0], tokenizer, LABELS, 16, 4)
+    columns = tokenize_and_align_labels({"tokens": [[""]], "tags": [["O"]]}, [0], tokenizer, LABELS, 16, 4)
     batch = WordCollator(tokenizer, list(columns))([{name: values[0] for name, values in columns.items()}])
     model = transformers.AutoModel.from_pretrained(folder_of(kind))
     output = model(**{name: batch[name] for name in tokenizer.model_input_names})["last_hidden_state"]

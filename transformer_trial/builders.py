@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from transformer_trial.config import ModelConfig, OptimizerConfig, SchedulerConfig
-from transformer_trial.errors import TrialError, shown
+from transformer_trial.errors import TrialError, format_value
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ def build_default_lr_scheduler(
             scheduler_specific_kwargs=config.lr_scheduler_kwargs,
         )
     except (TypeError, ValueError) as error:
-        found = shown("lr_scheduler_kwargs", config.lr_scheduler_kwargs)
+        found = format_value("lr_scheduler_kwargs", config.lr_scheduler_kwargs)
         raise TrialError(
             f"hyperparameters.lr_scheduler_kwargs: found {found}, which does not suit "
             f"lr_scheduler_type: {config.lr_scheduler_type} ({error}). Accepted are the arguments of that schedule's "

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from determined.common import util
 
-from transformer_trial.errors import TrialError, redact, shown
+from transformer_trial.errors import TrialError, format_value, redact
 
 
 def allow_determined_checkpoints() -> None:
@@ -71,7 +71,7 @@ def refuse_another_model(checkpoint: dict[str, Any], model: Any, labels: Mapping
     if wrong := sorted(name for name in {*shapes, *its_shapes} if shapes.get(name) != its_shapes.get(name)):
         what = f"{len(wrong)} weights are missing on one side, or have another shape, {wrong[0]} among them"
     elif labels != read_labels(model):
-        known, given = (shown("labels", list(names.values())) for names in (labels, read_labels(model)))
+        known, given = (format_value("labels", list(names.values())) for names in (labels, read_labels(model)))
         what = f"its labels are {known}, not {given}"
     else:
         return

@@ -42,7 +42,7 @@ class ConfigError(TrialError):
         super().__init__(f"The experiment configuration has {count}:\n" + "\n".join(f"  - {p}" for p in problems))
 
 
-def shown(key: str, value: Any) -> str:
+def format_value(key: str, value: Any) -> str:
     """`value` as a message repeats it: on one line, not at length, and without secrets."""
     text = repr(value)
     searched = f"{key} {text}" if isinstance(value, (Mapping, list)) else key

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformer_trial.errors import ConfigError, shown
+from transformer_trial.errors import ConfigError, format_value
 from transformer_trial.parsing import Section, did_you_mean, read_known, read_number, setting
 
 LENGTH_UNITS = ("batches", "epochs", "records")
@@ -93,7 +93,7 @@ def parse_length(key: str, value: Any, *, minimum: int = 0) -> Length:
             return Length(unit, number)
     accepted = f"one of {{batches: N}}, {{epochs: N}} and {{records: N}}, with a whole number N of at least {minimum}"
     advice = " ".join(did_you_mean(str(unit), LENGTH_UNITS) for unit in entries if unit not in LENGTH_UNITS)
-    raise ConfigError([f"{key}: found {shown(key, value)}; accepted is {accepted}. {advice}".rstrip()])
+    raise ConfigError([f"{key}: found {format_value(key, value)}; accepted is {accepted}. {advice}".rstrip()])
 
 
 @dataclass(frozen=True)

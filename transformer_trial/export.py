@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer_trial.errors import shown
+from transformer_trial.errors import format_value
 
 RENAME_EXCHANGE, AT_FDCWD = 2, -100
 """Of Linux' renameat2: two names change places in one step."""
@@ -83,7 +83,7 @@ def recipe(settings: Any) -> str:
         for field in dataclasses.fields(section):
             value = getattr(section, field.name)
             if value != field.default:
-                home, text = "data" if name == "data" else "hyperparameters", shown(field.name, value)
+                home, text = "data" if name == "data" else "hyperparameters", format_value(field.name, value)
                 fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
                 lines.append(f"- `{home}.{field.name}`: {fence}{text}{fence}")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from transformer_trial.errors import ConfigError, shown
+from transformer_trial.errors import ConfigError, format_value
 
 # What YAML 1.1 reads as booleans, and YAML 1.2 as texts but for true and false.
 BOOLEAN_WORDS = dict.fromkeys(("true", "yes", "on", "y"), True) | dict.fromkeys(("false", "no", "off", "n"), False)
@@ -63,7 +63,9 @@ def parse_sections(sections: Mapping[str, tuple[Any, Sequence[type]]]) -> dict[t
     parsed: dict[type, Any] = {}
     for section, (values, classes) in sections.items():
         if not isinstance(values, Mapping):
-            problems.append(f"{section}: found {shown(section, values)}; accepted is a mapping of keys to values.")
+            problems.append(
+                f"{section}: found {format_value(section, values)}; accepted is a mapping of keys to values."
+            )
             continue
         problems += [_unknown_key(section, k, values[k], valid_keys) for k in values if k not in valid_keys[section]]
         for config_class in classes:
@@ -98,7 +100,7 @@ def read_known(section: str, experiment_config: Mapping[str, Any], config_class:
 
 def _unknown_key(section: str, key: Any, value: Any, valid_keys: Mapping[str, list[str]]) -> str:
     name = str(key) if str(key).isprintable() else repr(key)
-    found = f"{section}.{name}: unknown key (found {shown(name, value)})."
+    found = f"{section}.{name}: unknown key (found {format_value(name, value)})."
     homes = {valid: home for home in valid_keys for valid in valid_keys[home]}
     close = nearest(name, [*homes, *valid_keys[section]])
     if close and close not in valid_keys[section]:
@@ -122,7 +124,7 @@ def _parse_fields(section: str, config_class: type, values: Mapping[str, Any]) -
             drawn = _drawn(value) if section == "hyperparameters" else value
             arguments[field.name] = _convert(drawn, hints[field.name], field)
         except ValueError as error:
-            problems.append(f"{key}: found {shown(field.name, value)}; accepted is {accepted}. {error}".rstrip())
+            problems.append(f"{key}: found {format_value(field.name, value)}; accepted is {accepted}. {error}".rstrip())
     return arguments, problems
 
 

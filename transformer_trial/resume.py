@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from determined import pytorch
 
 from transformer_trial.checkpoints import find_damage, read_trial_state
-from transformer_trial.errors import TrialError, redact, shown
+from transformer_trial.errors import TrialError, format_value, redact
 
 if TYPE_CHECKING:
     from transformer_trial.trial import BaseTransformerTrial
@@ -72,7 +72,7 @@ def warn_of_changes(checkpoint: Path, config: Mapping[str, Any]) -> None:
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key):
                 name = f"{section}.{key}".rstrip(".")
-                values = f"{shown(name, old.get(key))} in the checkpoint, {shown(name, new.get(key))} now"
+                values = f"{format_value(name, old.get(key))} in the checkpoint, {format_value(name, new.get(key))} now"
                 logger.warning("%s has changed: %s.", name, values)
     if before.get("hyperparameters") != now.get("hyperparameters"):
         logger.warning("Optimizer and schedule go on as the checkpoint has them, with their rates.")
