@@ -291,9 +291,7 @@ def check_gold(tagged: Iterable[Sentence], tagger: Tagger) -> Iterator[Sentence]
         yield sentence
     if odd:
         tags = ", ".join(f"{tag} ({count:,})" for tag, count in odd.most_common(10))
-        logger.warning(
-            "Warning: the model knows nothing of these gold tags, and their scores may mean little: %s", tags
-        )
+        logger.warning("The model knows nothing of these gold tags, and their scores may mean little: %s", tags)
 
 
 def as_columns(sentence: Sentence) -> str:

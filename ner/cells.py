@@ -149,8 +149,8 @@ def read_list(cell: Any, what: str) -> list[Any]:
         if text and text[0] + text[-1] not in ("[]", "{}") and not LINE_BREAK.search(cell):
             return re.split(f"[{BLANKS}]+", text)  # not at other blanks of Unicode, which a word may hold
     raise ValueError(
-        f"the {what} are {format_value('', cell)}; accepted is a list, one written as JSON (json.dumps) or Python text, such "
-        'as ["EU", "rejects"], or a line of text with a space between every two.'
+        f"the {what} are {format_value('', cell)}; accepted is a list, one written as JSON (json.dumps) or Python "
+        'text, such as ["EU", "rejects"], or a line of text with a space between every two.'
     )
 
 

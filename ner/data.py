@@ -464,8 +464,8 @@ def join_words(records: Iterator[Record], columns: Columns) -> Iterator[Record]:
             is_one = _is_tag(cell) if name == columns.label else _is_word(cell)
             if not is_one or not isinstance(cell, (str, int)) or str(cell).strip(BLANKS) == "":
                 raise TrialError(
-                    f"{record.place}: found {format_value('', cell)} in the column {name!r}; accepted is one word and its "
-                    f"tag, since the column {sentence!r} says that a row is a word."
+                    f"{record.place}: found {format_value('', cell)} in the column {name!r}; accepted is one word and "
+                    f"its tag, since the column {sentence!r} says that a row is a word."
                 )
         identity = record.cells.get(sentence)
         identity = identity.strip() if isinstance(identity, str) else identity

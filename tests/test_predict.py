@@ -429,7 +429,7 @@ def test_gold_tags_that_the_model_does_not_know_are_told_or_refused_where_scores
     options = ("--input", tmp_path / "a.jsonl", "--output", tmp_path / "out.jsonl")
     tag("--model", model, *options)
     assert (
-        "the model knows nothing of these gold tags, and their scores may mean little: S-ORG (3)"
+        "The model knows nothing of these gold tags, and their scores may mean little: S-ORG (3)"
         in capfd.readouterr().err
     )
     before = (tmp_path / "out.jsonl").read_bytes()
