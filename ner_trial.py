@@ -4,6 +4,7 @@ A port of the token-classification example of Determined's model-hub (Apache-2.0
 run_ner.py (Apache-2.0, https://github.com/huggingface/transformers/tree/main/examples/pytorch/token-classification).
 """
 
+import functools
 import itertools
 import logging
 from collections.abc import Sequence
@@ -227,8 +228,7 @@ class NERTrial(BaseTransformerTrial):
         words = self.reducer.last_words
         tags = ner_utils.iterate_sentences(words, self.label_list)
         for sentence, (gold, predicted) in zip(np.unique(words[0]).tolist(), tags):
-            row = self.rows["validation"][sentence]
-            validation.add(row["tokens"], gold, predicted, row["place"])
+            validation.add(gold, predicted, functools.partial(self._describe, "validation", sentence))
         self.reports, self.reports_batches = {"validation": validation.as_dict()}, self.batches_trained
         title = f"{self.experiment_config.get('name')}, batch {self.batches_trained}"
         ner.report.write_report(self.reports["validation"], folder / "report", f"{title}: validation")
@@ -238,17 +238,14 @@ class NERTrial(BaseTransformerTrial):
         self._predict_test(folder / "test", report)
         self.reports["test"] = report.as_dict()
         ner.report.write_report(self.reports["test"], folder / "test" / "report", f"{title}: test")
-        overall, types = self.reports["test"]["overall"], self.reports["test"]["types"]
-        metrics = {"accuracy_score": self.reports["test"]["accuracy"]}
-        metrics |= {name: overall[name] for name in ner.report.SCORES}
-        for name in self.metric_options["entity_types"]:
-            scores = types.get(name, {})
-            metrics |= {f"{name}_{score}": scores.get(score, 0.0) for score in ner.report.SCORES}
-            metrics[f"{name}_number"] = scores.get("support", 0)
-        return metrics
+        return report.metrics(self.metric_options["entity_types"])
 
     def _error_report(self) -> ner.report.ErrorReport:
         return ner.report.ErrorReport(self.label_scheme, self.metric_options["mode"], self.metric_options["scheme"])
+
+    def _describe(self, split: str, sentence: int) -> tuple[list[str], str]:
+        row = self.rows[split][sentence]
+        return row["tokens"], row["place"]
 
     def _predict_test(self, folder: Path, report: ner.report.ErrorReport) -> None:
         tagger = predict.Tagger(self.bare_model, self.tokenizer)  # alone: the other slots take no part
