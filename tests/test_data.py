@@ -14,13 +14,19 @@ import pandas as pd
 import pytest
 import torch
 from conftest import SAMPLE_DATA, SHARED_DATA, needs_wnut
-from determined import core
+from determined import core, pytorch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transformer_trial.batches import SlotBatchSampler, TokenBatchSampler, build_data_loader
 from transformer_trial.config import DataConfig
-from transformer_trial.data import default_load_dataset, group_by_tokens, select_splits
+from transformer_trial.data import (
+    SlotBatchSampler,
+    TokenBatchSampler,
+    default_load_dataset,
+    group_by_tokens,
+    ignore_interrupts,
+    select_splits,
+)
 from transformer_trial.errors import TrialError
 from transformer_trial.processes import local_chief_first
 
@@ -135,6 +141,11 @@ def test_grouped_rows_of_small_data_meet_others_in_each_epoch(num_rows: int) -> 
 # ---------------------------------------------------------------------------- the loaders that Determined makes of it
 
 
+def build_data_loader(rows: datasets.Dataset, sampler: Any, num_workers: int = 0) -> pytorch.DataLoader:
+    options: dict[str, Any] = {"num_workers": num_workers, "worker_init_fn": ignore_interrupts}
+    return pytorch.DataLoader(rows, batch_sampler=sampler, collate_fn=collate_numbers, **options)
+
+
 def collate_numbers(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {"number": torch.tensor([row["number"] for row in rows], dtype=torch.long)}
 
@@ -159,7 +170,7 @@ def test_the_slots_train_on_the_batch_of_each_step_also_when_they_resume(
     loaders = []
     for rank in range(num_slots):
         sampler = build_sampler(**arguments, seed=3, num_slots=num_slots)
-        loader = build_data_loader(rows, sampler, collate_numbers).get_data_loader(
+        loader = build_data_loader(rows, sampler).get_data_loader(
             repeat=True, skip=skip, num_replicas=num_slots, rank=rank
         )
         assert len(loader) == per_epoch  # which is what Determined takes for an epoch
@@ -174,7 +185,7 @@ def test_every_slot_validates_on_as_many_pieces(num_rows: int, num_slots: int) -
     rows = datasets.Dataset.from_dict({"number": list(range(num_rows))})
     pieces = []
     for rank in range(num_slots):
-        loader = build_data_loader(rows, TokenBatchSampler([5] * num_rows, 20, num_slots), collate_numbers)
+        loader = build_data_loader(rows, TokenBatchSampler([5] * num_rows, 20, num_slots))
         pieces.append([b["number"].tolist() for b in loader.get_data_loader(num_replicas=num_slots, rank=rank)])
 
     assert len({len(of_slot) for of_slot in pieces}) == 1
@@ -186,7 +197,7 @@ def test_processes_that_collate_do_not_change_the_batches() -> None:
     rows = datasets.Dataset.from_dict({"number": list(range(21))})
     batches = []
     for num_workers in (0, 2):
-        loader = build_data_loader(rows, SlotBatchSampler(21, 4, 2, seed=5), collate_numbers, num_workers=num_workers)
+        loader = build_data_loader(rows, SlotBatchSampler(21, 4, 2, seed=5), num_workers)
         batches.append([batch["number"].tolist() for batch in loader.get_data_loader(num_replicas=2, rank=1)])
     assert batches[0] == batches[1]
 
