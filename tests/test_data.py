@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import SAMPLE_DATA, SHARED_DATA, needs_wnut
 from determined import core, pytorch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from transformer_trial.config import DataConfig
@@ -29,8 +29,6 @@ from transformer_trial.data import (
 )
 from transformer_trial.errors import TrialError
 from transformer_trial.processes import local_chief_first
-
-FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 sizes = {
     "num_rows": st.integers(1, 150),
@@ -51,7 +49,6 @@ def build_sampler(
 # ---------------------------------------------------------------------------------------------- the order of batches
 
 
-@FIXED
 @given(**sizes, num_slots=st.integers(1, 9))
 def test_an_epoch_has_every_row_once_in_full_batches(num_slots: int, num_rows: int, **arguments: Any) -> None:
     sampler = build_sampler(num_rows, num_slots=num_slots, **arguments)
@@ -67,7 +64,6 @@ def test_an_epoch_has_every_row_once_in_full_batches(num_slots: int, num_rows: i
         assert sorted(batch_sizes, reverse=True) == [size] * full + [rest] * (rest > 0)
 
 
-@FIXED
 @given(**sizes, num_slots=st.integers(2, 9))
 def test_the_pieces_of_a_step_make_the_batch_of_a_single_slot(num_slots: int, **arguments: Any) -> None:
     sampler, single = build_sampler(num_slots=num_slots, **arguments), build_sampler(**arguments)
@@ -79,7 +75,6 @@ def test_the_pieces_of_a_step_make_the_batch_of_a_single_slot(num_slots: int, **
         assert all(max(map(len, step)) - min(map(len, step)) <= 1 for step in steps)
 
 
-@FIXED
 @given(**sizes, epoch=st.integers(0, 50))
 def test_the_order_follows_from_seed_and_epoch_alone(epoch: int, **arguments: Any) -> None:
     sampler, other = build_sampler(**arguments), build_sampler(**arguments)
@@ -103,7 +98,6 @@ def test_another_epoch_and_another_seed_have_another_order() -> None:
     assert all(order != tuple(range(50)) for order in orders.values())
 
 
-@FIXED
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=150), max_tokens=st.integers(1, 200))
 def test_evaluation_batches_are_bounded_by_tokens(lengths: list[int], max_tokens: int) -> None:
     batches = group_by_tokens(lengths, max_tokens)
@@ -150,7 +144,6 @@ def collate_numbers(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {"number": torch.tensor([row["number"] for row in rows], dtype=torch.long)}
 
 
-@settings(FIXED, max_examples=25)
 @given(
     num_rows=st.integers(1, 40),
     global_batch_size=st.integers(1, 12),
