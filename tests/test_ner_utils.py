@@ -19,7 +19,7 @@ import torch
 import transformers
 from conftest import SAMPLE_DATA, SAMPLE_MODEL, SHARED_DATA, needs_wnut
 from determined import pytorch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from run_ner_reference import tokenize as run_ner_tokenize
 from seqeval import metrics as seqeval_metrics
@@ -43,8 +43,6 @@ from ner_utils import (
     score_sentences,
     tokenize_and_align_labels,
 )
-
-FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 LABELS = ["I-PER", "O", "B-PER", "B-ORG"]  # in no order, and B-ORG without its I-ORG
 SPECIAL_TOKENS = ["<s>", "</s>", "<pad>", "<unk>"]
@@ -166,7 +164,6 @@ def whole(tokenizer: Any, words: list[str]) -> tuple[list[int], list[int | None]
 
 
 @every_tokenizer
-@FIXED
 @given(**window_sizes)
 def test_every_word_is_scored_once_at_its_first_subtoken(
     kind: str, sentence: tuple[list[str], list[str]], content: int, stride: int, truncation_side: str, **options: bool
@@ -202,7 +199,6 @@ def cut(ids: list[int], size: int, stride: int, truncation_side: str) -> list[tu
 
 
 @every_tokenizer
-@FIXED
 @given(**window_sizes)
 def test_windows_and_their_words_are_those_found_by_trying_all(
     kind: str, sentence: tuple[list[str], list[str]], content: int, stride: int, truncation_side: str, **options: bool
@@ -292,7 +288,6 @@ def test_words_keep_their_labels_in_windows_cut_from_either_side(truncation_side
 
 
 @every_tokenizer
-@FIXED
 @given(sentence=sentences())
 def test_without_windows_inputs_and_labels_are_those_of_run_ner(
     kind: str, sentence: tuple[list[str], list[str]]
@@ -713,7 +708,6 @@ def padding_tokenizer(kind: str, padding_side: str) -> Any:
 
 @every_tokenizer
 @pytest.mark.parametrize("padding_side", ["right", "left"])
-@FIXED
 @given(rows=row_lengths(), has_labels=st.booleans(), has_types=st.booleans(), numbers=st.randoms(use_true_random=False))
 def test_inputs_and_labels_are_padded_as_transformers_does(
     kind: str, padding_side: str, rows: Any, has_labels: bool, has_types: bool, numbers: Any
@@ -832,7 +826,6 @@ def assert_seqeval_agrees(gold: list[list[str]], predicted: list[list[str]], mod
 
 
 @pytest.mark.filterwarnings("ignore:.*seems not to be NE tag")
-@settings(FIXED, max_examples=100)
 @given(sentences=tagged("BIESLU"))
 def test_metrics_equal_seqeval_in_default_mode(sentences: tuple[list[list[str]], list[list[str]]]) -> None:
     assert_seqeval_agrees(*sentences, "default", None)
@@ -840,7 +833,6 @@ def test_metrics_equal_seqeval_in_default_mode(sentences: tuple[list[list[str]],
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:numpy")  # where nothing keeps the rules of the scheme
 @pytest.mark.parametrize("scheme", list(PREFIXES))
-@settings(FIXED, max_examples=30)
 @given(data=st.data())
 def test_metrics_equal_seqeval_in_strict_mode(scheme: str, data: st.DataObject) -> None:
     assert_seqeval_agrees(*data.draw(tagged(PREFIXES[scheme])), "strict", scheme)
@@ -955,7 +947,6 @@ def test_every_metric_has_a_direction(entity_types: list[str]) -> None:
     assert [name for name, larger_is_better in directions.items() if not larger_is_better] == ["validation_loss"]
 
 
-@FIXED
 @given(
     sentences=st.lists(
         st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, ""])), min_size=1), min_size=1
