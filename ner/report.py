@@ -449,3 +449,9 @@ def write_report(report: Mapping[str, Any], folder: Path, title: str) -> None:
         temporary = folder / f".{name}.tmp"
         temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, folder / name)
+
+
+def metric_directions(entity_types: Sequence[str]) -> dict[str, bool]:
+    """The metrics of a validation by name, and whether more of each is better."""
+    directions = dict.fromkeys(("accuracy_score", *SCORES), True) | {"validation_loss": False}
+    return directions | {f"{name}_{score}": True for name in entity_types for score in SCORES}
