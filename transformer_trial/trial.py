@@ -25,12 +25,11 @@ from determined import pytorch
 from transformer_trial.batches import SlotBatchSampler, TokenBatchSampler, build_data_loader, list_lengths
 from transformer_trial.builders import AUTO_CLASSES, build_default_lr_scheduler, build_default_optimizer
 from transformer_trial.callbacks import TrainingMeans, build_callbacks
-from transformer_trial.checkpoints import allow_determined_checkpoints
+from transformer_trial.checkpoints import allow_determined_checkpoints, recipe, versions
 from transformer_trial.config import DataConfig, TrialConfig, parse_trial_config
 from transformer_trial.data import choose_evaluation_tokens, default_load_dataset
 from transformer_trial.errors import TrialError
 from transformer_trial.experiment import OptimizationsConfig, ReproducibilityConfig, searcher_metric, training_length
-from transformer_trial.export import recipe, versions
 from transformer_trial.parsing import read_known
 
 logger = logging.getLogger(__name__)
