@@ -37,11 +37,11 @@ from ner.sentences import Sentence, write_predictions
 from ner.windows import NO_POSITION
 from ner_utils import IGNORED_LABEL_ID, WORD_COLUMNS
 from transformer_trial.builders import build_using_auto
+from transformer_trial.checkpoints import recipe, versions
 from transformer_trial.config import TrialConfig
 from transformer_trial.data import select_splits
 from transformer_trial.errors import ConfigError
 from transformer_trial.experiment import searcher_metric
-from transformer_trial.export import recipe, versions
 from transformer_trial.files import replacing
 from transformer_trial.processes import local_chief_first
 from transformer_trial.trial import BaseTransformerTrial
