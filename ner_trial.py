@@ -22,7 +22,6 @@ import datasets
 import numpy as np
 import torch
 from determined import pytorch
-from torch.nn import functional
 
 import ner.card
 import ner.data
@@ -34,8 +33,7 @@ from ner.config import NERDataConfig, TaggerSettings
 from ner.labels import Array
 from ner.report import ErrorReport, metric_directions, write_report
 from ner.sentences import Sentence, write_predictions
-from ner.windows import NO_POSITION
-from ner_utils import IGNORED_LABEL_ID, WORD_COLUMNS
+from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WORD_COLUMNS, WordCollator
 from transformer_trial.builders import build_using_auto
 from transformer_trial.checkpoints import recipe, versions
 from transformer_trial.config import TrialConfig
@@ -184,7 +182,7 @@ class NERTrial(BaseTransformerTrial):
     def _data_loader(self, rows: datasets.Dataset, columns: list[str], *, training: bool = False) -> pytorch.DataLoader:
         mixed_on_gpu = self.settings.training.mixed_precision != "none" and self.context.device.type == "cuda"
         max_seq_length = self.tagger_settings.max_seq_length or 0
-        collate = ner_utils.WordCollator(
+        collate = WordCollator(
             self.tokenizer,
             columns,
             max_length=max_seq_length if self.settings.data.pad_to_max_length else None,
@@ -197,14 +195,11 @@ class NERTrial(BaseTransformerTrial):
         """The mean loss of the batch's labelled sub-tokens, over all slots: a word weighs the same on each of them."""
         labels = batch["labels"]
         logits = self.model(**{name: value for name, value in batch.items() if name != "labels"})["logits"]
-        loss_sum = functional.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL_ID, reduction="sum"
-        )
         num_labels = (labels != IGNORED_LABEL_ID).sum()
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(num_labels)
         # The gradients become the mean over the slots, hence the factor.
-        return loss_sum * self.context.distributed.size / num_labels.clamp(min=1)
+        return ner_utils.sum_losses(logits, labels) * self.context.distributed.size / num_labels.clamp(min=1)
 
     def evaluate_batch(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Predict the words of one batch and hand them to the reducer, whose metrics are the validation's."""
@@ -212,10 +207,7 @@ class NERTrial(BaseTransformerTrial):
         with self.autocast():
             (prediction,) = ner_utils.predict_words(self.bare_model, [batch])
         labels = batch["word_labels"].where(prediction.label_ids != NO_POSITION, IGNORED_LABEL_ID)
-        loss_sum = functional.cross_entropy(
-            prediction.logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL_ID, reduction="sum"
-        )
-        self.reducer.update(prediction.words(), loss_sum)
+        self.reducer.update(prediction.words(), ner_utils.sum_losses(prediction.logits, labels))
         return {}
 
     def score_validation(self, words: Array) -> dict[str, float]:

@@ -13,20 +13,12 @@ import datasets
 import numpy as np
 import torch
 from datasets.fingerprint import Hasher
+from torch.nn import functional
 
 import ner.windows
 from ner.labels import OUTSIDE, Array, encode_tags, find_label_scheme
 from ner.report import ErrorReport
-from ner.windows import NO_POSITION, cut_windows
-
-IGNORED_LABEL_ID = -100
-"""What torch's cross entropy skips: special tokens, padding, continuation pieces."""
-
-WORD_PAD_VALUES = {"word_ids": NO_POSITION, "word_positions": NO_POSITION, "word_labels": IGNORED_LABEL_ID}
-"""The columns of tokenized rows that hold one number a word, and what they are padded with."""
-
-WORD_COLUMNS = (*WORD_PAD_VALUES, "sentence_id")
-"""Columns of tokenized rows that evaluation needs beside the model's inputs."""
+from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WORD_COLUMNS, cut_windows
 
 
 @dataclass(frozen=True)
@@ -164,68 +156,15 @@ def build_tokenized_datasets(
     )
 
 
-class WordCollator:
-    """Pads tokenized rows to a batch of tensors: inputs and `labels` by sub-tokens, the other columns by words.
+def sum_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum of the cross entropies, in fp32, where there is a label.
 
     Args:
-        tokenizer: Says what the model's inputs are padded with.
-        column_names: The columns of the rows. They are known also where there are no rows: a slot's piece of a batch
-            may be empty, and becomes one row without a word.
-        max_length: Pad to that many sub-tokens; None pads to the longest row.
-        pad_to_multiple_of: Round the padded length up, for the matrix units of GPUs.
+        logits: (row, place, label), of sub-tokens or of words.
+        labels: (row, place), with IGNORED_LABEL_ID where none counts.
     """
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        column_names: Sequence[str],
-        *,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-    ) -> None:
-        self.max_length, self.pad_to_multiple_of = max_length, pad_to_multiple_of or 1
-        self.pads_on_left = tokenizer.padding_side == "left"
-        # As tokenizer.pad does, which takes seven times as long a batch.
-        self.pad_values = {
-            "input_ids": tokenizer.pad_token_id,
-            "token_type_ids": tokenizer.pad_token_type_id,
-            "attention_mask": 0,
-            "labels": IGNORED_LABEL_ID,
-            **WORD_PAD_VALUES,
-        }
-        values: dict[str, Any] = {name: [] for name in WORD_PAD_VALUES} | {"sentence_id": NO_POSITION}
-        values |= {"input_ids": [tokenizer.pad_token_id], "attention_mask": [1], "labels": [IGNORED_LABEL_ID]}
-        self.empty_row = {name: values.get(name, [0]) for name in column_names}
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        rows = rows or [self.empty_row]
-        # No model takes a row without sub-tokens, which some tokenizers make of words that they have none for.
-        padding = {name: value for name, value in self.empty_row.items() if name not in WORD_COLUMNS}
-        rows = [row if row["input_ids"] else {name: padding.get(name, row[name]) for name in row} for row in rows]
-        length = self.max_length or max(len(row["input_ids"]) for row in rows)
-        length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of  # rounded up
-        batch = {}
-        for name in rows[0]:
-            values = [row[name] for row in rows]
-            if name == "sentence_id":
-                batch[name] = torch.tensor(values)
-            elif name in WORD_PAD_VALUES:
-                batch[name] = pad_rows(values, max(map(len, values)), self.pad_values[name])
-            else:
-                batch[name] = pad_rows(values, length, self.pad_values[name], on_left=self.pads_on_left)
-        if self.pads_on_left and "word_positions" in batch:
-            shifts = torch.tensor([length - len(row["input_ids"]) for row in rows])[:, None]
-            batch["word_positions"] += shifts * (batch["word_positions"] != NO_POSITION)
-        return batch
-
-
-def pad_rows(rows: Sequence[Sequence[int]], length: int, pad_value: int, *, on_left: bool = False) -> torch.Tensor:
-    """Rows of numbers as a tensor, (row, length)."""
-    padded = np.full((len(rows), length), pad_value, dtype=np.int64)
-    for i, row in enumerate(rows):
-        start = length - len(row) if on_left else 0
-        padded[i, start : start + len(row)] = row
-    return torch.from_numpy(padded)
+    logits = logits.float().flatten(0, 1)
+    return functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL_ID, reduction="sum")
 
 
 class BatchOfWords(NamedTuple):

@@ -27,11 +27,17 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 import ner.windows
 import ner_utils
 from ner.report import ErrorReport, metric_directions
-from ner.windows import NO_POSITION, assign_words, choose_doc_stride, choose_max_seq_length, prepare_tokenizer
-from ner_utils import (
+from ner.windows import (
     IGNORED_LABEL_ID,
+    NO_POSITION,
     WORD_COLUMNS,
     WordCollator,
+    assign_words,
+    choose_doc_stride,
+    choose_max_seq_length,
+    prepare_tokenizer,
+)
+from ner_utils import (
     build_tokenized_datasets,
     compute_metrics,
     continuation_ids,
@@ -713,20 +719,20 @@ def test_inputs_and_labels_are_padded_as_transformers_does(
     names = ["input_ids", *["token_type_ids"] * has_types, "attention_mask", *["labels"] * has_labels]
     inputs = [{name: [numbers.randint(0, 99) for _ in range(n)] for name in names} for n, _ in lengths]
     words = [
-        {name: [numbers.randint(0, 99) for _ in range(n)] for name in ner_utils.WORD_PAD_VALUES} for _, n in lengths
+        {name: [numbers.randint(0, 99) for _ in range(n)] for name in ner.windows.WORD_PAD_VALUES} for _, n in lengths
     ]
-    batch = WordCollator(tokenizer, [*names, *ner_utils.WORD_PAD_VALUES], **options)(
+    batch = WordCollator(tokenizer, [*names, *ner.windows.WORD_PAD_VALUES], **options)(
         [row | of_row for row, of_row in zip(inputs, words)]
     )
     no_token = {"input_ids": [tokenizer.pad_token_id], "token_type_ids": [0], "attention_mask": [1], "labels": [-100]}
     expected = transformers.DataCollatorForTokenClassification(
         tokenizer, padding="max_length" if "max_length" in options else True, **options
     )([row if row["input_ids"] else {name: no_token[name] for name in names} for row in inputs])
-    assert [*batch] == [*names, *ner_utils.WORD_PAD_VALUES]
+    assert [*batch] == [*names, *ner.windows.WORD_PAD_VALUES]
     for name in names:
         assert batch[name].dtype == expected[name].dtype
         assert torch.equal(batch[name], expected[name])
-    for name, fill in ner_utils.WORD_PAD_VALUES.items():
+    for name, fill in ner.windows.WORD_PAD_VALUES.items():
         assert (batch[name].shape[1]) == max(n for _, n in lengths)
         for values, row, ids in zip(batch[name].tolist(), words, inputs):
             assert values[len(row[name]) :] == [fill] * (len(values) - len(row[name]))
