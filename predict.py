@@ -209,7 +209,7 @@ def predict(
 
 
 def read_sentences(
-    source: ner.data.Source, config: ner.data.NERDataConfig, task: str, label_names: Sequence[str] | None
+    source: ner.data.Source, config: ner.config.NERDataConfig, task: str, label_names: Sequence[str] | None
 ) -> Iterator[Sentence]:
     """The sentences of a source, with gold tags where it has them; `label_names` are what numbers stand for there.
 
@@ -252,7 +252,7 @@ def read_sentences(
         yield sentence
 
 
-def open_source(options: argparse.Namespace, config: ner.data.NERDataConfig) -> ner.data.Source:
+def open_source(options: argparse.Namespace, config: ner.config.NERDataConfig) -> ner.data.Source:
     """What `--input` names: files as of a training, lines of text, or standard input."""
     if options.input != "-":
         return ner.data.source_of_files("--input", options.input, config, min_columns=1)
@@ -395,7 +395,7 @@ def tag_file(options: argparse.Namespace) -> None:
     if not to_stdout and path.exists() and any(path.samefile(name) for name in inputs):
         raise TrialError(f"--output: {path} is the input too. Name another file.")
     is_text = options.input == "-" or (options.format is None and any(map(is_plain_text, inputs[:1])))
-    config = ner.data.NERDataConfig(
+    config = ner.config.NERDataConfig(
         train_file=options.input,
         file_format=options.format or ("text" if is_text else None),
         text_column_name=options.text_column,

@@ -21,6 +21,7 @@ import pyarrow
 from pyarrow import parquet
 
 from ner.cells import TAGGED_LINE, WordError
+from ner.config import FORMAT_NAMES
 from transformer_trial.errors import TrialError
 
 FILE_FORMATS = {
@@ -34,8 +35,6 @@ FILE_FORMATS = {
     **dict.fromkeys((".conll", ".txt", ".bio", ".iob", ".iob2"), "conll"),
 }
 """The format that a file's ending stands for, in upper or lower case, before .gz."""
-
-FORMAT_NAMES = ("json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu")
 
 CONLLU_COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 

@@ -33,7 +33,7 @@ HPARAMS = {"pretrained_model_name_or_path": "m", "model_mode": "token-classifica
 def read(train_file: Path, **options: Any) -> ner_utils.DatasetMetadata:
     """Everything that NERTrial does with files before it looks at the model."""
     data = {"train_file": str(train_file), **options}
-    config = parse_trial_config(HPARAMS, data, ner.data.NERDataConfig).data
+    config = parse_trial_config(HPARAMS, data, ner.config.NERDataConfig).data
     rows, label_names = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     return ner_utils.get_dataset_metadata(rows, label_names, config.label_scheme)
 
@@ -590,7 +590,7 @@ def test_train_py_stops_with_the_message_alone(
 
 def test_what_is_no_setting_is_refused(tmp_path: Path) -> None:
     with refuses("data.train_file: missing"):
-        config = ner.data.NERDataConfig()
+        config = ner.config.NERDataConfig()
         ner.data.load_splits(config)
     with refuses("data.file_format: csv has an effect on files only"):
-        parse_trial_config(HPARAMS, {"dataset_name": "d", "file_format": "csv"}, ner.data.NERDataConfig)
+        parse_trial_config(HPARAMS, {"dataset_name": "d", "file_format": "csv"}, ner.config.NERDataConfig)

@@ -279,7 +279,7 @@ def test_two_containers_share_a_cache(tmp_path: Path) -> None:
     assert len(set(weights)) == 1
 
 
-def read_and_tokenize(config: ner.data.NERDataConfig) -> list[list[int]]:
+def read_and_tokenize(config: ner.config.NERDataConfig) -> list[list[int]]:
     """The sub-tokens that a training gets to see."""
     rows, label_names = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     metadata = ner_utils.get_dataset_metadata(rows, label_names, None)
@@ -291,9 +291,9 @@ def read_and_tokenize(config: ner.data.NERDataConfig) -> list[list[int]]:
     return [list(ids) for ids in tokenized["train"]["input_ids"]]
 
 
-def data_config(folder: Path, **options: Any) -> ner.data.NERDataConfig:
+def data_config(folder: Path, **options: Any) -> ner.config.NERDataConfig:
     options = {"train_file": str(SAMPLE_DATA / "train.json"), "cache_dir": str(folder / "cache"), **options}
-    return ner.data.NERDataConfig(**options)
+    return ner.config.NERDataConfig(**options)
 
 
 def test_who_reads_anew_leaves_alone_who_tokenizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

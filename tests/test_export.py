@@ -32,7 +32,7 @@ from test_tokenizers import KINDS, LABELS, save_kind
 import ner.card
 import ner.report
 import predict
-from ner.data import NERDataConfig
+from ner.config import NERDataConfig
 from ner.windows import prepare_tokenizer
 from ner_trial import NERTrial
 from transformer_trial.checkpoints import export_model, recipe

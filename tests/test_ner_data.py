@@ -19,7 +19,8 @@ import torch
 from conftest import PROJECT, SAMPLE_MODEL, SHARED_DATA, needs_wnut
 
 import ner.data
-from ner.data import Columns, NERDataConfig, find_columns
+from ner.config import NERDataConfig
+from ner.data import Columns, find_columns
 from ner.formats import Record
 from transformer_trial.errors import TrialError
 
@@ -385,7 +386,7 @@ def test_the_cache_is_used_unless_something_changed(
 
 READ_WITH_COPY = """
 import sys, ner.cells, ner.data
-config = ner.data.NERDataConfig(train_file=sys.argv[1], cache_dir=sys.argv[2])
+config = ner.config.NERDataConfig(train_file=sys.argv[1], cache_dir=sys.argv[2])
 print(ner.data.read_splits(ner.data.load_splits(config), config, "ner")[0]["train"]["tokens"][0])
 """
 
@@ -413,7 +414,7 @@ sys.path.insert(0, sys.argv[1])
 import ner.data, ner_utils, transformers
 tokenizer, peaks = transformers.AutoTokenizer.from_pretrained(sys.argv[2]), []
 for file in sys.argv[4:]:
-    config = ner.data.NERDataConfig(train_file=file, cache_dir=sys.argv[3])
+    config = ner.config.NERDataConfig(train_file=file, cache_dir=sys.argv[3])
     rows, _ = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     tokenized = ner_utils.build_tokenized_datasets(rows, tokenizer, ["O", "B-PER"], 128, 64, num_workers=2)
     usage = [resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

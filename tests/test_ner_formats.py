@@ -288,7 +288,7 @@ def write_file(path: Path, content: Any) -> None:
 
 def read_files(pattern: Path, **options: Any) -> list[Sentence]:
     """As `read_splits` reads them, but past the cache."""
-    config = ner.data.NERDataConfig(train_file=str(pattern), **options)
+    config = ner.config.NERDataConfig(train_file=str(pattern), **options)
     source = ner.data.source_of_files("data.train_file", str(pattern), config)
     first, *following = itertools.islice(source.records(), ner.data.NUM_FIRST)
     columns = ner.data.find_columns(first, config, "ner", following=following)
@@ -327,7 +327,7 @@ def tokenize(rows: datasets.DatasetDict) -> list[dict[str, Any]]:
 def test_every_format_and_shape_gives_the_same_tokenized_rows(case: Case, tmp_path: Path) -> None:
     sentences = held(case)
     write_file(tmp_path / f"a.{case.ending}", case.write(sentences))
-    config = ner.data.NERDataConfig(train_file=str(tmp_path / f"a.{case.ending}"), **case.options)
+    config = ner.config.NERDataConfig(train_file=str(tmp_path / f"a.{case.ending}"), **case.options)
     rows, _ = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     expected = [{"tokens": words, "tags": tags} for words, tags in sentences]
     assert tokenize(rows) == tokenize(datasets.DatasetDict({"train": datasets.Dataset.from_list(expected)}))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import PROJECT
 
-from ner.data import NERDataConfig
+from ner.config import NERDataConfig
 from transformer_trial.config import ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig
 
 README = (PROJECT / "README.md").read_text()

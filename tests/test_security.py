@@ -24,7 +24,7 @@ import transformers
 import yaml
 from conftest import PROJECT, SAMPLE_MODEL
 
-from ner.data import NERDataConfig
+from ner.config import NERDataConfig
 from transformer_trial.config import ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig
 
 # ----------------------------------------------------------------------------------------------- what the code may call

@@ -1,7 +1,6 @@
 """What a checkpoint and an exported model hold: what we change in each, and whether a checkpoint is whole."""
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import json
 import pickle
@@ -177,12 +176,10 @@ def recipe(settings: Any) -> str:
     """A markdown list of the settings that are not their defaults."""
     lines = []
     for name, section in vars(settings).items():
-        for field in dataclasses.fields(section):
-            value = getattr(section, field.name)
-            if value != field.default:
-                home, text = "data" if name == "data" else "hyperparameters", format_value(field.name, value)
-                fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-                lines.append(f"- `{home}.{field.name}`: {fence}{text}{fence}")
+        for key, value in section.model_dump(exclude_defaults=True).items():
+            home, text = "data" if name == "data" else "hyperparameters", format_value(key, value)
+            fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+            lines.append(f"- `{home}.{key}`: {fence}{text}{fence}")
     return "\n".join(lines)
 
 

@@ -84,7 +84,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         data = self.experiment_config.get("data") or {}
         self.settings = parse_trial_config(context.get_hparams(), data, self.data_config_class)
         if context.distributed.local_rank > 0:  # the first process of a node has made the caches anew
-            data_config = dataclasses.replace(self.settings.data, overwrite_cache=False)
+            data_config = self.settings.data.model_copy(update={"overwrite_cache": False})
             self.settings = dataclasses.replace(self.settings, data=data_config)
         self.training_length = training_length(self.experiment_config)
         self.searcher_metric = searcher_metric(self.experiment_config, {})
