@@ -189,6 +189,27 @@ class Outcome:
         assert [text for text in said if text not in self.said] == [], self.said
 
 
+def run_cases(
+    project: Path, cases: dict[str, list[str]], *, preexec_fn: Any = None, **environment: str
+) -> dict[str, Outcome]:
+    """Run these command lines in a copy of the project, one after the other in one process."""
+    (project / "cases.json").write_text(json.dumps(cases))
+    result = subprocess.run(
+        [sys.executable, "-c", RUN_CASES],
+        cwd=project,
+        env={**os.environ, **environment},
+        preexec_fn=preexec_fn,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert TOKEN not in result.stdout + result.stderr
+    results = json.loads((project / "results.json").read_text())
+    assert results.keys() == cases.keys()
+    return {case: Outcome(*values) for case, values in results.items()}
+
+
 def override(settings: dict[str, Any]) -> list[str]:
     """Arguments that set these keys; a value with a tag of YAML's stays as it is."""
     values = {k: v if str(v).startswith("!!") else json.dumps(v) for k, v in settings.items()}
@@ -314,17 +335,7 @@ def outcomes(project: Path) -> dict[str, Outcome]:
         arguments = [*override({**NO_FILES, "data.dataset_name": str(project / name)}), "--config", TRUSTED]
         cases[f"a data set that is {name}"] = ["train.py", YAML, "--inspect", *arguments]
 
-    cases |= token_cases(project)
-    (project / "cases.json").write_text(json.dumps(cases))
-    environment = {**os.environ, "HF_TOKEN": TOKEN}
-    result = subprocess.run(
-        [sys.executable, "-c", RUN_CASES], cwd=project, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
-    assert TOKEN not in result.stdout + result.stderr
-    results = json.loads((project / "results.json").read_text())
-    assert results.keys() == cases.keys()
-    return {case: Outcome(*values) for case, values in results.items()}
+    return run_cases(project, cases | token_cases(project), HF_TOKEN=TOKEN)
 
 
 def token_cases(project: Path) -> dict[str, list[str]]:
