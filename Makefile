@@ -7,11 +7,12 @@ TOOLS = pytest pytest-xdist hypothesis ruff mypy types-PyYAML types-requests
 PYTEST = $(1)/bin/python -m pytest -n 2 --dist loadfile
 CLUSTER_CONSTRAINTS = tests/fixtures/constraints-cluster.txt
 
-.PHONY: help venv train test check test-kills test-cluster test-cluster-stack benchmark clean
+.PHONY: help venv train test test-slow check test-kills test-cluster test-cluster-stack benchmark clean
 
 help:
 	@echo "make train               train the embedded example, about a minute on two CPU cores"
-	@echo "make test                check style and types, and run the tests"
+	@echo "make test                check style and types, and run the tests that are fast: five minutes on two cores"
+	@echo "make test-slow           run the others: kills, memory, benchmarks, training on WNUT 17, variants of resume"
 	@echo "make test-kills          kill trainings 200 times at random moments, and resume them"
 	@echo "make test-cluster        run small jobs on the Determined cluster that DET_MASTER names"
 	@echo "make benchmark           compare speed and memory with transformers.Trainer; DATA, MODEL and ROUNDS are options"
@@ -35,7 +36,10 @@ check: .venv/done
 	.venv/bin/mypy .
 
 test: check
-	$(call PYTEST,.venv)
+	$(call PYTEST,.venv) -m "not slow"
+
+test-slow: .venv/done
+	$(call PYTEST,.venv) -m slow
 
 test-kills: .venv/done
 	KILLS=200 .venv/bin/python -m pytest tests/test_kills.py
@@ -56,7 +60,7 @@ benchmark: .venv/done
 	touch $@
 
 test-cluster-stack: .venv-cluster/done
-	$(call PYTEST,.venv-cluster) $(addprefix tests/test_,$(addsuffix .py,trial base data cluster_resume \
+	$(call PYTEST,.venv-cluster) -m "not slow" $(addprefix tests/test_,$(addsuffix .py,trial base data cluster_resume \
 		ner_utils ner_formats ner_data bad_inputs ner_labels ner_inspect tokenizers predict ner_report export callbacks))
 
 clean:

@@ -70,6 +70,9 @@ class Sentence:
     scores: list[float | None] | None = None
     """The probability of each tag; None for a word that the tokenizer has no sub-token for, which is O."""
 
+    def describe(self) -> tuple[list[str], str]:
+        return self.words, self.place
+
     @classmethod
     def of_text(cls, text: str, place: str = "") -> "Sentence":
         pieces = ner.cells.split_text(text)
@@ -97,7 +100,7 @@ class Tagger:
         ner.windows.prepare_tokenizer(tokenizer)
         self.max_seq_length = ner.windows.choose_max_seq_length(tokenizer, model, settings.get("max_seq_length"))
         self.doc_stride = ner.windows.choose_doc_stride(tokenizer, self.max_seq_length, settings.get("doc_stride"))
-        self.collate = ner_utils.WordCollator(tokenizer, tokenizer.model_input_names)
+        self.collate = ner.windows.WordCollator(tokenizer, tokenizer.model_input_names)
 
     @classmethod
     def load(cls, folder: str | Path, batch_size: int | None = None) -> "Tagger":
@@ -324,7 +327,7 @@ def write_predictions(
     """
     for sentence in tagged:
         if sentence.gold is not None:
-            report.add(sentence.words, sentence.gold, sentence.tags or [], sentence.place)
+            report.add(sentence.gold, sentence.tags or [], sentence.describe)
         # A terminal would act on what some words hold.
         text = as_columns(sentence) if columns else json.dumps(tagger.as_json(sentence), ensure_ascii=output.isatty())
         line, written = f"{text}\n".encode(), 0

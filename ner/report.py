@@ -12,7 +12,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ NUM_COMMONEST = 10
 
 MAX_DRAWN_TYPES = 60
 """Figures show the most frequent types: with more, nothing could be read."""
+
+Description = tuple[Sequence[str], str]
+"""The words of a sentence, and where it is from."""
 
 SCORES = ("precision", "recall", "f1")
 COUNTS = ("support", "predicted", "correct", "boundary", "confused", "missed", "spurious")
@@ -51,6 +54,8 @@ def match_entities(gold: Sequence[Entity], predicted: Sequence[Entity]) -> list[
         >>> match_entities([("PER", 0, 2)], [("LOC", 1, 2), ("PER", 4, 4)])
         [(('PER', 0, 2), ('LOC', 1, 2)), (None, ('PER', 4, 4))]
     """
+    if gold == predicted:
+        return [*zip(gold, predicted)]
     owners = {word: entity for entity in predicted for word in range(entity[1], entity[2] + 1)}
     overlaps = Counter((g, owners[word]) for g in gold for word in range(g[1], g[2] + 1) if word in owners)
     matched: dict[Entity, Entity] = {}
@@ -76,47 +81,75 @@ def is_invalid(tag: str, next_tag: str, scheme: str | None) -> bool:
 
 
 class ErrorReport:
-    """Counts the errors of sentences as they come; what it keeps does not grow with their number.
+    """Counts entities and errors of sentences as they come; what it keeps does not grow with their number.
+
+    It is the one counter of entities: the metrics of a validation and the report come from the same counts.
 
     Args:
-        scheme: Of the tags, as `ner.labels.find_label_scheme` names it; None is unknown.
+        scheme: The scheme of the tags, as `ner.labels.find_label_scheme` names it; None where it is unknown.
         mode: "default" or "strict", how seqeval finds entities; see `ner_utils.compute_metrics`.
         strict_scheme: The class of `seqeval.scheme` that mode "strict" goes by.
+
+    Example:
+        >>> report = ErrorReport("IOB2")
+        >>> report.add(["B-PER", "I-PER", "O"], ["B-PER", "O", "O"])
+        >>> report.metrics()["accuracy_score"]
+        0.6666666666666666
     """
 
     def __init__(self, scheme: str | None = None, mode: str = "default", strict_scheme: str | None = None) -> None:
         self.scheme, self.mode, self.strict_scheme = scheme, mode, strict_scheme
         self.num_sentences = self.num_words = self.num_wrong_words = 0
         self.outcomes: Counter[tuple[str | None, str | None, bool]] = Counter()  # gold type, predicted, same span
-        self.transitions: dict[str, Counter[tuple[str, str]]] = {"predicted": Counter(), "gold": Counter()}
+        # How often which tag followed which other; None is before the first word and behind the last one.
+        self.transitions: dict[str, Counter[tuple[str | None, str | None]]] = {
+            "predicted": Counter(),
+            "gold": Counter(),
+        }
         self.worst: list[tuple[int, int, int, dict[str, Any]]] = []  # a heap: the least bad one comes first
 
-    def add(self, words: Sequence[str], gold: Sequence[str], predicted: Sequence[str], place: str = "") -> None:
-        """Add a sentence: its words, a gold and a predicted tag for each of them, and where it is from."""
-        gold_tags, predicted_tags = ([entity_tag(tag, self.scheme) for tag in tags] for tags in (gold, predicted))
-        entities = (find_entities(tags, self.mode, self.strict_scheme) for tags in (gold_tags, predicted_tags))
-        pairs = match_entities(*entities)
+    def add(
+        self, gold: Sequence[str], predicted: Sequence[str], describe: Callable[[], Description] = lambda: ((), "")
+    ) -> None:
+        """Add a sentence.
+
+        Args:
+            gold: A tag for each word.
+            predicted: As many tags.
+            describe: Returns the words, and where the sentence is from. It is called only if the sentence is among the
+                worst ones so far, so that the rows of all others need not be read.
+        """
+        gold_tags = [entity_tag(tag, self.scheme) for tag in gold]
+        predicted_tags = gold_tags if predicted == gold else [entity_tag(tag, self.scheme) for tag in predicted]
+        gold_entities = predicted_entities = find_entities(gold_tags, self.mode, self.strict_scheme)
+        num_wrong_words = 0
+        if predicted_tags is not gold_tags:
+            num_wrong_words = sum(g != p for g, p in zip(gold_tags, predicted_tags, strict=True))
+            predicted_entities = find_entities(predicted_tags, self.mode, self.strict_scheme)
+        pairs = match_entities(gold_entities, predicted_entities)
         self.outcomes.update((g and g[0], p and p[0], bool(g and p and g[1:] == p[1:])) for g, p in pairs)
-        for side, tags, own in (("predicted", predicted_tags, predicted), ("gold", gold_tags, gold)):
-            steps = itertools.pairwise([OUTSIDE, *tags, OUTSIDE])
-            names = itertools.pairwise(["(start)", *own, "(end)"])
-            self.transitions[side].update(n for n, step in zip(names, steps) if is_invalid(*step, self.scheme))
-        num_entities = sum(g != p for g, p in pairs)  # the wrong ones
-        num_words = sum(g != p for g, p in zip(gold_tags, predicted_tags))
-        if num_words:
-            sentence = {"place": place, "wrong_entities": num_entities, "wrong_words": num_words}
+        for side, tags in (("predicted", predicted), ("gold", gold)):
+            if tags.count(OUTSIDE) < len(tags):
+                self.transitions[side].update(itertools.pairwise([None, *tags, None]))
+        badness = (sum(g != p for g, p in pairs), num_wrong_words, -self.num_sentences)
+        if num_wrong_words and (len(self.worst) < NUM_WORST_SENTENCES or badness > self.worst[0][:3]):
+            words, place = describe()
+            sentence = {"place": place, "wrong_entities": badness[0], "wrong_words": num_wrong_words}
             sentence |= {"words": [*words], "gold": [*gold], "predicted": [*predicted]}
-            heapq.heappush(self.worst, (num_entities, num_words, -self.num_sentences, sentence))
+            heapq.heappush(self.worst, (*badness, sentence))
             if len(self.worst) > NUM_WORST_SENTENCES:
                 heapq.heappop(self.worst)
         self.num_sentences += 1
-        self.num_words += len(words)
-        self.num_wrong_words += num_words
+        self.num_words += len(gold)
+        self.num_wrong_words += num_wrong_words
 
-    def as_dict(self) -> dict[str, Any]:
-        """The report, ready for json."""
+    @property
+    def accuracy(self) -> float:
+        return (self.num_words - self.num_wrong_words) / max(self.num_words, 1)
+
+    def count_by_type(self) -> dict[str, Counter[str]]:
+        """How many entities there are of each type, by `COUNTS`; types without any are missing."""
         types: dict[str, Counter[str]] = defaultdict(Counter)
-        confusion: Counter[tuple[str, str]] = Counter()
         for (gold, predicted, same_span), number in self.outcomes.items():
             if gold is not None:
                 types[gold]["support"] += number
@@ -126,6 +159,36 @@ class ErrorReport:
                 types[gold or predicted or ""]["spurious" if gold is None else "missed"] += number
             else:
                 types[gold]["confused" if gold != predicted else "correct" if same_span else "boundary"] += number
+        return dict(types)
+
+    def find_invalid_transitions(self) -> dict[str, Counter[tuple[str, str]]]:
+        """How often one tag followed another against the rules of the scheme, in predicted and in gold tags."""
+        invalid: dict[str, Counter[tuple[str, str]]] = {side: Counter() for side in self.transitions}
+        for side, transitions in self.transitions.items():
+            for (tag, next_tag), number in transitions.items():
+                before, after = (OUTSIDE if t is None else entity_tag(t, self.scheme) for t in (tag, next_tag))
+                if is_invalid(before, after, self.scheme):
+                    names = ("(start)" if tag is None else tag, "(end)" if next_tag is None else next_tag)
+                    invalid[side][names] += number
+        return invalid
+
+    def metrics(self, entity_types: Sequence[str] = ()) -> dict[str, float]:
+        """The metrics of a validation by name, also those of each of these types; 0 where there is no such entity."""
+        types = self.count_by_type()
+        overall = score_type(sum(types.values(), Counter()))
+        metrics = {"accuracy_score": self.accuracy, **{name: overall[name] for name in SCORES}}
+        for entity_type in entity_types:
+            scores = score_type(types.get(entity_type, Counter()))
+            metrics |= {f"{entity_type}_{name}": scores[name] for name in SCORES}
+            metrics[f"{entity_type}_number"] = float(scores["support"])
+        return metrics
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report, ready for json."""
+        types, transitions = self.count_by_type(), self.find_invalid_transitions()
+        confusion: Counter[tuple[str, str]] = Counter()
+        for (gold, predicted, _), number in self.outcomes.items():
+            if gold is not None and predicted is not None:
                 confusion[gold, predicted] += number
         spans = {"same_span": True, "other_span": False}
         return {
@@ -134,17 +197,17 @@ class ErrorReport:
             "scheme": self.scheme,
             "mode": self.mode,
             "strict_scheme": self.strict_scheme,
-            "accuracy": (self.num_words - self.num_wrong_words) / max(self.num_words, 1),
+            "accuracy": self.accuracy,
             "overall": score_type(sum(types.values(), Counter())),
             "types": {name: score_type(types[name]) for name in sorted(types)},
             "confusion": [
                 {"gold": g, "predicted": p, **{name: self.outcomes[g, p, same] for name, same in spans.items()}}
                 for (g, p), _ in rank(confusion)
             ],
-            "invalid_transitions": {side: sum(counts.values()) for side, counts in self.transitions.items()},
+            "invalid_transitions": {side: counts.total() for side, counts in transitions.items()},
             "commonest_invalid_transitions": [
                 {"tags": side, "tag": tag, "next_tag": next_tag, "count": number}
-                for side, counts in self.transitions.items()
+                for side, counts in transitions.items()
                 for (tag, next_tag), number in rank(counts)[:NUM_COMMONEST]
             ],
             "worst_sentences": [sentence for *_, sentence in sorted(self.worst, reverse=True)],
@@ -386,3 +449,9 @@ def write_report(report: Mapping[str, Any], folder: Path, title: str) -> None:
         temporary = folder / f".{name}.tmp"
         temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, folder / name)
+
+
+def metric_directions(entity_types: Sequence[str]) -> dict[str, bool]:
+    """The metrics of a validation by name, and whether more of each is better."""
+    directions = dict.fromkeys(("accuracy_score", *SCORES), True) | {"validation_loss": False}
+    return directions | {f"{name}_{score}": True for name in entity_types for score in SCORES}

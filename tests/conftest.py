@@ -13,12 +13,23 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: no t
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start: their models are tiny
 
 import datasets  # noqa: E402
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from determined import pytorch  # noqa: E402
 
 from ner_trial import NERTrial  # noqa: E402
+
+for name, max_examples in (("fast", 25), ("full", 100)):
+    hypothesis.settings.register_profile(
+        name,
+        max_examples=max_examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))  # CI takes the full one
 
 SAMPLE_DATA = PROJECT / "sample" / "data"
 SAMPLE_MODEL = PROJECT / "sample" / "model"

@@ -14,17 +14,21 @@ import pandas as pd
 import pytest
 import torch
 from conftest import SAMPLE_DATA, SHARED_DATA, needs_wnut
-from determined import core
-from hypothesis import HealthCheck, given, settings
+from determined import core, pytorch
+from hypothesis import given
 from hypothesis import strategies as st
 
-from transformer_trial.batches import SlotBatchSampler, TokenBatchSampler, build_data_loader
 from transformer_trial.config import DataConfig
-from transformer_trial.data import default_load_dataset, group_by_tokens, select_splits
+from transformer_trial.data import (
+    SlotBatchSampler,
+    TokenBatchSampler,
+    default_load_dataset,
+    group_by_tokens,
+    ignore_interrupts,
+    select_splits,
+)
 from transformer_trial.errors import TrialError
 from transformer_trial.processes import local_chief_first
-
-FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 sizes = {
     "num_rows": st.integers(1, 150),
@@ -45,7 +49,6 @@ def build_sampler(
 # ---------------------------------------------------------------------------------------------- the order of batches
 
 
-@FIXED
 @given(**sizes, num_slots=st.integers(1, 9))
 def test_an_epoch_has_every_row_once_in_full_batches(num_slots: int, num_rows: int, **arguments: Any) -> None:
     sampler = build_sampler(num_rows, num_slots=num_slots, **arguments)
@@ -61,7 +64,6 @@ def test_an_epoch_has_every_row_once_in_full_batches(num_slots: int, num_rows: i
         assert sorted(batch_sizes, reverse=True) == [size] * full + [rest] * (rest > 0)
 
 
-@FIXED
 @given(**sizes, num_slots=st.integers(2, 9))
 def test_the_pieces_of_a_step_make_the_batch_of_a_single_slot(num_slots: int, **arguments: Any) -> None:
     sampler, single = build_sampler(num_slots=num_slots, **arguments), build_sampler(**arguments)
@@ -73,7 +75,6 @@ def test_the_pieces_of_a_step_make_the_batch_of_a_single_slot(num_slots: int, **
         assert all(max(map(len, step)) - min(map(len, step)) <= 1 for step in steps)
 
 
-@FIXED
 @given(**sizes, epoch=st.integers(0, 50))
 def test_the_order_follows_from_seed_and_epoch_alone(epoch: int, **arguments: Any) -> None:
     sampler, other = build_sampler(**arguments), build_sampler(**arguments)
@@ -97,7 +98,6 @@ def test_another_epoch_and_another_seed_have_another_order() -> None:
     assert all(order != tuple(range(50)) for order in orders.values())
 
 
-@FIXED
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=150), max_tokens=st.integers(1, 200))
 def test_evaluation_batches_are_bounded_by_tokens(lengths: list[int], max_tokens: int) -> None:
     batches = group_by_tokens(lengths, max_tokens)
@@ -135,11 +135,15 @@ def test_grouped_rows_of_small_data_meet_others_in_each_epoch(num_rows: int) -> 
 # ---------------------------------------------------------------------------- the loaders that Determined makes of it
 
 
+def build_data_loader(rows: datasets.Dataset, sampler: Any, num_workers: int = 0) -> pytorch.DataLoader:
+    options: dict[str, Any] = {"num_workers": num_workers, "worker_init_fn": ignore_interrupts}
+    return pytorch.DataLoader(rows, batch_sampler=sampler, collate_fn=collate_numbers, **options)
+
+
 def collate_numbers(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {"number": torch.tensor([row["number"] for row in rows], dtype=torch.long)}
 
 
-@settings(FIXED, max_examples=25)
 @given(
     num_rows=st.integers(1, 40),
     global_batch_size=st.integers(1, 12),
@@ -159,7 +163,7 @@ def test_the_slots_train_on_the_batch_of_each_step_also_when_they_resume(
     loaders = []
     for rank in range(num_slots):
         sampler = build_sampler(**arguments, seed=3, num_slots=num_slots)
-        loader = build_data_loader(rows, sampler, collate_numbers).get_data_loader(
+        loader = build_data_loader(rows, sampler).get_data_loader(
             repeat=True, skip=skip, num_replicas=num_slots, rank=rank
         )
         assert len(loader) == per_epoch  # which is what Determined takes for an epoch
@@ -174,7 +178,7 @@ def test_every_slot_validates_on_as_many_pieces(num_rows: int, num_slots: int) -
     rows = datasets.Dataset.from_dict({"number": list(range(num_rows))})
     pieces = []
     for rank in range(num_slots):
-        loader = build_data_loader(rows, TokenBatchSampler([5] * num_rows, 20, num_slots), collate_numbers)
+        loader = build_data_loader(rows, TokenBatchSampler([5] * num_rows, 20, num_slots))
         pieces.append([b["number"].tolist() for b in loader.get_data_loader(num_replicas=num_slots, rank=rank)])
 
     assert len({len(of_slot) for of_slot in pieces}) == 1
@@ -186,7 +190,7 @@ def test_processes_that_collate_do_not_change_the_batches() -> None:
     rows = datasets.Dataset.from_dict({"number": list(range(21))})
     batches = []
     for num_workers in (0, 2):
-        loader = build_data_loader(rows, SlotBatchSampler(21, 4, 2, seed=5), collate_numbers, num_workers=num_workers)
+        loader = build_data_loader(rows, SlotBatchSampler(21, 4, 2, seed=5), num_workers)
         batches.append([batch["number"].tolist() for batch in loader.get_data_loader(num_replicas=2, rank=1)])
     assert batches[0] == batches[1]
 

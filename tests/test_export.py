@@ -175,7 +175,7 @@ def test_names_in_the_card_are_neither_markdown_nor_html(types: list[str], title
     types = [name.strip() for name in types]
     report = ner.report.ErrorReport("IOB2")
     for name in types:
-        report.add(["a", "b"], [f"B-{name}", "O"], [f"B-{types[0]}", "O"])
+        report.add([f"B-{name}", "O"], [f"B-{types[0]}", "O"])
     counts = {"sentences": 1, "words": 2, "entities": dict.fromkeys(types, 3)}
     card, plain_card = (
         ner.card.model_card(

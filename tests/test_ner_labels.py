@@ -23,9 +23,8 @@ from seqeval import scheme as seqeval_schemes
 from seqeval.metrics.sequence_labeling import get_entities
 
 from ner.labels import PREFIXES, choose_metric_scheme, encode_tags, entity_tag, find_entity_types, find_label_scheme
-from ner.windows import NO_POSITION
+from ner.windows import NO_POSITION, WORD_FILLS
 from ner_trial import WordPredictions
-from ner_utils import WORD_FILLS
 from transformer_trial.errors import TrialError
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:numpy")  # seqeval's, where nothing keeps the rules

@@ -1,6 +1,7 @@
 """The error report: numbers against seqeval, matching and rules against cases made by hand, hostile text."""
 
 import base64
+import functools
 import html.parser
 import itertools
 import json
@@ -64,11 +65,16 @@ HOSTILE = [
 ]
 
 
+def pair(words: Sequence[str], place: str) -> tuple[Sequence[str], str]:
+    return words, place
+
+
 def make_report(sentences: Sequence[tuple[str, str]], scheme: str | None = "IOB2", **options: Any) -> dict[str, Any]:
     """The report on sentences, each a gold and a predicted one, of tags with spaces between."""
     report = ErrorReport(scheme, **options)
-    for i, (gold, predicted) in enumerate(sentences):
-        report.add([f"word{n}" for n in range(len(gold.split()))], gold.split(), predicted.split(), f"line {i + 1}")
+    for i, (gold, predicted) in enumerate(sentences, 1):
+        words = [f"word{n}" for n in range(len(gold.split()))]
+        report.add(gold.split(), predicted.split(), functools.partial(pair, words, f"line {i}"))
     return report.as_dict()
 
 
@@ -92,7 +98,7 @@ def test_scores_are_exactly_those_of_seqeval_on_all_sentences_at_once(
     ]
     report = ErrorReport(scheme, mode, strict_scheme)
     for gold, predicted in sentences:
-        report.add(["word"] * len(gold), gold, predicted)
+        report.add(gold, predicted)
     found = report.as_dict()
 
     gold_tags, predicted_tags = ([[entity_tag(tag, scheme) for tag in s[i]] for s in sentences] for i in (0, 1))
@@ -265,7 +271,8 @@ def test_the_worst_sentences_come_first() -> None:
 def test_what_is_kept_does_not_grow_with_the_number_of_sentences() -> None:
     report, sizes = ErrorReport("IOB2"), []
     for i in range(3000):
-        report.add([f"word{i:05}"] * 6, ["B-PER", "I-PER", "O"] * 2, ["B-PER", "O", "I-LOC"] * 2, f"line {i:05}")
+        describe = functools.partial(pair, [f"word{i:05}"] * 6, f"line {i:05}")
+        report.add(["B-PER", "I-PER", "O"] * 2, ["B-PER", "O", "I-LOC"] * 2, describe)
         if i in (999, 2999):
             sizes.append(len(pickle.dumps(vars(report))))
     assert sizes[1] < sizes[0] * 1.05
@@ -334,7 +341,8 @@ def make_hostile_report() -> dict[str, Any]:
     report = ErrorReport("IOB2")
     for text, other in zip(HOSTILE, [*HOSTILE[1:], *HOSTILE]):
         rest = ["O"] * (len(HOSTILE) - 2)
-        report.add(HOSTILE, [f"B-{text}!", f"I-{text}!", *rest], [f"B-{other}!", "O", f"I-{text}!", *rest[1:]], text)
+        gold, predicted = [f"B-{text}!", f"I-{text}!", *rest], [f"B-{other}!", "O", f"I-{text}!", *rest[1:]]
+        report.add(gold, predicted, functools.partial(pair, HOSTILE, text))
     return report.as_dict()
 
 

@@ -11,7 +11,7 @@ import transformers
 from conftest import SAMPLE_DATA, read_metrics
 from run_ner_reference import tokenize
 
-from transformer_trial.batches import SlotBatchSampler
+from transformer_trial.data import SlotBatchSampler
 
 NUM_BATCHES = 30
 

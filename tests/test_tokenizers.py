@@ -16,17 +16,16 @@ import tokenizers
 import torch
 import transformers
 from conftest import SAMPLE_DATA, read_metrics
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from ner.windows import NO_POSITION, prepare_tokenizer
-from ner_utils import IGNORED_LABEL_ID, WordCollator, tokenize_and_align_labels
+from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WordCollator, prepare_tokenizer
+from ner_utils import tokenize_and_align_labels
 from transformer_trial.builders import build_using_auto
 from transformer_trial.config import ModelConfig
 from transformer_trial.errors import TrialError
 
-FIXED = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 LABELS = ["I-PER", "O", "B-PER", "B-ORG"]  # in no order, and B-ORG without its I-ORG
 SENTENCES = [json.loads(line) for line in (SAMPLE_DATA / "train.json").read_text(encoding="utf-8").splitlines()[:200]]
 
@@ -173,7 +172,6 @@ any_word = st.sampled_from(odd_words) | st.text(st.characters(exclude_categories
 
 
 @every_kind
-@FIXED
 @given(
     sentence=st.lists(st.tuples(any_word, st.sampled_from(LABELS)), min_size=1, max_size=25),
     content=st.integers(1, 20),
@@ -225,7 +223,6 @@ plain_words = st.text(string.ascii_letters + string.digits + ".,'-&!", min_size=
 
 
 @every_kind
-@FIXED
 @given(words=st.lists(plain_words | st.sampled_from(SENTENCES[0]["tokens"]), min_size=1, max_size=9))
 def test_words_have_the_subtokens_that_they_have_in_a_text(
     kind: str, folder_of: Callable[[str], Path], words: list[str]

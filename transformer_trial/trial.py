@@ -22,12 +22,18 @@ import torch
 import transformers
 from determined import pytorch
 
-from transformer_trial.batches import SlotBatchSampler, TokenBatchSampler, build_data_loader, list_lengths
 from transformer_trial.builders import AUTO_CLASSES, build_default_lr_scheduler, build_default_optimizer
 from transformer_trial.callbacks import TrainingMeans, build_callbacks
 from transformer_trial.checkpoints import allow_determined_checkpoints, recipe, versions
 from transformer_trial.config import DataConfig, TrialConfig, parse_trial_config
-from transformer_trial.data import choose_evaluation_tokens, default_load_dataset
+from transformer_trial.data import (
+    SlotBatchSampler,
+    TokenBatchSampler,
+    choose_evaluation_tokens,
+    default_load_dataset,
+    ignore_interrupts,
+    list_lengths,
+)
 from transformer_trial.errors import TrialError
 from transformer_trial.experiment import OptimizationsConfig, ReproducibilityConfig, searcher_metric, training_length
 from transformer_trial.parsing import read_known
@@ -204,7 +210,15 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         else:
             max_tokens = choose_evaluation_tokens(self.context.device)
             sampler = TokenBatchSampler(list_lengths(rows, "input_ids"), max_tokens, num_slots)
-        return build_data_loader(rows, sampler, collate, num_workers=data.dataloader_num_workers)
+        return pytorch.DataLoader(  # Determined repeats it, skips in it on a resume, and deals its batches to the slots
+            rows,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=data.dataloader_num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=data.dataloader_num_workers > 0,
+            worker_init_fn=ignore_interrupts,
+        )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The arithmetic of forward passes, in training as in evaluation."""
