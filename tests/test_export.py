@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from test_callbacks import script_f1
 from test_local import stand_in_cluster
 from test_ner_report import Page
-from test_predict import FIXED, read_lines
+from test_predict import read_lines
 from test_tokenizers import KINDS, LABELS, save_kind
 
 import ner.card
@@ -169,7 +169,6 @@ HOSTILE = [
 PLAIN_TAGS = {"h1", "h2", "p", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
 
 
-@FIXED
 @given(types=st.lists(any_name | st.sampled_from(HOSTILE), min_size=1, max_size=4, unique=True), title=any_name)
 def test_names_in_the_card_are_neither_markdown_nor_html(types: list[str], title: str) -> None:
     types = [name.strip() for name in types]

@@ -5,7 +5,6 @@ stand-ins: wheels with the name, version and requirements of a real package, and
 makes pip do and leave alone, without a network and in seconds; that the real packages work is not theirs to show.
 """
 
-import ast
 import os
 import re
 import shutil
@@ -21,13 +20,14 @@ from typing import Any
 import packaging
 import pip
 import pytest
+from conftest import PROJECT
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from test_house import MODULES, imported
 
 Result = subprocess.CompletedProcess[str]
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 NOBODY = 65534
 """User id of a user who is neither root nor the owner of anything here."""
 
@@ -51,7 +51,7 @@ CURRENT_IMAGE = {"determined": "0.38.1", "torch": "2.13.0", "numpy": "2.4.6", "n
 
 
 def read_lines(file: str) -> list[str]:
-    lines = ((REPOSITORY / file).read_text(encoding="utf-8")).splitlines()
+    lines = ((PROJECT / file).read_text(encoding="utf-8")).splitlines()
     return [line for line in (line.partition("#")[0].strip() for line in lines) if line]
 
 
@@ -134,7 +134,7 @@ class Workshop:
         for folder in (self.project, self.index, self.tools):
             folder.mkdir()
         for name in ("startup-hook.sh", "requirements.txt"):
-            shutil.copy(REPOSITORY / name, self.project)
+            shutil.copy(PROJECT / name, self.project)
         for (name, version), requires in INDEX.items():
             build_wheel(self.index, name, version, requires)
         for package in (pip, packaging):  # pip, and the one requirement of determined that the hook makes use of
@@ -219,7 +219,7 @@ def test_hook_is_quick_and_silent_where_nothing_is_missing(shell: str) -> None:
     environment = {**os.environ, "DET_PYTHON_EXECUTABLE": sys.executable, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
     started = time.monotonic()
     command = [*shell.split(), "-c", ". ./startup-hook.sh; echo sourced $-"]
-    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert time.monotonic() - started < 5  # seconds; some 0.1 on an idle machine
     assert result.returncode == 0, result.stderr
     assert re.fullmatch(r"sourced \w*\n", result.stdout)
@@ -236,7 +236,7 @@ def test_hook_leaves_the_shell_as_it_was(tmp_path: Path) -> None:
         snapshot > "$FOLDER/after"
     """
     environment = {**os.environ, "DET_PYTHON_EXECUTABLE": sys.executable, "FOLDER": str(tmp_path)}
-    subprocess.run(["bash", "-c", script], cwd=REPOSITORY, env=environment, check=True)
+    subprocess.run(["bash", "-c", script], cwd=PROJECT, env=environment, check=True)
     # Variables that bash itself keeps changing.
     restless = re.compile(r"declare \S+ (_|BASH_\w+|EPOCH\w+|LINENO|PIPESTATUS|S?RANDOM|SECONDS)=")
     before, after = (
@@ -364,7 +364,7 @@ def test_hook_installs_no_part_of_a_determined_image(workshop: Workshop, name: s
     ],
 )
 def test_hook_names_the_fault_of_requirements_txt(tmp_path: Path, text: str | None, message: str) -> None:
-    shutil.copy(REPOSITORY / "startup-hook.sh", tmp_path)
+    shutil.copy(PROJECT / "startup-hook.sh", tmp_path)
     if text is not None:
         (tmp_path / "requirements.txt").write_text(text)
     command = ["bash", "-c", "set -e; source startup-hook.sh; echo sourced"]
@@ -388,21 +388,10 @@ def test_exact_versions_are_within_the_ranges(file: str, python_version: str) ->
 def test_whatever_the_project_imports_is_in_requirements_txt_with_a_range(python_version: str) -> None:
     ranges = read_requirements(python_version)
     assert {name for name, versions in ranges.items() if not re.search("<.*>=", str(versions))} == set()
-    folders = [REPOSITORY / name for name in (".", "ner", "transformer_trial", "figures", "sample")]
-    files = [file for folder in folders for file in folder.glob("*.py")]
-    imported = {name for file in files for name in find_imports(file.read_text(encoding="utf-8"))}
-    assert imported >= {"torch", "datasets", "ruamel-yaml"}
-    own = {canonicalize_name(path.stem) for path in (*files, *folders)}
-    assert imported - own - ranges.keys() == ({"determined"} if python_version == "3.10" else set())
-
-
-def find_imports(code: str) -> set[str]:
-    """The packages that a module imports, of the standard library's none."""
-    modules: list[str] = []
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            modules += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            modules.append(str(node.module))
-    names = {module.split(".")[0] if not module.startswith("ruamel.") else "ruamel.yaml" for module in modules}
-    return {canonicalize_name(name) for name in names - sys.stdlib_module_names}
+    scripts = [file.relative_to(PROJECT) for name in ("figures", "sample") for file in (PROJECT / name).glob("*.py")]
+    modules = {name for file in (*MODULES, *scripts) for name in imported(file)}
+    names = {".".join(module.split(".")[: 2 if module.startswith("ruamel.") else 1]) for module in modules}
+    own = {file.parts[0].removesuffix(".py") for file in MODULES}
+    needed = {str(canonicalize_name(name)) for name in names - own - sys.stdlib_module_names}
+    assert needed >= {"torch", "datasets", "ruamel-yaml"}
+    assert needed - ranges.keys() == ({"determined"} if python_version == "3.10" else set())
