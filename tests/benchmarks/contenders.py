@@ -240,16 +240,16 @@ TRAINERS: dict[str, Callable[[Job, StepWatch], None]] = {
 EVALUATORS = {"NERTrial": evaluate_ner_trial, "run_ner": evaluate_run_ner}
 
 
-def train(name: str, job: Job, *, parts: bool = False) -> dict[str, Any]:
-    """Let a contender train; what was measured."""
+def train(name: str, job: Job, index: int, *, parts: bool = False) -> dict[str, Any]:
+    """Let a contender train in the round of that index, which has a seed of its own; what was measured."""
     gc.collect()  # what the one before left behind is none of this one's time
     with StepWatch(job.num_batches, parts=parts) as watch:
-        TRAINERS[name](job, watch)
+        TRAINERS[name](replace(job, seed=job.seed + index), watch)
     return watch.results()
 
 
-def evaluate(name: str, job: Job, *, memory: bool = False) -> dict[str, Any]:
-    """Let a contender evaluate the validation split; what was measured."""
+def evaluate(name: str, job: Job, index: int, *, memory: bool = False) -> dict[str, Any]:
+    """Let a contender evaluate the validation split, alike in every round; what was measured."""
     gc.collect()
     meter = Meter(memory=memory)
     metrics = EVALUATORS[name](replace(job, num_batches=1), meter)

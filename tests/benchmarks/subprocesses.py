@@ -157,7 +157,7 @@ def main() -> None:
     what, name, text = sys.argv[1:]
     fields = json.loads(text)
     job = Job(**{**fields, "overrides": tuple(fields["overrides"])})
-    result = train(name, job) if what == "train" else evaluate(name, job, memory=True)
+    result = train(name, job, 0) if what == "train" else evaluate(name, job, 0, memory=True)
     if int(os.environ.get("RANK", "0")) == 0:
         print(MARK + json.dumps(result), flush=True)
 
