@@ -151,7 +151,7 @@ TOKEN = "hf_" + "PlantedByATest" * 2
 SHELL, QUOTED, PYTHON = "$(touch PWNED)", "'; touch PWNED #", "__import__('os').system('touch PWNED')"
 PICKLES = ("a pickle with code", "a pickle with code as before torch 1.6", "a pickle that is nothing but code")
 NO_FILES = {"data.train_file": None, "data.validation_file": None, "data.test_file": None}
-TRUSTED = "hyperparameters.trust_remote_code=true"
+TRUSTED = {"hyperparameters.trust_remote_code": True}
 
 
 class RunsACommand:
@@ -182,14 +182,9 @@ def run_cases(
     """Run these command lines in a copy of the project, one after the other in one process."""
     (project / "cases.json").write_text(json.dumps(cases))
     result = subprocess.run(
-        [sys.executable, "-c", RUN_CASES],
-        cwd=project,
-        env={**os.environ, **environment},
-        preexec_fn=preexec_fn,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+        [sys.executable, "-c", RUN_CASES], cwd=project, env={**os.environ, **environment}, preexec_fn=preexec_fn,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert TOKEN not in result.stdout + result.stderr
     results = json.loads((project / "results.json").read_text())
@@ -201,6 +196,10 @@ def override(settings: dict[str, Any]) -> list[str]:
     """Arguments that set these keys; a value with a tag of YAML's stays as it is."""
     values = {k: v if str(v).startswith("!!") else json.dumps(v) for k, v in settings.items()}
     return [argument for key, value in values.items() for argument in ("--config", f"{key}={value}")]
+
+
+def inspect(settings: dict[str, Any]) -> list[str]:
+    return ["train.py", YAML, "--inspect", *override(settings)]
 
 
 def text_keys() -> list[tuple[str, Any]]:
@@ -218,7 +217,7 @@ def planted_cases() -> Iterator[tuple[str, list[str]]]:
             several = {"list": [planted], "dict": {"num_cycles": planted}}
             value = next((value for kind, value in several.items() if kind in str(hint)), planted)
             others = {**NO_FILES, "data.dataset_name": "sample/data"} if "dataset" in key else {}
-            yield f"{key}: {planted}", ["train.py", YAML, "--inspect", *override({**others, key: value})]
+            yield f"{key}: {planted}", inspect({**others, key: value})
 
 
 def make_model(folder: Path, kind: str) -> str:
@@ -226,15 +225,13 @@ def make_model(folder: Path, kind: str) -> str:
     folder.mkdir()
     for file in SAMPLE_MODEL.glob("tokenizer*"):
         shutil.copy(file, folder)
-    config = transformers.BertConfig(
-        vocab_size=700, hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8
-    )
+    sizes = {"vocab_size": 700, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = transformers.BertConfig(intermediate_size=8, **sizes)
     config.save_pretrained(folder)
     if kind == "code":
         names = {"AutoConfig": "planted.PlantedConfig", "AutoModelForTokenClassification": "planted.PlantedModel"}
-        (folder / "config.json").write_text(
-            json.dumps({**config.to_diff_dict(), "model_type": "planted", "auto_map": names})
-        )
+        planted = {**config.to_diff_dict(), "model_type": "planted", "auto_map": names}
+        (folder / "config.json").write_text(json.dumps(planted))
         (folder / "planted.py").write_text(
             "import pathlib\nimport transformers\n\n"
             "pathlib.Path('IMPORTED').touch()\n\n\n"
@@ -273,15 +270,11 @@ def outcomes(project: Path) -> dict[str, Outcome]:
     cases = dict(planted_cases())
     model = "hyperparameters.pretrained_model_name_or_path"
 
-    unsafe = yaml.safe_load((project / YAML).read_text())
-    (project / "tag.yaml").write_text(
-        yaml.safe_dump(unsafe).replace(
-            "finetuning_task: ner", 'finetuning_task: !!python/object/apply:os.system ["touch PWNED"]'
-        )
-    )
-    cases["a tag in the yaml"] = ["train.py", "tag.yaml", "--test"]
     command = '!!python/object/apply:os.system ["touch PWNED"]'
-    cases["a tag in --config"] = ["train.py", YAML, "--test", *override({"hyperparameters.finetuning_task": command})]
+    unsafe = (project / YAML).read_text().replace("finetuning_task: ner", f"finetuning_task: {command}")
+    (project / "tag.yaml").write_text(unsafe)
+    cases["a tag in the yaml"] = ["train.py", "tag.yaml", "--test"]
+    cases["a tag in --config"] = inspect({"hyperparameters.finetuning_task": command})
 
     # Everything that a file, a folder or a run can be called, of things that work.
     row = {SHELL: ["Ada", "{{7*7}}", "$(touch PWNED)"], QUOTED: ["B-PER", "O", f"B-{SHELL}"]}
@@ -295,32 +288,24 @@ def outcomes(project: Path) -> dict[str, Outcome]:
     }  # fmt: skip
     cases["names"] = ["train.py", YAML, "--test", "--output-dir", "outputs/names", *override(names)]
     (project / "cell.csv").write_text(f'tokens,ner_tags\n"[{PYTHON}]",O\n')
-    files = {**NO_FILES, "data.train_file": "cell.csv"}
-    cases["a cell"] = ["train.py", YAML, "--inspect", *override(files)]
+    cases["a cell"] = inspect({**NO_FILES, "data.train_file": "cell.csv"})
 
     code = make_model(project / "code", "code")
-    for case, arguments in {"code": [], "trusted code": ["--config", TRUSTED]}.items():
-        cases[case] = ["train.py", YAML, "--inspect", *override({model: code}), *arguments]
+    cases |= {"code": inspect({model: code}), "trusted code": inspect({model: code, **TRUSTED})}
     for kind in ("a pickle", *PICKLES):
         folder = make_model(project / kind, kind)
-        cases[kind] = [
-            "train.py",
-            YAML,
-            "--inspect",
-            *override({model: folder, "hyperparameters.use_pretrained_weights": True}),
-        ]
+        cases[kind] = inspect({model: folder, "hyperparameters.use_pretrained_weights": True})
     predict = ["predict.py", "--input", "sample/data/test.json", "--output", "tags.jsonl", "--model"]
     cases |= {f"predict.py, {kind}": [*predict, kind] for kind in ("code", *PICKLES)}
 
-    script = project / "script"
-    script.mkdir()
-    (script / "script.py").write_text("import pathlib\npathlib.Path('IMPORTED').touch()\n")
-    pickled = project / "pickled"
-    pickled.mkdir()
-    (pickled / "train.pkl").write_bytes(pickle.dumps(RunsACommand()))
-    for name in ("script", "pickled"):
-        arguments = [*override({**NO_FILES, "data.dataset_name": str(project / name)}), "--config", TRUSTED]
-        cases[f"a data set that is {name}"] = ["train.py", YAML, "--inspect", *arguments]
+    script = b"import pathlib\npathlib.Path('IMPORTED').touch()\n"
+    for name, file, content in (
+        ("script", "script.py", script), ("pickled", "train.pkl", pickle.dumps(RunsACommand())),
+    ):  # fmt: skip
+        (project / name).mkdir()
+        (project / name / file).write_bytes(content)
+        settings = {**NO_FILES, "data.dataset_name": str(project / name), **TRUSTED}
+        cases[f"a data set that is {name}"] = inspect(settings)
 
     return run_cases(project, cases | token_cases(project), HF_TOKEN=TOKEN)
 
