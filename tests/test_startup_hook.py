@@ -14,6 +14,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +128,7 @@ class Workshop:
     """A folder that other users can read too: the project's two files, an index of wheels, and environments."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.project = root / "project"
-        self.index = root / "index"
-        self.tools = root / "tools"
+        self.root, self.project, self.index, self.tools = root, root / "project", root / "index", root / "tools"
         for folder in (self.project, self.index, self.tools):
             folder.mkdir()
         for name in ("startup-hook.sh", "requirements.txt"):
@@ -149,9 +147,8 @@ class Workshop:
         (site_packages,) = environment.glob("lib/python*/site-packages")
         (site_packages / "tools.pth").write_text(str(self.tools))
         for name, version in packages.items():
-            zipfile.ZipFile(build_wheel(environment, name, version, INDEX.get((name, version), []))).extractall(
-                site_packages
-            )
+            wheel = build_wheel(environment, name, version, INDEX.get((name, version), []))
+            zipfile.ZipFile(wheel).extractall(site_packages)
         return environment / "bin" / "python"
 
     def source_hook(
@@ -169,13 +166,8 @@ class Workshop:
                 "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1", "PIP_NO_INDEX": "1",
                 "PIP_FIND_LINKS": str(self.index), **environment,
             },
-            preexec_fn=preexec_fn,
-            user=user,
-            group=user,
-            extra_groups=None if user is None else [],
-            capture_output=True,
-            text=True,
-            timeout=120,
+            preexec_fn=preexec_fn, user=user, group=user, extra_groups=None if user is None else [],
+            capture_output=True, text=True, timeout=120,
         )  # fmt: skip
 
 
@@ -188,13 +180,8 @@ def workshop() -> Iterator[Workshop]:
 
 def list_packages(python: Path) -> dict[str, str]:
     """Returns name -> version of the packages in an environment."""
-    program = """
-from importlib.metadata import distributions
-for package in distributions():
-    print(package.metadata["Name"], package.version)
-"""
-    lines = subprocess.run([python, "-c", program], check=True, capture_output=True, text=True).stdout.splitlines()
-    return {name: version for name, version in map(str.split, lines)}
+    (site_packages,) = python.parents[1].glob("lib/python*/site-packages")
+    return {package.metadata["Name"]: package.version for package in distributions(path=[str(site_packages)])}
 
 
 def assert_one_message(result: Result, *parts: str) -> None:
@@ -209,6 +196,9 @@ def assert_one_message(result: Result, *parts: str) -> None:
 
 # Where nothing is missing: the environment of the running interpreter, with the real packages.
 
+HERE = {**os.environ, "DET_PYTHON_EXECUTABLE": sys.executable, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+"""Nothing is ever installed into it."""
+
 
 @pytest.mark.parametrize(
     "shell",
@@ -216,10 +206,9 @@ def assert_one_message(result: Result, *parts: str) -> None:
     ids=lambda s: s.replace(" ", ""),
 )
 def test_hook_is_quick_and_silent_where_nothing_is_missing(shell: str) -> None:
-    environment = {**os.environ, "DET_PYTHON_EXECUTABLE": sys.executable, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
     started = time.monotonic()
     command = [*shell.split(), "-c", ". ./startup-hook.sh; echo sourced $-"]
-    result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=PROJECT, env=HERE, capture_output=True, text=True)
     assert time.monotonic() - started < 5  # seconds; some 0.1 on an idle machine
     assert result.returncode == 0, result.stderr
     assert re.fullmatch(r"sourced \w*\n", result.stdout)
@@ -235,8 +224,7 @@ def test_hook_leaves_the_shell_as_it_was(tmp_path: Path) -> None:
         source startup-hook.sh
         snapshot > "$FOLDER/after"
     """
-    environment = {**os.environ, "DET_PYTHON_EXECUTABLE": sys.executable, "FOLDER": str(tmp_path)}
-    subprocess.run(["bash", "-c", script], cwd=PROJECT, env=environment, check=True)
+    subprocess.run(["bash", "-c", script], cwd=PROJECT, env={**HERE, "FOLDER": str(tmp_path)}, check=True)
     # Variables that bash itself keeps changing.
     restless = re.compile(r"declare \S+ (_|BASH_\w+|EPOCH\w+|LINENO|PIPESTATUS|S?RANDOM|SECONDS)=")
     before, after = (
@@ -368,8 +356,7 @@ def test_hook_names_the_fault_of_requirements_txt(tmp_path: Path, text: str | No
     if text is not None:
         (tmp_path / "requirements.txt").write_text(text)
     command = ["bash", "-c", "set -e; source startup-hook.sh; echo sourced"]
-    environment = {**os.environ, "DET_PYTHON_EXECUTABLE": sys.executable}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=tmp_path, env=HERE, capture_output=True, text=True)
     assert_one_message(result, message)
 
 
