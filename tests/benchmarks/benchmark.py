@@ -108,14 +108,10 @@ def print_speeds(
         pairs: Whose ratios; None for those of the first contestant to each other one.
         more: Further columns of medians: their heads, what of a round, what to divide it by, and digits to show.
     """
-    rows = [
-        [
-            name,
-            *spread([r[unit] for r in rounds], 1),
-            *(f"{statistics.median(r[key] for r in rounds) / by:,.{digits}f}" for _, key, by, digits in more),
-        ]
-        for name, rounds in results.items()
-    ]
+    rows = []
+    for name, rounds in results.items():
+        medians = (f"{statistics.median(r[key] for r in rounds) / by:,.{digits}f}" for _, key, by, digits in more)
+        rows.append([name, *spread([r[unit] for r in rounds], 1), *medians])
     print_table(title, ("", "median", "min", "max", *(column[0] for column in more)), rows)
     first, *others = results
     rows = []
