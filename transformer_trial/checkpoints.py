@@ -86,13 +86,13 @@ def refuse_another_model(checkpoint: dict[str, Any], model: Any, labels: Mapping
 
 def redact_configurations(folder: Path) -> None:
     """Replace the secrets in the configurations of a checkpoint's copy of the code."""
-    yaml = YAML(typ="safe", pure=True)  # reads as `det` does: to it `no` is a text
+    safe_yaml = YAML(typ="safe", pure=True)  # reads as `det` does: to it `no` is a text
     for file in [*folder.glob("code/**/*.yaml"), *folder.glob("code/**/*.yml")]:
         config = None
         with contextlib.suppress(Exception):  # not every yaml is a configuration
-            config = yaml.load(file)
+            config = safe_yaml.load(file)
         if redact(config) != config:
-            yaml.dump(redact(config), file)
+            safe_yaml.dump(redact(config), file)
 
 
 def complete_load_data(file: Path, model: Any) -> None:
