@@ -5,7 +5,6 @@ import functools
 import html.parser
 import itertools
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -22,10 +21,10 @@ from hypothesis import strategies as st
 from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
 
+from ner.drawing import MAX_DRAWN_TYPES
 from ner.labels import Entity, entity_tag
 from ner.report import (
     COUNTS,
-    MAX_DRAWN_TYPES,
     NUM_WORST_SENTENCES,
     ErrorReport,
     is_invalid,
@@ -518,7 +517,7 @@ def test_files_hold_the_report(tmp_path: Path) -> None:
     assert text.isascii() and is_harmless(text)
     assert json.loads(text) == report
     page = (tmp_path / "new" / "report" / "report.html").read_text(encoding="utf-8")
-    assert page == report_html(json.loads(text), "Title") + "\n"  # what json keeps is all that there is
+    assert page == report_html(json.loads(text), "Title")  # what json keeps is all that there is
 
 
 def test_a_killed_process_leaves_the_last_whole_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -528,7 +527,7 @@ def test_a_killed_process_leaves_the_last_whole_report(tmp_path: Path, monkeypat
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", die)
+    monkeypatch.setattr(Path, "replace", die)
     with pytest.raises(KeyboardInterrupt):
         write_report(make_many_types(3), tmp_path, "Second")
     assert {name: (tmp_path / name).read_bytes() for name in before} == before

@@ -59,6 +59,10 @@ INDEX: dict[tuple[str, str], list[str]] = {
     ("pyarrow", "26.0.1"): [],
     ("seqeval", "1.2.2"): ["numpy"],
     ("sentencepiece", "0.2.3"): [],
+    ("jinja2", "3.1.6"): [],
+    ("matplotlib", "3.10.9"): ["numpy"],
+    ("tabulate", "0.10.0"): [],
+    ("wcwidth", "0.9.4"): [],
     # Temptations: each newest version would have pip replace a part of every image.
     ("accelerate", "1.15.0"): ["torch>=2.0", "numpy"],
     ("accelerate", "1.99.0"): ["torch>=9", "nvidia-cublas>=99", "apex>=9"],
@@ -79,6 +83,10 @@ WITH_TRANSFORMERS_4 = {
     "accelerate": "1.15.0",
     "seqeval": "1.2.2",
     "sentencepiece": "0.2.3",
+    "jinja2": "3.1.6",
+    "matplotlib": "3.10.9",
+    "tabulate": "0.10.0",
+    "wcwidth": "0.9.4",
     "tensorboard": "2.21.0",
 }
 WITH_TRANSFORMERS_5 = {
