@@ -145,7 +145,9 @@ class NERTrial(BaseTransformerTrial):
             "metric_options": {"mode": metric_options["mode"], "scheme": metric_options["scheme"]},
         }
         if context.distributed.rank == 0:
-            self.data_report = ner.inspect.describe_data(rows, self.tokenized_datasets, metadata)
+            self.data_report = ner.inspect.describe_data(
+                rows, self.tokenized_datasets, metadata.label_list, self.label_scheme
+            )
             logger.info("%s", ner.inspect.format_data(self.data_report))
 
         self.reports: dict[str, dict[str, Any]] = {}  # of the best model so far

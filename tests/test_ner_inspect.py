@@ -53,7 +53,7 @@ def describe(
         rows[name] = change(datasets.Dataset.from_dict({**columns, "place": places}))
     metadata = get_dataset_metadata(rows, label_names, label_scheme)
     tokenized = build_tokenized_datasets(rows, tokenizer(), metadata.label_list, max_seq_length, 1)
-    return describe_data(rows, tokenized, metadata)
+    return describe_data(rows, tokenized, metadata.label_list, metadata.label_scheme)
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers
@@ -253,7 +253,7 @@ def read_table(text: str) -> dict[str, list[str]]:
     assert len(set(map(len, lines))) == 1
     rows = [re.split(r" {2,}", line.strip()) for line in lines[1:]]
     assert len({row[0] for row in rows}) == len(rows)
-    return {name: cells for name, *cells in rows}
+    return {name.removeprefix("- "): cells for name, *cells in rows}
 
 
 @pytest.mark.parametrize("num_types", [4, 40])
@@ -305,8 +305,8 @@ words without sub-tokens          0           0
 duplicate sentences              11           0
 sentences that train has too      -           0
 entities                         12           1
-  LOC                             0           1
-  PER                            12           0
+- LOC                             0           1
+- PER                            12           0
 The labels' scheme is IOB2: B-LOC, B-PER, O
 Warning: validation has tags that train has none of, which cannot be learned: B-LOC.
 Warning: 11 sentences of train are there more than once.
@@ -340,7 +340,7 @@ def odd_config(config: dict[str, Any], tmp_path: Path) -> Path:
 SAID = [
     r"sentences +15 +2",
     r"duplicate sentences +12 +0",
-    r"  PER +5 +1",
+    r"- PER +5 +1",
     r"The labels' scheme is IOB2: B-ORG, B-PER, I-LOC, I-PER, O",
     r"Warning: train has 5 words of more than 100 characters\.",
     r"Warning: train has 5 words whose tags go on .*, first in .*train\.json, line 2; .*",
