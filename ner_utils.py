@@ -1,36 +1,24 @@
-"""Pure functions of named-entity recognition: labels, tokenize-and-align, metrics. Nothing here imports Determined."""
+"""From sentences to model inputs, and from the model's outputs to tags and metrics. Nothing here imports Determined.
 
-import copy
-import itertools
-import logging
-from collections import Counter, defaultdict
+`ner_trial.py` calls these functions in the order in which they stand here.
+"""
+
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import torch
 from datasets.fingerprint import Hasher
-from seqeval import scheme as seqeval_schemes
-from transformers.data.data_collator import pad_without_fast_tokenizer_warning
+from torch.nn import functional
 
-import ner.labels
 import ner.windows
-from ner.labels import OUTSIDE, Array
-from ner.windows import NO_POSITION, cut_windows
-
-logger = logging.getLogger(__name__)
-
-IGNORED_LABEL_ID = -100
-"""What torch's cross entropy skips: special tokens, padding, continuation pieces."""
-
-WORD_FILLS = {"word_ids": NO_POSITION, "word_positions": NO_POSITION, "word_labels": IGNORED_LABEL_ID}
-"""The columns of tokenized rows that hold one number a word, and what they are padded with."""
-
-WORD_COLUMNS = (*WORD_FILLS, "sentence_id")
-"""Columns of tokenized rows that evaluation needs beside the model's inputs."""
+from ner.labels import OUTSIDE, Array, encode_tags, find_label_scheme
+from ner.report import ErrorReport
+from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WORD_COLUMNS, cut_windows
 
 
 @dataclass(frozen=True)
@@ -54,22 +42,22 @@ def get_dataset_metadata(
 
     Args:
         rows: Checked rows, with the columns `tags`, of texts, and `place`.
-        label_names: All tags in their order, where the data set or the user says; otherwise they are the sorted tags
-            of all splits together, so that one which only the validation split has is known too.
+        label_names: All tags in their order, where the data set or the user says. Otherwise they are the sorted tags
+            of all splits together, so that a tag which only the validation split has is known too.
         label_scheme: The scheme, where the user says; otherwise what the tags look like.
 
     Raises:
         TrialError: If the tags mix schemes.
     """
-    tags = {split: ner.labels.encode_tags(data) for split, data in rows.items()}
-    found = sorted({name for of_split in tags.values() for name in of_split.names})
-    return DatasetMetadata(list(label_names or found), ner.labels.find_label_scheme(tags, label_scheme))
+    tags = {split: encode_tags(data) for split, data in rows.items()}
+    found = sorted({name for encoded in tags.values() for name in encoded.names})
+    return DatasetMetadata(list(label_names or found), find_label_scheme(tags, label_scheme))
 
 
 def continuation_ids(label_list: Sequence[str]) -> list[int]:
     """The id of the label that the further pieces of a word have: `I-X` for `B-X` where there is one, else the same.
 
-    As in run_ner.py (Apache-2.0, see `find_columns`).
+    As in Hugging Face's run_ner.py (Apache-2.0, see `ner.data.find_columns`).
     """
     ids = {label: i for i, label in enumerate(label_list)}
     return [ids.get(f"I-{label[2:]}", i) if label.startswith("B-") else i for i, label in enumerate(label_list)]
@@ -88,7 +76,7 @@ def tokenize_and_align_labels(
     """Turn sentences into model inputs: one row a window, as many windows as a sentence needs.
 
     Args:
-        rows: Columns `tokens` and `tags`, of texts.
+        rows: Columns `tokens` and, where the labels are known, `tags`, both of texts.
         indices: The sentences' numbers.
         tokenizer: A fast one.
         label_list: The tags in the order of their ids.
@@ -97,14 +85,21 @@ def tokenize_and_align_labels(
         label_all_tokens: Label the further pieces of a word too.
 
     Returns:
-        Columns of the model's inputs and `labels`, (window, sub-token); of `word_ids`, `word_positions` and
-        `word_labels`, (window, word), the words that are scored in this window, where, and their labels' ids; and of
-        `sentence_id`.
+        Columns of the model's inputs, (window, sub-token); of `word_ids` and `word_positions`, (window, word), the
+        words that are scored in this window and their first sub-tokens; and of `sentence_id`. With tags also `labels`,
+        (window, sub-token), and `word_labels`, (window, word).
     """
     label_ids = {label: i for i, label in enumerate(label_list)}
     further_ids = continuation_ids(label_list)
     columns: dict[str, list[Any]] = defaultdict(list)
     for window in cut_windows(rows["tokens"], tokenizer, max_seq_length, doc_stride):
+        for name, values in window.inputs.items():
+            columns[name].append(values)
+        columns["word_ids"].append([word for word, _ in window.scored])
+        columns["word_positions"].append([position for _, position in window.scored])
+        columns["sentence_id"].append(indices[window.sentence])
+        if "tags" not in rows:
+            continue
         tags, words = rows["tags"][window.sentence], window.word_ids
         labels = [IGNORED_LABEL_ID] * len(words)
         for word, position in window.scored:
@@ -114,22 +109,9 @@ def tokenize_and_align_labels(
                 while label_all_tokens and further < len(words) and words[further] == word:
                     labels[further] = further_ids[labels[position]]
                     further += 1
-        for name, values in window.inputs.items():
-            columns[name].append(values)
         columns["labels"].append(labels)
-        columns["word_ids"].append([word for word, _ in window.scored])
-        columns["word_positions"].append([position for _, position in window.scored])
         columns["word_labels"].append([label_ids[tags[word]] for word, _ in window.scored])
-        columns["sentence_id"].append(indices[window.sentence])
     return dict(columns)
-
-
-def with_tables_as_text(tokenizer: Any) -> Any:
-    """A copy of a tokenizer to hash: of a vocabulary, dill would hash entry by entry, which takes 0.2 seconds."""
-    copied = copy.copy(tokenizer)
-    tables = {name: repr(table) for name, table in vars(copied).items() if name in ("_vocab", "_merges")}
-    vars(copied).update(tables)
-    return copied
 
 
 def build_tokenized_datasets(
@@ -144,8 +126,6 @@ def build_tokenized_datasets(
     overwrite_cache: bool = False,
 ) -> datasets.DatasetDict:
     """Apply `tokenize_and_align_labels` to every split, or find its result in the cache of the datasets library."""
-    # The library would not notice another version of these functions.
-    code = [Path(str(file)).read_bytes() for file in (__file__, ner.windows.__file__)]
     arguments = {
         "tokenizer": tokenizer,
         "label_list": list(label_list),
@@ -153,8 +133,11 @@ def build_tokenized_datasets(
         "doc_stride": doc_stride,
         "label_all_tokens": label_all_tokens,
     }
-    # Once: what a tokenizer holds changes when it cuts its first sentence.
-    fingerprint = Hasher.hash([arguments | {"tokenizer": with_tables_as_text(tokenizer)}, code])
+    # The tokenizer as text, since dill takes 0.2 s to hash its vocabulary; before its first use, which changes it.
+    tokenizer_parts = [tokenizer.backend_tokenizer.to_str(), tokenizer.model_input_names, tokenizer.truncation_side]
+    # The source code, since the library would not notice another version of these functions.
+    code = [Path(str(file)).read_bytes() for file in (__file__, ner.windows.__file__)]
+    fingerprint = Hasher.hash([arguments | {"tokenizer": tokenizer_parts}, code])
     return datasets.DatasetDict(
         {
             split: data.map(
@@ -173,66 +156,60 @@ def build_tokenized_datasets(
     )
 
 
-class WordCollator:
-    """Pads tokenized rows to a batch of tensors: inputs and `labels` by sub-tokens, the other columns by words.
+def sum_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum of the cross entropies, in fp32, where there is a label.
 
     Args:
-        tokenizer: Pads the model's inputs.
-        column_names: The columns of the rows, known also where there are no rows: a slot's piece of a batch may be
-            empty, and becomes one row without a word.
-        max_length: Pad to that many sub-tokens; None pads to the longest row.
-        pad_to_multiple_of: Round the padded length up, for the matrix units of GPUs.
+        logits: (row, place, label), of sub-tokens or of words.
+        labels: (row, place), with IGNORED_LABEL_ID where none counts.
     """
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        column_names: Sequence[str],
-        *,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-    ) -> None:
-        self.tokenizer, self.max_length, self.multiple = tokenizer, max_length, pad_to_multiple_of or 1
-        values: dict[str, Any] = {name: [] for name in WORD_FILLS} | {"sentence_id": NO_POSITION}
-        values |= {"input_ids": [tokenizer.pad_token_id], "attention_mask": [1], "labels": [IGNORED_LABEL_ID]}
-        self.no_words = {name: values.get(name, [0]) for name in column_names}
-        # What the tokenizer pads its columns with, asked once: to let it pad each batch takes seven times as long.
-        inputs = [name for name in column_names if name not in ("labels", *WORD_COLUMNS)]
-        padded = pad_without_fast_tokenizer_warning(tokenizer, [{name: [0] * n for name in inputs} for n in (1, 2)])
-        place = 0 if tokenizer.padding_side == "left" else 1
-        self.fills = {name: rows[0][place] for name, rows in padded.items() if len(rows[0]) == 2}
-        self.fills |= {"labels": IGNORED_LABEL_ID, **WORD_FILLS}
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        rows = rows or [self.no_words]
-        # No model takes a row of no sub-token, which some tokenizers make of words that they have none for.
-        padding = {name: value for name, value in self.no_words.items() if name not in WORD_COLUMNS}
-        rows = [row if row["input_ids"] else {name: padding.get(name, row[name]) for name in row} for row in rows]
-        length = self.max_length or max(len(row["input_ids"]) for row in rows)
-        length = -(-length // self.multiple) * self.multiple  # rounded up
-        on_left = self.tokenizer.padding_side == "left"
-        batch = {}
-        for name in rows[0]:
-            values = [row[name] for row in rows]
-            if name == "sentence_id":
-                batch[name] = torch.tensor(values)
-            elif name in WORD_FILLS:
-                batch[name] = pad_rows(values, max(map(len, values)), self.fills[name])
-            else:
-                batch[name] = pad_rows(values, length, self.fills[name], on_left=on_left)
-        if on_left and "word_positions" in batch:
-            shifts = torch.tensor([length - len(row["input_ids"]) for row in rows])[:, None]
-            batch["word_positions"] += shifts * (batch["word_positions"] != NO_POSITION)
-        return batch
+    logits = logits.float().flatten(0, 1)
+    return functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL_ID, reduction="sum")
 
 
-def pad_rows(rows: Sequence[Sequence[int]], length: int, fill: int, *, on_left: bool = False) -> torch.Tensor:
-    """Rows of numbers as a tensor, (row, length)."""
-    padded = np.full((len(rows), length), fill, dtype=np.int64)
-    for i, row in enumerate(rows):
-        start = length - len(row) if on_left else 0
-        padded[i, start : start + len(row)] = row
-    return torch.from_numpy(padded)
+class BatchOfWords(NamedTuple):
+    """What a model predicts for the words of a batch."""
+
+    batch: dict[str, torch.Tensor]
+    """The batch, on the model's device."""
+    logits: torch.Tensor
+    """In fp32, (row, word, label). Those of a word without a position mean nothing."""
+    label_ids: torch.Tensor
+    """The predicted labels, (row, word); NO_POSITION for padding and for words without sub-tokens."""
+
+    def words(self) -> Array:
+        """Sentence, place in it, predicted label and, if known, gold label of each word, on the host, (3 or 4, words).
+
+        A batch waits for the device here, and only here.
+        """
+        sentence_ids = self.batch["sentence_id"][:, None].expand_as(self.label_ids)
+        gold = [self.batch["word_labels"]] if "word_labels" in self.batch else []
+        table = torch.stack([sentence_ids, self.batch["word_ids"], self.label_ids, *gold])
+        on_host = table.to(torch.int32).cpu().numpy()
+        return on_host[:, on_host[1] != NO_POSITION]
+
+    def scores(self) -> Array:
+        """The probability of each word's predicted label, (words,), in the order of `words`; NaN without sub-tokens."""
+        scores = self.logits.softmax(-1).amax(-1).where(self.label_ids != NO_POSITION, torch.nan)
+        return scores[self.batch["word_ids"] != NO_POSITION].cpu().numpy()
+
+
+@torch.inference_mode()
+def predict_words(model: Any, batches: Iterable[dict[str, torch.Tensor]]) -> Iterator[BatchOfWords]:
+    """Predict a label for each word of each batch: the one way from batches to tags.
+
+    Validation, the test split and `predict.py` call it.
+
+    Args:
+        model: Of transformers, for token classification, in evaluation mode.
+        batches: From `WordCollator`, with the model's inputs and `word_positions`, (row, word).
+    """
+    for batch in batches:
+        batch = {name: values.to(model.device) for name, values in batch.items()}
+        logits = model(**{name: values for name, values in batch.items() if name not in WORD_COLUMNS})["logits"]
+        positions = batch["word_positions"]
+        word_logits = select_words(logits, positions)
+        yield BatchOfWords(batch, word_logits, word_logits.argmax(-1).where(positions != NO_POSITION, NO_POSITION))
 
 
 def select_words(logits: torch.Tensor, word_positions: torch.Tensor) -> torch.Tensor:
@@ -249,82 +226,41 @@ def select_words(logits: torch.Tensor, word_positions: torch.Tensor) -> torch.Te
     return logits[rows, word_positions.clamp(min=0)].float()
 
 
-def compute_metrics(
-    gold: Sequence[Sequence[str]],
-    predicted: Sequence[Sequence[str]],
-    *,
-    mode: str = "default",
-    scheme: str | None = None,
-    entity_types: Sequence[str] = (),
-) -> dict[str, float]:
-    """Word accuracy, and entity-level precision, recall and F1 (micro averages) by seqeval.
+def iterate_sentences(words: Array, label_list: Sequence[str]) -> Iterator[tuple[int, list[str], list[str], Array]]:
+    """Put words of any order together to sentences, in the order of the sentences' numbers.
 
     Args:
-        gold: Tags of each sentence, one a word.
-        predicted: As many predicted tags.
-        mode: "default" finds entities as conlleval does: an I-X after O begins one. "strict" finds only those that
-            keep the rules of the scheme.
-        scheme: IOB1, IOB2, IOE1, IOE2, IOBES or BILOU, for mode "strict"; None guesses from the gold tags.
+        words: From `BatchOfWords.words`, with gold labels, (4, words).
+        label_list: The tags in the order of their ids.
+
+    Yields:
+        The sentence's number, the gold and the predicted tag of each of its words, and their columns in `words`. A
+        word without sub-tokens is predicted to be O.
+    """
+    tags = [*label_list, OUTSIDE]  # NO_POSITION, -1, finds the last one
+    order = np.lexsort((words[1], words[0]))
+    ends = np.flatnonzero(np.diff(words[0][order])) + 1
+    for columns in np.split(order, ends) if len(order) else []:
+        predicted, gold = words[2:, columns].tolist()
+        yield int(words[0, columns[0]]), [tags[i] for i in gold], [tags[i] for i in predicted], columns
+
+
+def compute_metrics(
+    sentences: Iterable[Sequence[Any]], report: ErrorReport | None = None, *, entity_types: Sequence[str] = ()
+) -> dict[str, float]:
+    """Word accuracy, and entity-level precision, recall and F1 (micro averages), of entities as seqeval finds them.
+
+    Args:
+        sentences: For each sentence the arguments of `ErrorReport.add`: the gold and the predicted tags, one a word.
+        report: Counts the sentences, and says how entities are found; by default as conlleval does.
         entity_types: Report each of these too, named as in run_ner.py: `PER_precision`, `PER_recall`, `PER_f1` and
             `PER_number`; all 0 where there is no such entity.
 
     Example:
-        >>> compute_metrics([["B-PER", "I-PER", "O"]], [["B-PER", "O", "O"]])["accuracy_score"]
+        >>> compute_metrics([(["B-PER", "I-PER", "O"], ["B-PER", "O", "O"])])["accuracy_score"]
         0.6666666666666666
     """
-    if mode == "strict" and scheme is None and {*itertools.chain(*gold, *predicted)} - {OUTSIDE}:
-        scheme = seqeval_schemes.auto_detect(gold).__name__
-    sentences = zip(gold, predicted, strict=True)
-    return score_sentences(sentences, mode=mode, scheme=scheme, entity_types=entity_types)
-
-
-def score_sentences(
-    sentences: Iterable[tuple[Sequence[str], Sequence[str]]],
-    *,
-    mode: str = "default",
-    scheme: str | None = None,
-    entity_types: Sequence[str] = (),
-) -> dict[str, float]:
-    """As `compute_metrics`, of the gold and predicted tags of sentences that come one by one; only counts are kept.
-
-    seqeval finds the entities. Its own report needs all sentences at once, and looks for their entities ten times.
-    """
-    num_words = num_right_words = 0
-    correct, claimed, real = Counter[str](), Counter[str](), Counter[str]()  # entities by type
-    for gold, predicted in sentences:
-        num_words += len(gold)
-        num_right_words += sum(g == p for g, p in zip(gold, predicted, strict=True))
-        of_gold = ner.labels.find_entities([*gold], mode, scheme)
-        of_predicted = of_gold if predicted == gold else ner.labels.find_entities([*predicted], mode, scheme)
-        for counts, entities in ((real, of_gold), (claimed, of_predicted), (correct, {*of_gold} & {*of_predicted})):
-            for entity_type, *_ in entities:
-                counts[entity_type] += 1
-    metrics = {"accuracy_score": num_right_words / max(num_words, 1)}
-    metrics |= ner.labels.precision_recall_f1(correct.total(), claimed.total(), real.total())
-    for name in entity_types:
-        scores = ner.labels.precision_recall_f1(correct[name], claimed[name], real[name])
-        metrics |= {f"{name}_{score}": value for score, value in scores.items()}
-        metrics[f"{name}_number"] = float(real[name])
-    return metrics
-
-
-def metric_directions(entity_types: Sequence[str]) -> dict[str, bool]:
-    """The metrics of a validation by name, and whether more of each is better."""
-    directions = dict.fromkeys(("accuracy_score", "precision", "recall", "f1"), True) | {"validation_loss": False}
-    return directions | {f"{t}_{name}": True for t in entity_types for name in ("precision", "recall", "f1")}
-
-
-def iterate_sentences(words: Array, label_list: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """Gold and predicted tags of each sentence, in the order of the sentences' numbers, from words in any order.
-
-    Args:
-        words: Of each word its sentence, its place there, its label and its predicted label, (4, words); NO_POSITION
-            as the latter stands for O.
-        label_list: The tags in the order of their ids.
-    """
-    tags = [*label_list, OUTSIDE]  # the last one is found by NO_POSITION, -1
-    order = np.lexsort((words[1], words[0]))
-    ends = np.flatnonzero(np.diff(words[0][order])) + 1
-    for start, end in itertools.pairwise([0, *ends.tolist(), len(order)]):
-        gold, predicted = words[2:, order[start:end]].tolist()
-        yield [tags[i] for i in gold], [tags[i] for i in predicted]
+    report = report or ErrorReport()
+    for sentence in sentences:
+        report.add(*sentence)
+    return report.metrics(entity_types)

@@ -100,7 +100,7 @@ class Tagger:
         ner.windows.prepare_tokenizer(tokenizer)
         self.max_seq_length = ner.windows.choose_max_seq_length(tokenizer, model, settings.get("max_seq_length"))
         self.doc_stride = ner.windows.choose_doc_stride(tokenizer, self.max_seq_length, settings.get("doc_stride"))
-        self.collate = ner_utils.WordCollator(tokenizer, tokenizer.model_input_names)
+        self.collate = ner.windows.WordCollator(tokenizer, tokenizer.model_input_names)
 
     @classmethod
     def load(cls, folder: str | Path, batch_size: int | None = None) -> "Tagger":

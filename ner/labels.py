@@ -82,13 +82,6 @@ def find_entities(tags: list[str], mode: str = "default", scheme: str | None = N
     return [(entity.tag, entity.start, entity.end - 1) for entity in found]
 
 
-def precision_recall_f1(correct: int, predicted: int, support: int) -> dict[str, float]:
-    """Precision, recall and F1 from numbers of entities; 0 where seqeval would divide by zero."""
-    precision, recall = correct / max(predicted, 1), correct / max(support, 1)
-    f1 = 2 * precision * recall / (precision + recall) if correct else 0.0
-    return {"precision": precision, "recall": recall, "f1": f1}
-
-
 @dataclass(frozen=True)
 class EncodedTags:
     """The tags of all words of a split, one sentence after the other, as numbers: a word takes a few bytes."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import tabulate
 
-import ner.labels
 from ner.labels import OUTSIDE, Entity, entity_tag, find_entities
 from transformer_trial.errors import printable
 from transformer_trial.files import replacing
@@ -209,8 +208,16 @@ def rank(counts: Counter[tuple[str, str]]) -> list[tuple[tuple[str, str], int]]:
 
 def score_type(counts: Mapping[str, int]) -> dict[str, float]:
     """Precision, recall and F1, 0 where seqeval divides by zero, and the counts."""
-    scores = ner.labels.precision_recall_f1(counts["correct"], counts["predicted"], counts["support"])
-    return {**scores, **{name: counts[name] for name in COUNTS}}
+    correct = counts["correct"]
+    precision, recall = correct / max(counts["predicted"], 1), correct / max(counts["support"], 1)
+    f1 = 2 * precision * recall / (precision + recall) if correct else 0.0
+    return dict(zip(SCORES, (precision, recall, f1))) | {name: counts[name] for name in COUNTS}
+
+
+def metric_directions(entity_types: Sequence[str]) -> dict[str, bool]:
+    """The metrics of a validation by name, and whether more of each is better."""
+    directions = dict.fromkeys(("accuracy_score", *SCORES), True) | {"validation_loss": False}
+    return directions | {f"{name}_{score}": True for name in entity_types for score in SCORES}
 
 
 def summarize(report: Mapping[str, Any]) -> str:

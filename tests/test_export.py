@@ -1,24 +1,17 @@
-"""Exports: whole folders that transformers loads, on either stack, whatever happens; and a card that tells the truth.
+"""Exports: folders that transformers loads, on either stack, and a card that tells the truth.
 
 With another environment's Python in NER_OTHER_PYTHON, or in .venv or .venv-cluster, exports go back and forth.
 """
 
-import ctypes
 import functools
-import hashlib
-import html.parser
 import importlib
 import json
 import os
-import random
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +25,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_callbacks import script_f1
 from test_local import stand_in_cluster
-from test_predict import FIXED, read_lines, start_process
+from test_ner_report import Page
+from test_predict import FIXED, read_lines
 from test_tokenizers import KINDS, LABELS, save_kind
 
 import ner.card
@@ -41,9 +35,9 @@ import predict
 from ner.data import NERDataConfig
 from ner.windows import prepare_tokenizer
 from ner_trial import NERTrial
+from transformer_trial.checkpoints import export_model, recipe
 from transformer_trial.config import parse_trial_config
 from transformer_trial.errors import printable
-from transformer_trial.export import export_model, recipe, replace_folder
 
 SECRET = "hf_plantedByATest"
 
@@ -66,6 +60,7 @@ def test_an_export_has_weights_names_tokenizer_and_settings(
     monkeypatch.setenv("HF_TOKEN", SECRET)
     small["data"] |= {"max_seq_length": 20, "doc_stride": 5, "metric_mode": "strict"}
     trial = fit(small)
+    assert {path.name for path in trial.output_dir.iterdir()} == {"metrics.jsonl", "report", "test", "model"}
     folder = trial.output_dir / "model"
     names = {path.name for path in folder.iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
@@ -84,6 +79,11 @@ def test_an_export_has_weights_names_tokenizer_and_settings(
     written = [path for path in trial.output_dir.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
     assert len(written) > 8
     assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+
+
+def test_export_model_false_leaves_reports_only(small: dict[str, Any], fit: Callable[..., Any]) -> None:
+    small["hyperparameters"]["export_model"] = False
+    assert {path.name for path in fit(small).output_dir.iterdir()} == {"metrics.jsonl", "report", "test"}
 
 
 def test_pipeline_gives_the_tags_of_ner_predict(small: dict[str, Any], fit: Callable[..., Any]) -> None:
@@ -114,32 +114,25 @@ def test_pipeline_gives_the_tags_of_ner_predict(small: dict[str, Any], fit: Call
 # ---------------------------------------------------------------------------------------------------------------- card
 
 
-class Page(html.parser.HTMLParser):
-    """The tags of a page, and the texts of some of its elements."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags, self.rows, self.heading = Counter[str](), list[list[str]](), ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags[tag] += 1
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.lasttag in ("td", "th") and self.rows:
-            self.rows[-1][-1] += data.strip("\n")
-        elif self.lasttag == "h1":
-            self.heading += data.strip("\n")
-
-
 def render(card: str) -> Page:
     """The card as a markdown library that is no part of this project shows it."""
     _, _, text = card.removeprefix("---\n").partition("\n---\n")
     return Page(importlib.import_module("markdown").markdown(text, extensions=["tables", "fenced_code"]))
+
+
+def count_tags(page: Page) -> Counter[str]:
+    return Counter(tag for tag, _ in page.elements)
+
+
+def read_rows(page: Page) -> list[list[str]]:
+    """The texts of the cells of all tables."""
+    rows: list[list[str]] = []
+    for tag, text in page.texts:
+        if tag == "tr":
+            rows.append([])
+        elif tag in ("td", "th"):
+            rows[-1].append(text)
+    return rows
 
 
 REPORT_FOLDERS = {"validation": "report", "test": "test/report"}
@@ -148,7 +141,7 @@ SCORE_NAMES = ("precision", "recall", "f1", "support")
 
 def check_scores(card: str, reports: dict[str, Any]) -> None:
     """Every number of the card's tables of scores is that of the report."""
-    rows = render(card).rows
+    rows = read_rows(render(card))
     tables = [i for i, row in enumerate(rows) if row[0] == "type"]
     assert len(tables) == len(reports)
     for start, report in zip(tables, reports.values()):
@@ -184,18 +177,18 @@ def test_names_in_the_card_are_neither_markdown_nor_html(types: list[str], title
     for name in types:
         report.add([f"B-{name}", "O"], [f"B-{types[0]}", "O"])
     counts = {"sentences": 1, "words": 2, "entities": dict.fromkeys(types, 3)}
-    card, with_plain_title = (
+    card, plain_card = (
         ner.card.model_card(
             name, {"label_scheme": "IOB2", "max_seq_length": 8}, {"splits": {"train": counts}},
             {"test": report.as_dict()}, batches=7, recipe="- `data.x`: `1`", versions="Python",
         )
         for name in (title, "x")
     )  # fmt: skip
-    page, plain = render(card), render(with_plain_title)
     check_scores(card, {"test": report.as_dict()})
-    assert page.heading.strip() == printable(title).strip()
-    assert page.tags.keys() <= PLAIN_TAGS
-    assert plain.tags == page.tags
+    tags = count_tags(render(card))
+    assert render(card).text_of("h1")[0].strip() == printable(title).strip()
+    assert tags.keys() <= PLAIN_TAGS
+    assert tags == count_tags(render(plain_card))
     assert card.isprintable() or all(c.isprintable() or c in "\n\u200c\u200d" for c in card)
 
 
@@ -207,8 +200,7 @@ def test_the_cards_recipe_repeats_no_secret_and_stays_code() -> None:
     }  # fmt: skip
     text = recipe(parse_trial_config(hparams, {"train_file": "x.json"}, NERDataConfig))
     assert SECRET not in text and "lr_scheduler_kwargs" in text
-    page = render(f"---\nx: 1\n---\n{text}")
-    assert page.tags == {"ul": 1, "li": 6, "code": 12}
+    assert count_tags(render(f"---\nx: 1\n---\n{text}")) == {"ul": 1, "li": 6, "code": 12}
 
 
 def test_the_card_has_the_scores_that_were_reported(
@@ -234,96 +226,10 @@ def test_the_card_has_the_scores_that_were_reported(
         }
         assert report["accuracy"] == pytest.approx(line["accuracy_score"])
     page = render(card)
-    assert page.heading.strip() == "run <b>3</b>⟨U+000A⟩# [x](y)"
-    assert not page.tags.keys() & {"b", "a", "em"}
-    assert "<b>|`_P_" in [row[0] for row in page.rows]
-    assert ["train", "1,000", "11,988", "1,864"] in page.rows
-
-
-@pytest.mark.parametrize("on", [True, False])
-def test_export_model_false_leaves_reports_only(small: dict[str, Any], fit: Callable[..., Any], on: bool) -> None:
-    small["hyperparameters"]["export_model"] = on
-    names = {path.name for path in fit(small).output_dir.iterdir()}
-    assert names == {"metrics.jsonl", "report", "test"} | ({"model"} if on else set())
-
-
-# --------------------------------------------------------------------------------------------------------- replacement
-
-
-@pytest.fixture(scope="module")
-def two_exports(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folders = [tmp_path_factory.mktemp("export") / name for name in ("old", "new")]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
-    for seed, folder in enumerate(folders):
-        torch.manual_seed(seed)
-        model = transformers.AutoModelForTokenClassification.from_pretrained(tiny_model, num_labels=3 + seed)
-        export_model(folder, model, tokenizer, f"# card {seed}\n")
-    return folders
-
-
-def digest(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()
-
-
-def export_in_turns(exports: Sequence[Path], folder: Path, number: int) -> None:
-    for turn in range(number):
-        shutil.rmtree(folder / "model.new", ignore_errors=True)
-        shutil.copytree(exports[turn % 2], folder / "model.new")
-        replace_folder(folder / "model.new", folder / "model")
-    (folder / "done").touch()
-
-
-needs_exchange = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "renameat2"), reason="this system has no renameat2")
-
-
-@needs_exchange
-def test_a_killed_export_leaves_the_old_or_the_new_model_whole(two_exports: list[Path], tmp_path: Path) -> None:
-    whole, chance = set(map(digest, two_exports)), random.Random(3)
-    for number in range(12):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        process = start_process(export_in_turns, two_exports, folder, 1_000_000)
-        while not (folder / "model").exists():
-            time.sleep(0.001)
-        time.sleep(chance.random() * 0.1)
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        assert digest(folder / "model") in whole
-        assert transformers.AutoModelForTokenClassification.from_pretrained(folder / "model").num_labels in (3, 4)
-        assert len(transformers.AutoTokenizer.from_pretrained(folder / "model")) > 100
-
-
-@needs_exchange
-def test_there_is_a_model_at_every_moment(two_exports: list[Path], tmp_path: Path) -> None:
-    shutil.copytree(two_exports[0], tmp_path / "model")
-    cards = {(folder / "README.md").read_bytes() for folder in two_exports}
-    process, num_looks = start_process(export_in_turns, two_exports, tmp_path, 300), 0
-    while not (tmp_path / "done").exists():
-        assert (tmp_path / "model" / "README.md").read_bytes() in cards
-        num_looks += 1
-    process.join()
-    assert num_looks > 300
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["done", "model"]
-
-
-@pytest.mark.parametrize("library", [pytest.param(object(), id="absent"), pytest.param(None, id="refused")])
-def test_without_an_exchange_folders_are_replaced_too(
-    library: Any, two_exports: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class RefusingLibrary:
-        """Stands in for a system whose file system cannot exchange names."""
-
-        def renameat2(self, *_: Any) -> int:
-            return -1
-
-    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: library or RefusingLibrary())
-    (tmp_path / "model.old").mkdir()  # left by a run that was killed
-    export_in_turns(two_exports, tmp_path, 3)
-    assert digest(tmp_path / "model") == digest(two_exports[0])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["done", "model"]
+    assert page.text_of("h1") == ["run <b>3</b>⟨U+000A⟩# [x](y)"]
+    assert not count_tags(page).keys() & {"b", "a", "em"}
+    assert "<b>|`_P_" in [row[0] for row in read_rows(page)]
+    assert ["train", "1,000", "11,988", "1,864"] in read_rows(page)
 
 
 # ------------------------------------------------------------------------------------------------------------- cluster

@@ -17,30 +17,33 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from conftest import SAMPLE_DATA, SAMPLE_MODEL, SHARED_DATA, needs_wnut
+from conftest import SAMPLE_DATA, SAMPLE_MODEL
 from determined import pytorch
 from hypothesis import given
 from hypothesis import strategies as st
 from run_ner_reference import tokenize as run_ner_tokenize
-from seqeval import metrics as seqeval_metrics
-from seqeval import scheme as seqeval_schemes
-from seqeval.metrics.sequence_labeling import get_entities
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import ner.windows
 import ner_utils
-from ner.windows import NO_POSITION, assign_words, choose_doc_stride, choose_max_seq_length, prepare_tokenizer
-from ner_utils import (
+from ner.report import ErrorReport, metric_directions
+from ner.windows import (
     IGNORED_LABEL_ID,
+    NO_POSITION,
     WORD_COLUMNS,
     WordCollator,
+    assign_words,
+    choose_doc_stride,
+    choose_max_seq_length,
+    prepare_tokenizer,
+)
+from ner_utils import (
     build_tokenized_datasets,
     compute_metrics,
     continuation_ids,
     get_dataset_metadata,
     iterate_sentences,
-    metric_directions,
-    score_sentences,
+    predict_words,
     tokenize_and_align_labels,
 )
 
@@ -589,7 +592,7 @@ def test_several_processes_tokenize_to_the_same_rows(tmp_path: Path, monkeypatch
     for split, rows in one.items():
         assert two[split].to_list() == rows.to_list()
         assert max(rows["sentence_id"]) == sum(1 for _ in (SAMPLE_DATA / f"{split}.json").open(encoding="utf-8")) - 1
-        assert rows.column_names[-5:] == ["labels", *WORD_COLUMNS]
+        assert {"labels", *WORD_COLUMNS} < set(rows.column_names)
     assert one["train"].num_rows > 1 + max(one["train"]["sentence_id"])  # some sentences have several windows
 
 
@@ -715,19 +718,21 @@ def test_inputs_and_labels_are_padded_as_transformers_does(
     tokenizer, (lengths, options) = padding_tokenizer(kind, padding_side), rows
     names = ["input_ids", *["token_type_ids"] * has_types, "attention_mask", *["labels"] * has_labels]
     inputs = [{name: [numbers.randint(0, 99) for _ in range(n)] for name in names} for n, _ in lengths]
-    words = [{name: [numbers.randint(0, 99) for _ in range(n)] for name in ner_utils.WORD_FILLS} for _, n in lengths]
-    batch = WordCollator(tokenizer, [*names, *ner_utils.WORD_FILLS], **options)(
+    words = [
+        {name: [numbers.randint(0, 99) for _ in range(n)] for name in ner.windows.WORD_PAD_VALUES} for _, n in lengths
+    ]
+    batch = WordCollator(tokenizer, [*names, *ner.windows.WORD_PAD_VALUES], **options)(
         [row | of_row for row, of_row in zip(inputs, words)]
     )
     no_token = {"input_ids": [tokenizer.pad_token_id], "token_type_ids": [0], "attention_mask": [1], "labels": [-100]}
     expected = transformers.DataCollatorForTokenClassification(
         tokenizer, padding="max_length" if "max_length" in options else True, **options
     )([row if row["input_ids"] else {name: no_token[name] for name in names} for row in inputs])
-    assert [*batch] == [*names, *ner_utils.WORD_FILLS]
+    assert [*batch] == [*names, *ner.windows.WORD_PAD_VALUES]
     for name in names:
         assert batch[name].dtype == expected[name].dtype
         assert torch.equal(batch[name], expected[name])
-    for name, fill in ner_utils.WORD_FILLS.items():
+    for name, fill in ner.windows.WORD_PAD_VALUES.items():
         assert (batch[name].shape[1]) == max(n for _, n in lengths)
         for values, row, ids in zip(batch[name].tolist(), words, inputs):
             assert values[len(row[name]) :] == [fill] * (len(values) - len(row[name]))
@@ -769,136 +774,14 @@ def test_given_names_keep_their_order_also_where_no_row_has_them() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics
-
-PREFIXES = {"IOB1": "IB", "IOB2": "IB", "IOE1": "IE", "IOE2": "IE", "IOBES": "IBES", "BILOU": "BILU"}
-
-
-@st.composite
-def tagged(draw: st.DrawFn, prefixes: str) -> tuple[list[list[str]], list[list[str]]]:
-    """Gold and predicted tags of some sentences, with at least one entity in gold."""
-    tag = st.sampled_from(["O", *(f"{prefix}-{name}" for prefix in prefixes for name in ("PER", "LOC", "a-b"))])
-    lengths = draw(st.lists(st.integers(1, 9), min_size=1, max_size=6))
-    gold = [draw(st.lists(tag, min_size=n, max_size=n)) for n in lengths]
-    # Mostly right, so that entities are found.
-    predicted = [[draw(st.just(g) | tag) for g in tags] for tags in gold]
-    return gold, predicted
-
-
-def assert_seqeval_agrees(gold: list[list[str]], predicted: list[list[str]], mode: str, scheme: str | None) -> None:
-    """To the last bit against seqeval's functions, and against counts of the entities that it finds."""
-    options: dict[str, Any] = {"zero_division": 0}
-    if mode == "strict":
-        options |= {"mode": "strict", "scheme": getattr(seqeval_schemes, str(scheme))}
-    expected = {
-        "accuracy_score": seqeval_metrics.accuracy_score(gold, predicted),
-        "precision": seqeval_metrics.precision_score(gold, predicted, **options),
-        "recall": seqeval_metrics.recall_score(gold, predicted, **options),
-        "f1": seqeval_metrics.f1_score(gold, predicted, **options),
-    }
-    metrics = compute_metrics(gold, predicted, mode=mode, scheme=scheme)
-    assert metrics == expected
-
-    def entities(sentences: list[list[str]]) -> set[Any]:
-        if mode == "default":
-            return {(i, *entity) for i, tags in enumerate(sentences) for entity in get_entities(tags)}
-        found = seqeval_schemes.Entities(sentences, getattr(seqeval_schemes, str(scheme)))
-        return {(i, e.tag, e.start, e.end) for i, of_one in enumerate(found.entities) for e in of_one}
-
-    of_gold, of_predicted = entities(gold), entities(predicted)
-    by_type = dict(metrics)
-    for name in {entity[1] for entity in of_gold | of_predicted}:
-        real, claimed = ({e for e in found if e[1] == name} for found in (of_gold, of_predicted))
-        right = len(real & claimed)
-        by_type |= {
-            f"{name}_precision": right / len(claimed) if claimed else 0.0,
-            f"{name}_recall": right / len(real) if real else 0.0,
-            f"{name}_f1": 2 * right / (len(real) + len(claimed)),
-            f"{name}_number": len(real),
-        }
-    types = sorted({entity[1] for entity in of_gold | of_predicted})
-    found_by_type = compute_metrics(gold, predicted, mode=mode, scheme=scheme, entity_types=types)
-    assert found_by_type == pytest.approx(by_type, abs=1e-12)
-    assert all(type(value) is float for value in found_by_type.values())
-    if types:
-        report = seqeval_metrics.classification_report(gold, predicted, output_dict=True, **options)
-        keys = {"precision": "precision", "recall": "recall", "f1": "f1-score", "number": "support"}
-        assert found_by_type == metrics | {f"{t}_{key}": report[t][name] for t in types for key, name in keys.items()}
-
-
-@pytest.mark.filterwarnings("ignore:.*seems not to be NE tag")
-@given(sentences=tagged("BIESLU"))
-def test_metrics_equal_seqeval_in_default_mode(sentences: tuple[list[list[str]], list[list[str]]]) -> None:
-    assert_seqeval_agrees(*sentences, "default", None)
-
-
-@pytest.mark.filterwarnings("ignore::RuntimeWarning:numpy")  # where nothing keeps the rules of the scheme
-@pytest.mark.parametrize("scheme", list(PREFIXES))
-@given(data=st.data())
-def test_metrics_equal_seqeval_in_strict_mode(scheme: str, data: st.DataObject) -> None:
-    assert_seqeval_agrees(*data.draw(tagged(PREFIXES[scheme])), "strict", scheme)
-
-
-@needs_wnut
-@pytest.mark.parametrize(("mode", "scheme"), [("default", None), ("strict", "IOB2")])
-def test_metrics_equal_seqeval_on_wnut(mode: str, scheme: str | None) -> None:
-    lines = (SHARED_DATA / "wnut17" / "validation.json").read_text(encoding="utf-8").splitlines()
-    gold: list[list[str]] = [json.loads(line)["ner_tags"] for line in lines]
-    tags = sorted({tag for sentence in gold for tag in sentence})
-    random = np.random.default_rng(0)
-    predicted = [[str(random.choice(tags)) if random.random() < 0.1 else tag for tag in sentence] for sentence in gold]
-    assert_seqeval_agrees(gold, predicted, mode, scheme)
-    metrics = compute_metrics(gold, predicted, mode=mode, scheme=scheme)
-    assert 0.2 < metrics["f1"] < 0.8
-    assert compute_metrics(gold, predicted, mode=mode) == metrics  # the scheme of these tags can be told
-
-
-@pytest.mark.parametrize("mode", ["default", "strict"])
-@pytest.mark.parametrize(
-    ("gold", "predicted"),
-    [
-        pytest.param([["O", "B-X"], ["O"]], [["O", "B-X"]], id="a sentence less"),
-        pytest.param([["O", "B-X"]], [["O"]], id="a word less"),
-        pytest.param([["O"]], [["O", "B-X"]], id="a word more"),
-    ],
-)
-def test_tags_that_do_not_go_together_are_not_scored(
-    mode: str, gold: list[list[str]], predicted: list[list[str]]
-) -> None:
-    with pytest.raises(ValueError, match=r"zip\(\) argument 2 is (shorter|longer)"):
-        compute_metrics(gold, predicted, mode=mode, scheme="IOB2")
-
-
-@pytest.mark.parametrize("num_types", [4, 128])
-def test_scoring_needs_little_memory_beside_the_words(num_types: int) -> None:
-    random = np.random.default_rng(0)
-    labels = ["O", *(f"{prefix}-{i}" for i in range(num_types) for prefix in "BI")]
-    num_sentences, num_words = 2000, 18
-    words = np.zeros((4, num_sentences * num_words), dtype=np.int32)
-    words[0], words[1] = np.divmod(np.arange(num_sentences * num_words), num_words)
-    words[2:] = random.integers(0, len(labels), words[2:].shape)
-    list(score_of_words(words[:, :num_words], labels))  # what seqeval imports is not counted
-    tracemalloc.start()
-    metrics = score_of_words(words, labels)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 1.5 * words.nbytes, "the tags of all sentences as lists take more than 2 times as much as the words"
-    assert metrics == compute_metrics(*zip(*iterate_sentences(words, labels)))
-
-
-def score_of_words(words: np.ndarray[Any, Any], labels: list[str]) -> dict[str, float]:
-    return score_sentences(iterate_sentences(words, labels))
-
-
-def test_importing_the_modules_does_not_import_what_only_scores_need() -> None:
-    code = "import sys, predict, ner.report, ner_utils; sys.exit('seqeval.metrics' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(ner_utils.__file__).parent)
+# That entities are counted as seqeval counts them is proven in test_ner_report.py.
 
 
 def test_metrics_equal_a_count_by_hand() -> None:
     gold = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "I-ORG"]]
     predicted = [["B-PER", "I-PER", "O", "O"], ["B-ORG", "I-ORG", "O"]]
     # Words: 3 of 7. Entities: PER is right, LOC is missed, ORG is elsewhere: 1 of 2 claimed, 1 of 3 real.
-    assert compute_metrics(gold, predicted, entity_types=["PER", "LOC", "ORG"]) == pytest.approx(
+    assert compute_metrics(zip(gold, predicted), entity_types=["PER", "LOC", "ORG"]) == pytest.approx(
         {
             "accuracy_score": 3 / 7, "precision": 1 / 2, "recall": 1 / 3, "f1": 2 / 5,
             "PER_precision": 1, "PER_recall": 1, "PER_f1": 1, "PER_number": 1,
@@ -910,41 +793,75 @@ def test_metrics_equal_a_count_by_hand() -> None:
 
 @pytest.mark.parametrize(("mode", "f1"), [("default", 1.0), ("strict", 0.0)])
 def test_an_entity_that_begins_with_inside_counts_in_default_mode_only(mode: str, f1: float) -> None:
-    assert compute_metrics([["O", "B-PER"]], [["O", "I-PER"]], mode=mode, scheme=None)["f1"] == f1
+    report = ErrorReport("IOB2", mode, "IOB2")
+    assert compute_metrics([(["O", "B-PER"], ["O", "I-PER"])], report)["f1"] == f1
 
 
-@pytest.mark.parametrize("mode", ["default", "strict"])
-@pytest.mark.parametrize(
-    ("gold", "predicted", "accuracy", "types"),
-    [
-        pytest.param([["O", "O"]], [["O", "O"]], 1.0, set(), id="no entity at all"),
-        pytest.param([["O", "O"]], [["O", "B-X"]], 0.5, {"X"}, id="only entities that are none"),
-        pytest.param([["B-X", "O"]], [["O", "O"]], 0.5, {"X"}, id="only missed entities"),
-        pytest.param([["B-X"]], [["B-Y"]], 0.0, {"X", "Y"}, id="only wrong types"),
-    ],
-)
-def test_without_a_right_entity_scores_are_zero_and_nothing_warns(
-    mode: str, gold: list[list[str]], predicted: list[list[str]], accuracy: float, types: set[str],
-    recwarn: pytest.WarningsRecorder,
-) -> None:  # fmt: skip
-    metrics = compute_metrics(gold, predicted, mode=mode, scheme="IOB2", entity_types=sorted(types))
-    assert metrics.pop("accuracy_score") == accuracy
-    scores = [name for name in metrics if not name.endswith("_number")]
-    assert set(scores) == {"precision", "recall", "f1"} | {
-        f"{name}_{score}" for name in types for score in ("precision", "recall", "f1")
-    }
-    assert [metrics[name] for name in scores] == [0.0] * len(scores)
-    assert len(recwarn) == 0
+@pytest.mark.parametrize("num_types", [4, 128])
+def test_scoring_needs_little_memory_beside_the_words(num_types: int) -> None:
+    random = np.random.default_rng(0)
+    labels = ["O", *(f"{prefix}-{i}" for i in range(num_types) for prefix in "BI")]
+    num_sentences, num_words = 2000, 18
+    words = np.zeros((4, num_sentences * num_words), dtype=np.int32)
+    words[0], words[1] = np.divmod(np.arange(num_sentences * num_words), num_words)
+    words[2:] = random.integers(0, len(labels), words[2:].shape)
+    list(iterate_sentences(words[:, :num_words], labels))  # what is imported is not counted
+    tracemalloc.start()
+    num_words_seen = sum(len(gold) for _, gold, _, _ in iterate_sentences(words, labels))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert num_words_seen == words.shape[1]
+    assert peak < 1.5 * words.nbytes, "the tags of all sentences as lists take more than 2 times as much as the words"
+
+
+def test_importing_the_modules_does_not_import_what_only_scores_need() -> None:
+    code = "import sys, predict, ner.report, ner_utils; sys.exit('seqeval.metrics' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(ner_utils.__file__).parent)
 
 
 @pytest.mark.parametrize("entity_types", [[], ["PER", "a-b", "LOC", "never-seen"]])
 def test_every_metric_has_a_direction(entity_types: list[str]) -> None:
     labels = ["O", "B-PER", "I-PER", "B-a-b", "S-LOC"]
     directions = metric_directions(entity_types)
-    reported = compute_metrics([labels], [labels], entity_types=entity_types)
+    reported = compute_metrics([(labels, labels)], entity_types=entity_types)
     numbers = {f"{name}_number" for name in entity_types}
     assert set(directions) == (set(reported) - numbers) | {"validation_loss"}
     assert [name for name, larger_is_better in directions.items() if not larger_is_better] == ["validation_loss"]
+
+
+# --------------------------------------------------------------------------------------------------------- predictions
+
+
+class EchoModel(torch.nn.Module):
+    """A model of two labels that predicts the second one for odd input ids, with a logit that is their tenth."""
+
+    device = torch.device("cpu")
+
+    def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        score = torch.where(input_ids % 2 == 1, input_ids, -input_ids) / 10
+        return {"logits": torch.stack([torch.zeros_like(score), score], dim=-1).bfloat16()}
+
+
+def test_each_word_is_predicted_at_its_first_subtoken() -> None:
+    word_ids = torch.tensor([[0, 1, NO_POSITION], [3, 4, 5]])
+    batch = {
+        "input_ids": torch.tensor([[2, 3, 7, 0, 0], [2, 5, 8, 9, 3]]),
+        "word_ids": word_ids,
+        "word_positions": torch.tensor([[1, 2, NO_POSITION], [1, 3, NO_POSITION]]),  # the last word has no sub-token
+        "word_labels": torch.tensor([[1, 0, -100], [1, 1, 0]]),
+        "sentence_id": torch.tensor([7, 4]),
+    }
+    (prediction,) = predict_words(EchoModel(), [batch])
+    assert prediction.logits.dtype == torch.float32
+    assert prediction.words().tolist() == [
+        [7, 7, 4, 4, 4], [0, 1, 3, 4, 5], [1, 1, 1, 1, NO_POSITION], [1, 0, 1, 1, 0],
+    ]  # fmt: skip
+    logits = torch.tensor([0.3, 0.7, 0.5, 0.9]).bfloat16().float()
+    assert prediction.scores()[:4] == pytest.approx(logits.sigmoid().numpy())
+    assert np.isnan(prediction.scores()[4])
+    del batch["word_labels"]  # of new text
+    (prediction,) = predict_words(EchoModel(), [batch])
+    assert prediction.words().shape == (3, 5)
 
 
 @given(
@@ -959,11 +876,13 @@ def test_words_in_any_order_become_their_sentences_again(
     ids = numbers.draw(st.lists(st.integers(0, 999), unique=True, min_size=len(sentences), max_size=len(sentences)))
     ids.sort()
     words = [
-        (sentence_id, place, LABELS.index(gold), LABELS.index(predicted) if predicted else NO_POSITION)
+        (sentence_id, place, LABELS.index(predicted) if predicted else NO_POSITION, LABELS.index(gold))
         for sentence_id, sentence in zip(ids, sentences)
         for place, (gold, predicted) in enumerate(sentence)
     ]
     shuffled = np.array(numbers.draw(st.permutations(words)), dtype=np.int32).reshape(-1, 4).T
-    gold, predicted = zip(*iterate_sentences(shuffled, LABELS))
-    assert list(gold) == [[gold for gold, _ in sentence] for sentence in sentences]
-    assert list(predicted) == [[predicted or "O" for _, predicted in sentence] for sentence in sentences]
+    found = list(iterate_sentences(shuffled, LABELS))
+    assert [number for number, *_ in found] == ids
+    assert [gold for _, gold, _, _ in found] == [[gold for gold, _ in sentence] for sentence in sentences]
+    assert [tags for _, _, tags, _ in found] == [[tag or "O" for _, tag in sentence] for sentence in sentences]
+    assert all(shuffled[1, columns].tolist() == list(range(len(gold))) for _, gold, _, columns in found)

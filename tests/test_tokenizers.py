@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from ner.windows import NO_POSITION, prepare_tokenizer
-from ner_utils import IGNORED_LABEL_ID, WordCollator, tokenize_and_align_labels
+from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WordCollator, prepare_tokenizer
+from ner_utils import tokenize_and_align_labels
 from transformer_trial.builders import build_using_auto
 from transformer_trial.config import ModelConfig
 from transformer_trial.errors import TrialError

@@ -20,7 +20,7 @@ from conftest import PROJECT, SAMPLE_DATA, read_metrics
 from seqeval import metrics as seqeval_metrics
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-import ner.labels
+import ner.report
 import ner_utils
 from ner_trial import NERTrial
 from transformer_trial.errors import TrialError
@@ -259,15 +259,15 @@ def test_a_validation_waits_for_the_device_once_a_batch_and_counts_entities_once
             return metrics
 
     count(torch.Tensor, "cpu")
-    count(ner_utils, "score_sentences")
-    count(ner.labels, "find_entities")
+    count(ner_utils, "compute_metrics")
+    count(ner.report, "find_entities")
     config["searcher"]["max_length"]["batches"] = 1
     config["hyperparameters"]["export_model"] = False
     trial = fit(config, CountedTrial)
 
     assert calls["batches"] > 1
     assert calls["copies"] == calls["batches"], "a batch is copied to the host in one piece"
-    assert calls["score_sentences"] == 1
+    assert calls["compute_metrics"] == 1
     num_sentences = trial.rows["validation"].num_rows
     assert num_sentences <= calls["find_entities"] <= 2 * num_sentences
 

@@ -21,7 +21,7 @@ PHASES = {
     "test split": ("ner_trial", "NERTrial", "evaluate_best"),
     "checkpoint": ("determined.pytorch", "_PyTorchTrialController", "_save"),
     "export": ("transformer_trial.callbacks", "RunRecord", "_export"),
-    "exchange": ("transformer_trial.callbacks", "replace_folder", ""),
+    "exchange": ("transformer_trial.files", "_put_in_place", ""),
     "removal": ("transformer_trial.callbacks", "RunRecord", "on_checkpoint_upload_end"),
 }
 """Where a training can be when it is interrupted, and the function that it is in then."""

@@ -17,7 +17,7 @@ from determined import pytorch
 from transformer_trial import checkpoints
 from transformer_trial.errors import TrialError, printable
 from transformer_trial.experiment import CheckpointStorageConfig
-from transformer_trial.export import export_model, replace_folder
+from transformer_trial.files import replacing, restore_old
 from transformer_trial.parsing import read_known
 
 if TYPE_CHECKING:
@@ -109,6 +109,8 @@ class RunRecord(pytorch.PyTorchCallback):
             os.truncate(self.metrics_file, min(num_bytes, self.metrics_file.stat().st_size))
         if not self.on_cluster and self.folder is not None:
             self.checkpoints[self.resumed_from] = self.trial.batches_trained
+            if self.is_chief:
+                restore_old(self.folder / "model")
             if self.best_batches >= 0 and self.is_chief and not (self.folder / "model").exists():
                 logger.warning(
                     "The best model so far, of batch %d, is not in %s: only a better one will be.",
@@ -163,14 +165,12 @@ class RunRecord(pytorch.PyTorchCallback):
         if test_metrics := self.trial.evaluate_best(folder):
             self._report("test", test_metrics)
         if not self.on_cluster and self.trial.settings.training.export_model:
-            new = folder / "model.new"
-            shutil.rmtree(new, ignore_errors=True)
-            self._export(new)
-            replace_folder(new, folder / "model")
+            with replacing(folder / "model") as new:
+                self._export(new)
             logger.info("%s %.4g is the best so far: saved in %s", self.metric, self.sign * self.best, folder / "model")
 
     def _export(self, folder: Path) -> None:
-        export_model(folder, self.trial.bare_model, self.trial.tokenizer, self.trial.model_card())
+        checkpoints.export_model(folder, self.trial.bare_model, self.trial.tokenizer, self.trial.model_card())
 
     def _stop_if_worse(self) -> None:
         if self.patience is not None and self.num_worse_validations >= self.patience:

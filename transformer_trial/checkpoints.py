@@ -1,24 +1,28 @@
-"""What Determined's checkpoints hold: what we change there so that they serve elsewhere, and whether they are whole."""
+"""What a checkpoint and an exported model hold: what we change in each, and whether a checkpoint is whole."""
 
 import contextlib
+import dataclasses
+import importlib.metadata
 import json
 import pickle
+import platform
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from determined.common import util
+from ruamel.yaml import YAML
 
 from transformer_trial.errors import TrialError, format_value, redact
 
 
 def allow_determined_checkpoints() -> None:
-    """Let torch >= 2.6 read Determined's checkpoints, which hold the state of NumPy's random numbers.
+    """Let torch >= 2.6 read Determined's checkpoints, which hold the state of NumPy's random generator.
 
-    They are plain arrays; everything else that a pickle could name stays forbidden.
+    That state is a plain array; torch goes on refusing everything else that a pickle could name.
     """
     if not hasattr(torch.serialization, "add_safe_globals"):
         return  # a torch whose torch.load is not restricted
@@ -35,9 +39,10 @@ def allow_determined_checkpoints() -> None:
 
 
 def write_plain_data(checkpoint: dict[str, Any]) -> None:
-    """Name the weights to be saved as one process does, which Determined's loader needs, and write plain data only.
+    """Rename the weights of several slots as one process names them, and turn NumPy's array into a list.
 
-    NumPy's arrays are pickled under names that differ between its versions, and that torch refuses by default.
+    Determined's loader needs those names. NumPy pickles arrays under names that differ between its versions, and that
+    torch refuses by default.
     """
     kind, numbers, *rest = checkpoint["rng_state"]["np_rng_state"]
     checkpoint["rng_state"]["np_rng_state"] = (kind, numbers.tolist(), *rest)
@@ -50,7 +55,7 @@ def _name_weights_as_one_process(checkpoint: dict[str, Any]) -> None:
 
 
 def read_labels(model: Any) -> dict[int, str]:
-    """What the numbers that a model gives stand for."""
+    """The label of each id that a model predicts."""
     return dict(model.config.id2label)
 
 
@@ -81,33 +86,34 @@ def refuse_another_model(checkpoint: dict[str, Any], model: Any, labels: Mapping
 
 
 def redact_configurations(folder: Path) -> None:
-    """Take the secrets out of the configurations in a checkpoint's copy of the code."""
+    """Replace the secrets in the configurations of a checkpoint's copy of the code."""
+    yaml = YAML(typ="safe", pure=True)  # reads as `det` does: to it `no` is a text
     for file in [*folder.glob("code/**/*.yaml"), *folder.glob("code/**/*.yml")]:
         config = None
         with contextlib.suppress(Exception):  # not every yaml is a configuration
-            config = util.yaml_safe_load(file.read_text())
+            config = yaml.load(file)
         if redact(config) != config:
-            file.write_text(util.yaml_safe_dump(redact(config)))
+            yaml.dump(redact(config), file)
 
 
 def complete_load_data(file: Path, model: Any) -> None:
-    """Add the model's config, with which Determined's loader makes the trial from the checkpoint alone; no secrets."""
+    """Add the model's config, from which Determined's loader rebuilds the trial, and replace the secrets."""
     load_data = redact(json.loads(file.read_text()))
     model_config = json.loads(model.config.to_json_string(use_diff=False))
     load_data["experiment_config"] = {**(load_data["experiment_config"] or {}), "model_config": model_config}
-    load_data["is_trainer"] = True  # else the loader's context is like that of a training
+    load_data["is_trainer"] = True  # otherwise the loader builds the context of a training
     file.write_text(json.dumps(load_data))
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads numbers, texts and their collections, and runs nothing."""
+    """Reads numbers, texts and collections of them, and runs nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it names {module}.{name}, which Determined never writes there")
 
 
 def read_trial_state(checkpoint: Path) -> dict[str, Any]:
-    """Determined's own account of a training, as it is in a checkpoint; a pickle, which Determined runs unseen."""
+    """Read what Determined keeps of a training's progress: a pickle, which Determined itself loads unchecked."""
     with (checkpoint / "trial_state.pkl").open("rb") as file:
         state = _PlainUnpickler(file).load()
     if not isinstance(state, dict) or not isinstance(state.get("batches_trained"), int):
@@ -116,7 +122,7 @@ def read_trial_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What keeps a checkpoint from being resumed; None if nothing does."""
+    """Say why a checkpoint cannot be resumed; None where it can."""
     try:
         for name in ("metadata.json", "load_data.json"):
             json.loads((checkpoint / name).read_text())
@@ -124,6 +130,63 @@ def find_damage(checkpoint: Path) -> str | None:
         with zipfile.ZipFile(checkpoint / "state_dict.pth") as file:
             if broken := file.testzip():
                 return f"state_dict.pth is damaged at {broken}"
-    except Exception as error:  # whatever unpickling damaged bytes ends in
+    except Exception as error:  # unpickling damaged bytes raises errors of many kinds
         return " ".join(str(error).split()) or type(error).__name__
     return None
+
+
+def export_model(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
+    """Write weights (safetensors), config, tokenizer and model card to a folder.
+
+    Args:
+        folder: Files of these names in it are replaced. It need not exist.
+        model: A model of transformers.
+        tokenizer: Its tokenizer.
+        card: What the folder's README.md says.
+    """
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _make_readable_for_both(folder, tokenizer)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _make_readable_for_both(folder: Path, tokenizer: Any) -> None:
+    """Change what one of transformers 4 and 5 saved so that both read the same from it."""
+    files = [folder / "tokenizer_config.json", folder / "config.json"]
+    of_tokenizer, of_model = configs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    if (folder / "tokenizer.json").exists():
+        # This class takes everything from tokenizer.json; the classes of transformers 5 replace parts of it.
+        of_tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+        for name in ("model_input_names", "padding_side", "truncation_side"):
+            of_tokenizer[name] = getattr(tokenizer, name)
+    if isinstance(of_tokenizer.get("extra_special_tokens"), list):
+        of_tokenizer["additional_special_tokens"] = of_tokenizer.pop("extra_special_tokens")
+    rotary = of_model.get("rope_parameters") or {}  # of transformers 5
+    if "rope_theta" in rotary:
+        of_model["rope_theta"] = rotary["rope_theta"]
+        if rotary.get("rope_type", "default") != "default":
+            of_model["rope_scaling"] = rotary
+    for name, layers in (("global_rope_theta", "full_attention"), ("local_rope_theta", "sliding_attention")):
+        if layers in rotary:  # in ModernBERT
+            of_model[name] = rotary[layers]["rope_theta"]
+    for file, config in zip(files, configs):
+        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def recipe(settings: Any) -> str:
+    """A markdown list of the settings that are not their defaults."""
+    lines = []
+    for name, section in vars(settings).items():
+        for field in dataclasses.fields(section):
+            value = getattr(section, field.name)
+            if value != field.default:
+                home, text = "data" if name == "data" else "hyperparameters", format_value(field.name, value)
+                fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+                lines.append(f"- `{home}.{field.name}`: {fence}{text}{fence}")
+    return "\n".join(lines)
+
+
+def versions(packages: Sequence[str]) -> str:
+    """The versions of Python and of these packages, as a model card names them."""
+    found = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    return ", ".join([f"Python {platform.python_version()}", *found])

@@ -1,4 +1,4 @@
-"""Write a file or folder whole, so that a killed process leaves the old one or the new one. No Determined here."""
+"""Write a file or folder whole: a killed process leaves the old one or the new one. No Determined here."""
 
 import contextlib
 import shutil
@@ -10,8 +10,8 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Let the body write a new file or folder, which then takes the place of `path`.
 
-    A file is replaced in one step. A folder takes two renames: a kill between them leaves `{path}.old` and no `path`,
-    which `restore_old` mends. If the body fails, `path` stays as it was.
+    A file is replaced in one step. A folder takes two renames: a kill between them leaves `{path}.replaced` and no
+    `path`, which `restore_old` mends. If the body fails, `path` stays as it was.
 
     Args:
         path: File or folder, which need not exist.
@@ -23,28 +23,44 @@ def replacing(path: Path) -> Iterator[Path]:
         with replacing(Path("metrics.json")) as new:
             new.write_text("{}")
     """
-    new, old = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.old")
-    _remove(new)
+    new = path.with_name(f"{path.name}.new")
+    _remove(new)  # a killed process may have left it
     try:
         yield new
-        if path.is_dir():  # no rename replaces a folder that holds something
-            _remove(old)
-            path.rename(old)
-        new.replace(path)
-        _remove(old)
+        _put_in_place(new, path)
     finally:
         _remove(new)
 
 
 def restore_old(path: Path) -> None:
     """Put the old folder back where a kill came between the two renames of `replacing`."""
-    old = path.with_name(f"{path.name}.old")
-    if old.exists() and not path.exists():
+    old = _old(path)
+    if old.is_dir() and not path.exists():
         old.rename(path)
 
 
+def _put_in_place(new: Path, path: Path) -> None:
+    """Rename `new` to `path`; a folder, which no rename replaces, is moved aside first."""
+    if not new.is_dir():
+        new.replace(path)
+        return
+    if path.exists():
+        _remove(_old(path))
+        path.rename(_old(path))
+    try:
+        new.rename(path)
+    except OSError:
+        restore_old(path)
+        raise
+    _remove(_old(path))
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f"{path.name}.replaced")  # not .old, as users name copies of their own
+
+
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from determined import pytorch
 
 from transformer_trial.builders import AUTO_CLASSES, build_default_lr_scheduler, build_default_optimizer
 from transformer_trial.callbacks import TrainingMeans, build_callbacks
-from transformer_trial.checkpoints import allow_determined_checkpoints
+from transformer_trial.checkpoints import allow_determined_checkpoints, recipe, versions
 from transformer_trial.config import DataConfig, TrialConfig, parse_trial_config
 from transformer_trial.data import (
     SlotBatchSampler,
@@ -36,7 +36,6 @@ from transformer_trial.data import (
 )
 from transformer_trial.errors import TrialError
 from transformer_trial.experiment import OptimizationsConfig, ReproducibilityConfig, searcher_metric, training_length
-from transformer_trial.export import recipe, versions
 from transformer_trial.parsing import read_known
 
 logger = logging.getLogger(__name__)

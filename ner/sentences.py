@@ -1,0 +1,106 @@
+"""A sentence on its way through a tagger: its words, its tags, its entities, and how it is written down."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ner.cells import split_text
+from ner.labels import entity_tag, find_entities
+from ner.report import ErrorReport
+from transformer_trial.errors import TrialError
+
+NO_CELL = re.compile(r"[\t\r\n\0]|^(\ufeff|-DOCSTART-|# \S+ = | *$)")
+"""What a word of CoNLL columns does not hold or begin with: readers would take it for something else."""
+
+
+@dataclass
+class Sentence:
+    """A sentence, and what is known and predicted of it."""
+
+    words: list[str]
+    text: str | None = None
+    """The text that the words were split from, if they were."""
+    offsets: list[tuple[int, int]] | None = None
+    """Start and end of each word in the text, in characters."""
+    gold: list[str] | None = None
+    place: str = ""
+    """File and line, or row."""
+    tags: list[str] | None = None
+    """The predicted tag of each word."""
+    scores: list[float | None] | None = None
+    """The probability of each predicted tag; None for a word without sub-tokens, whose tag is O."""
+
+    @classmethod
+    def of_text(cls, text: str, place: str = "") -> "Sentence":
+        pieces = split_text(text)
+        return cls([word for word, *_ in pieces], text, [(start, end) for _, start, end in pieces], place=place)
+
+    def describe(self) -> tuple[list[str], str]:
+        """The words and their place, as `ErrorReport.add` asks for them."""
+        return self.words, self.place
+
+    def spans(self, label_scheme: str | None) -> list[dict[str, Any]]:
+        """The entities that the predicted tags mark, as seqeval's default mode reads them."""
+        spans = []
+        for entity_type, first, last in find_entities([entity_tag(tag, label_scheme) for tag in self.tags or []]):
+            scores = [score for score in (self.scores or [])[first : last + 1] if score is not None]
+            span: dict[str, Any] = {"type": entity_type, "first_word": first, "last_word": last}
+            if self.text is None or self.offsets is None:
+                span["text"] = " ".join(self.words[first : last + 1])
+            else:
+                span["start"], span["end"] = self.offsets[first][0], self.offsets[last][1]
+                span["text"] = self.text[span["start"] : span["end"]]
+            spans.append({**span, "score": round(sum(scores) / len(scores), 6) if scores else None})
+        return spans
+
+    def as_json(self, label_scheme: str | None) -> dict[str, Any]:
+        """What a line of json holds of a tagged sentence."""
+        scores = [None if score is None else round(score, 6) for score in self.scores or []]
+        row: dict[str, Any] = {} if self.text is None else {"text": self.text}
+        row |= {"tokens": self.words, "tags": self.tags, "scores": scores, "spans": self.spans(label_scheme)}
+        return row if self.gold is None else {**row, "gold": self.gold}
+
+    def as_columns(self) -> str:
+        """The sentence as CoNLL columns, TAB between them: word, gold tag if there is one, predicted tag.
+
+        Raises:
+            TrialError: If a word cannot stand in a column.
+        """
+        columns = [self.words, *([self.gold] if self.gold is not None else []), self.tags or []]
+        for word in self.words:
+            if NO_CELL.search(word) and self.words != ["-DOCSTART-"]:
+                raise TrialError(
+                    f"{self.place}: the word {word!r} cannot stand in a column. Write json lines: --output FILE.jsonl"
+                )
+        return "".join("\t".join(cells) + "\n" for cells in zip(*columns))
+
+
+def write_predictions(
+    tagged: Iterable[Sentence], output: Any, report: ErrorReport, *, as_columns: bool = False
+) -> None:
+    """Write tagged sentences, and count those that have gold tags.
+
+    Args:
+        tagged: The sentences.
+        output: An unbuffered binary file. It gets each sentence in a call of its own, so that an interruption leaves
+            whole lines. (Linux itself may cut one, at the end of a page, if SIGKILL comes while it copies the line.)
+        report: Counts the errors, and knows the scheme of the tags.
+        as_columns: Write CoNLL columns instead of json lines.
+    """
+    for sentence in tagged:
+        if sentence.gold is not None:
+            report.add(sentence.gold, sentence.tags or [], sentence.describe)
+        # A terminal would act on what some words hold.
+        row = sentence.as_columns() if as_columns else sentence.as_json(report.scheme)
+        text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=output.isatty())
+        line, written = f"{text}\n".encode(), 0
+        try:
+            while written < len(line):
+                written += output.write(line[written:])
+        except OSError:  # the disk is full, say
+            with contextlib.suppress(OSError):  # of what is no file, such as a pipe
+                output.truncate(output.tell() - written)
+            raise

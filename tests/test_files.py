@@ -1,0 +1,125 @@
+"""Files and folders are written whole: what a failure or a kill leaves is the old one or the new one."""
+
+import functools
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transformer_trial import files
+from transformer_trial.files import replacing, restore_old
+
+
+def write(path: Path, kind: str, text: str) -> None:
+    if kind == "folder":
+        path.mkdir()
+        path /= "deep.txt"
+    path.write_text(text)
+
+
+def read(path: Path) -> str:
+    return (path / "deep.txt" if path.is_dir() else path).read_text()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_the_new_one_takes_the_place_of_what_is_there(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "it"
+    for text in ("first", "second", "third"):
+        write(tmp_path / "it.new", kind, "half of what a killed process was writing")
+        with replacing(path) as new:
+            assert not new.exists()
+            write(new, kind, text)
+        assert (read(path), names(tmp_path)) == (text, ["it"])
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_failure_leaves_the_old_one(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "it"
+    write(path, kind, "old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as new:
+        write(new, kind, "half")
+        raise ZeroDivisionError
+    assert (read(path), names(tmp_path)) == ("old", ["it"])
+    with pytest.raises(FileNotFoundError), replacing(path):
+        pass  # and writes nothing
+    assert (read(path), names(tmp_path)) == ("old", ["it"])
+
+    def fail(self: Path, target: Path) -> None:
+        if self.name == "it.new":
+            raise PermissionError
+        os.replace(self, target)
+
+    for method in ("rename", "replace"):
+        monkeypatch.setattr(Path, method, fail)
+    with pytest.raises(PermissionError), replacing(path) as new:
+        write(new, kind, "new")
+    assert (read(path), names(tmp_path)) == ("old", ["it"])
+
+
+def test_a_file_of_the_users_that_is_called_old_stays(tmp_path: Path) -> None:
+    write(tmp_path / "it.old", "file", "precious")
+    with replacing(tmp_path / "it") as new:
+        write(new, "file", "new")
+    restore_old(tmp_path / "it")
+    assert read(tmp_path / "it.old") == "precious"
+
+
+def test_a_link_to_a_folder_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere", "folder", "precious")
+    (tmp_path / "it").symlink_to("elsewhere")
+    with replacing(tmp_path / "it") as new:
+        write(new, "folder", "new")
+    assert (read(tmp_path / "elsewhere"), read(tmp_path / "it"), names(tmp_path)) == (
+        "precious", "new", ["elsewhere", "it"],
+    )  # fmt: skip
+
+
+def killing(function: Callable[..., Any], killed_at: str) -> Callable[..., Any]:
+    """The function, which kills its process at the call that `killed_at` names: "NAME N"."""
+    calls = 0
+
+    @functools.wraps(function)
+    def killed(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if killed_at == f"{function.__name__} {calls}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+
+    return killed
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "left", "restored"),
+    [
+        pytest.param("write_text 1", ["it", "it.new"], "old", id="while-writing"),
+        pytest.param("_put_in_place 1", ["it", "it.new"], "old", id="before-the-renames"),
+        pytest.param("rename 2", ["it.new", "it.replaced"], "old", id="between-the-renames"),
+        pytest.param("_remove 3", ["it", "it.replaced"], "new", id="after-the-renames"),
+    ],
+)
+def test_a_kill_leaves_one_of_the_two(tmp_path: Path, killed_at: str, left: list[str], restored: str) -> None:
+    path = tmp_path / "it"
+    write(path, "folder", "old")
+    child = os.fork()
+    if child == 0:
+        for owner, name in ((files, "_put_in_place"), (files, "_remove"), (Path, "rename"), (Path, "write_text")):
+            setattr(owner, name, killing(getattr(owner, name), killed_at))
+        with replacing(path) as new:
+            write(new, "folder", "new")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert names(tmp_path) == left
+    for _ in range(2):
+        restore_old(path)
+        assert read(path) == restored
+    with replacing(path) as new:  # the next run, which finds what the kill left
+        write(new, "folder", "next")
+    assert (read(path), names(tmp_path)) == ("next", ["it"])
