@@ -232,8 +232,10 @@ def test_tags_without_an_entity_are_fine(requested: str | None) -> None:
 LETTERS = str.maketrans("MWLU", "ISES")
 
 
-def converted(tags: Sequence[str]) -> list[str]:
+def converted(tags: Sequence[str], scheme: str | None = None) -> list[str]:
     """With the prefixes of BIOES, which are all that seqeval's default mode knows."""
+    if scheme == "plain":
+        return [tag if tag == "O" else f"I-{tag}" for tag in tags]
     return [tag[0].translate(LETTERS) + tag[1:] for tag in tags]
 
 
