@@ -1,4 +1,4 @@
-"""What a tagger's errors are: counts, tables, figures, html. Nothing here imports Determined, or knows of models.
+"""What a tagger's errors are: entities counted, and reported as tables and html. Nothing here imports Determined.
 
 Sentences come one by one; only counts and the worst ones are kept. Text of the data is shown through `printable`.
 """
@@ -21,9 +21,6 @@ NUM_WORST_SENTENCES = 50
 NUM_COMMONEST = 10
 """Rows of the tables of confusions and of invalid transitions."""
 
-Description = tuple[Sequence[str], str]
-"""The words of a sentence, and where it is from."""
-
 START, END = "(start)", "(end)"
 """What stands before the first tag of a sentence and after its last one."""
 
@@ -31,19 +28,15 @@ SCORES = ("precision", "recall", "f1")
 COUNTS = ("support", "predicted", "correct", "boundary", "confused", "missed", "spurious")
 
 TRANSITION_RULES: dict[str | None, tuple[str, str]] = {
-    "IOB1": ("B", ""),
-    "IOB2": ("I", ""),
-    "IOE1": ("", "E"),
-    "IOE2": ("", "I"),
-    "BIOES": ("IE", "BI"),
-    "BILOU": ("IE", "BI"),
-}
-"""By scheme, with prefixes as `entity_tag` writes them: those that must follow B or I of their type, and those that I
-or E of their type must follow."""
+    "IOB1": ("B", ""), "IOB2": ("I", ""), "IOE1": ("", "E"), "IOE2": ("", "I"),
+    "BIOES": ("IE", "BI"), "BILOU": ("IE", "BI"),
+}  # fmt: skip
+"""For each scheme, in the prefixes that `entity_tag` writes: those that must follow B or I of their type, and those
+that I or E of their type must follow."""
 
 
 def match_entities(gold: Sequence[Entity], predicted: Sequence[Entity]) -> list[tuple[Entity | None, Entity | None]]:
-    """Match the entities of a sentence one to one, by overlap and then by type; those of one span thus always match.
+    """Match the entities of a sentence one to one, by overlap and then by type. Two with the same span always match.
 
     Example:
         >>> match_entities([("PER", 0, 2)], [("LOC", 1, 2), ("PER", 4, 4)])
@@ -100,7 +93,10 @@ class ErrorReport:
         self.worst: list[tuple[int, int, int, dict[str, Any]]] = []  # a heap: the least bad one comes first
 
     def add(
-        self, gold: Sequence[str], predicted: Sequence[str], describe: Callable[[], Description] = lambda: ((), "")
+        self,
+        gold: Sequence[str],
+        predicted: Sequence[str],
+        describe: Callable[[], tuple[Sequence[str], str]] = lambda: ((), ""),
     ) -> None:
         """Add a sentence.
 
@@ -136,6 +132,7 @@ class ErrorReport:
 
     @property
     def accuracy(self) -> float:
+        """The part of words whose tags are right; 0 without words."""
         return (self.num_words - self.num_wrong_words) / max(self.num_words, 1)
 
     def count_by_type(self) -> dict[str, Counter[str]]:
@@ -268,7 +265,7 @@ def format_table(rows: Sequence[Sequence[str]], num_names: int = 1) -> str:
 
 
 def report_html(report: Mapping[str, Any], title: str) -> str:
-    """A page that needs nothing else."""
+    """The report as a page that refers to no other file."""
     from ner.drawing import draw_figures  # here, as matplotlib takes most of a second to import
 
     return render_template(
@@ -284,13 +281,7 @@ def report_html(report: Mapping[str, Any], title: str) -> str:
 
 
 def render_template(name: str, escape: Callable[[str], str], **values: Any) -> str:
-    """Fill in a template of this folder.
-
-    Args:
-        name: Its file. In html, what is special there is escaped too.
-        escape: Changes each text before it is filled in, but for those that the template calls `safe`.
-        values: What the template is filled in with.
-    """
+    """Fill in a template of this folder; `escape` changes every text but those that the template marks as `safe`."""
     import jinja2
 
     environment = jinja2.Environment(
