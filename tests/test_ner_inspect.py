@@ -210,7 +210,7 @@ def test_the_table_and_the_warnings_say_what_was_counted_by_hand() -> None:
     splits: dict[str, Split] = {
         "train": [(["Ada", "slept"], ["B-PER", "O"])] * 11
         + [(["\u200b", "Ada"], ["O", "I-PER"]), (["a"] * 1500, ["O"] * 1500)],
-        "test": [(["in", "Rome", "\u200b"], ["O", "B-LOC", "B-人名"])],
+        "test": [(["in", "Rome", "\u200b"], ["O", "B-L\x1b[1m", "B-人名"])],
         "dev": [(["z" * 101], ["O"]), (["Ada", "slept"], ["B-PER", "O"])],
     }
     assert (
@@ -227,17 +227,17 @@ words without sub-tokens          1     1    0
 duplicate sentences              10     0    0
 sentences that train has too      -     0    1
 entities                         12     2    1
-- LOC                             0     1    0
+- L⟨U+001B⟩[1m                    0     1    0
 - PER                            12     0    1
 - 人名                            0     1    0
-The labels' scheme is IOB2: B-LOC, B-PER, B-人名, I-PER, O
+The labels' scheme is IOB2: B-L⟨U+001B⟩[1m, B-PER, B-人名, I-PER, O
 Warning: train has 1 words whose tags go on with an entity that has not begun, as I- after O, first in train.conll, \
 line 12; an entity is taken to begin there, but under metric_mode: strict it does not count.
-Warning: test has tags that train has none of, which cannot be learned: B-LOC, B-人名.
+Warning: test has tags that train has none of, which cannot be learned: B-L⟨U+001B⟩[1m, B-人名.
 Warning: 1 of 2 sentences of dev are in train too: scores on them say little about new text.
 Warning: dev has 1 words of more than 100 characters.
 Warning: 10 sentences of train are there more than once.
-Warning: train has fewer than 10 entities of these types: LOC, 人名.""".lstrip("\n")
+Warning: train has fewer than 10 entities of these types: L⟨U+001B⟩[1m, 人名.""".lstrip("\n")
     )
 
 
