@@ -165,7 +165,8 @@ class NERTrial(BaseTransformerTrial):
         )
         self.config.ner = dataclasses.asdict(self.tagger_settings)  # goes into checkpoints and exports
         if self.context.distributed.rank == 0:
-            self.data_report = ner.inspect.describe_data(self.rows, self.tokenized_datasets, self.metadata)
+            labels = (self.metadata.label_list, self.metadata.label_scheme)
+            self.data_report = ner.inspect.describe_data(self.rows, self.tokenized_datasets, *labels)
             logger.info("%s", ner.inspect.format_data(self.data_report))
 
     def build_training_data_loader(self) -> pytorch.DataLoader:

@@ -21,8 +21,9 @@ SECONDS = 120
 """After which a process that a test started is killed; each needs about a tenth of that."""
 
 NEEDED = (
-    "ner_*.py", "train.py", "predict.py", "ner/*.py", "transformer_trial/*.py", "requirements.txt", "startup-hook.sh",
-    "ner_config.yaml", "ner_search.yaml", "sample/ner_config.yaml", "sample/data/*", "sample/model/*",
+    "ner_*.py", "train.py", "predict.py", "ner/*.py", "ner/*.j2", "transformer_trial/*.py", "requirements.txt",
+    "startup-hook.sh", "ner_config.yaml", "ner_search.yaml", "sample/ner_config.yaml", "sample/data/*",
+    "sample/model/*",
 )  # fmt: skip
 """The project's files that a trial, its search, or the sample's trial reads: these travel, and no others."""
 
@@ -133,7 +134,7 @@ def tracked() -> list[str]:
     if not (PROJECT / ".git").exists():
         pytest.skip("not a git checkout: which files are the project's is unknown")
     git = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
-    new_modules = ["--others", "--exclude-standard", "ner_*.py", "ner/*.py", "transformer_trial/*.py"]
+    new_modules = ["--others", "--exclude-standard", "ner_*.py", "ner/*.py", "ner/*.j2", "transformer_trial/*.py"]
     listings = [subprocess.check_output(command, cwd=PROJECT, text=True) for command in (git, git + new_modules)]
     return [name for name in "".join(listings).split("\0") if name and (PROJECT / name).is_file()]
 
