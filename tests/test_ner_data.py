@@ -19,8 +19,10 @@ import torch
 from conftest import PROJECT, SAMPLE_MODEL, SHARED_DATA, needs_wnut
 
 import ner.data
-from ner.data import Columns, NERDataConfig, find_columns
-from ner.formats import Record
+from ner.cells import Record
+from ner.columns import Columns, ReadOptions, find_columns
+from ner.data import NERDataConfig
+from ner.sentences import Sentence
 from transformer_trial.errors import TrialError
 
 NAMES = ["O", "B-PER", "I-PER", "B-ORG"]
@@ -73,9 +75,9 @@ def columns(*cells: str, names: str = "") -> Record:
         pytest.param(table("mots", "sorte", "id"), {}, "ner", ("mots", "sorte"), id="first and second"),
         pytest.param(table("mots", "x", "ner_tags"), {}, "ner", ("mots", "ner_tags"), id="first and usual"),
         pytest.param(table("tokens", "sorte", "id"), {}, "ner", ("tokens", "sorte"), id="usual and second"),
-        pytest.param(table("tokens", "ner_tags", "w"), {"text_column_name": "w"}, "ner", ("w", "ner_tags"), id="words"),
-        pytest.param(table("tokens", "ner_tags", "t"), {"label_column_name": "t"}, "ner", ("tokens", "t"), id="tags"),
-        pytest.param(table("a", "b", "c"), {"label_column_name": -1}, "ner", ("a", "c"), id="by number"),
+        pytest.param(table("tokens", "ner_tags", "w"), {"text_column": "w"}, "ner", ("w", "ner_tags"), id="words"),
+        pytest.param(table("tokens", "ner_tags", "t"), {"label_column": "t"}, "ner", ("tokens", "t"), id="tags"),
+        pytest.param(table("a", "b", "c"), {"label_column": -1}, "ner", ("a", "c"), id="by number"),
         # What the tables of others have.
         pytest.param(table("Tags", "Words"), {}, "ner", ("Words", "Tags"), id="in capitals"),
         pytest.param(table("", "mots", "x"), {}, "ner", ("mots", "x"), id="after the index of pandas"),
@@ -85,7 +87,7 @@ def columns(*cells: str, names: str = "") -> Record:
         ),
         pytest.param(table("sentence_id", "tokens", "tags"), {}, "ner", ("tokens", "tags"), id="an id of sentences"),
         pytest.param(
-            table("doc", "word", "tag", cell="y"), {"sentence_column_name": "doc"}, "ner", ("word", "tag", "doc"),
+            table("doc", "word", "tag", cell="y"), {"sentence_column": "doc"}, "ner", ("word", "tag", "doc"),
             id="an id by its name",
         ),
         pytest.param(
@@ -114,26 +116,27 @@ def columns(*cells: str, names: str = "") -> Record:
         pytest.param(columns("0 1", "EU is", "B-ORG O"), {}, "ner", ("1", "2"), id="a count from 0"),
         pytest.param(columns("1 2", "O O"), {}, "ner", ("0", "1"), id="numbers that are words"),
         pytest.param(
-            columns("O", "B-X"), {"text_column_name": 1, "label_column_name": "0"}, "ner", ("1", "0"), id="numbers"
+            columns("O", "B-X"), {"text_column": 1, "label_column": "0"}, "ner", ("1", "0"), id="numbers"
         ),
         pytest.param(columns("a", "O", names="FORM NER"), {}, "ner", ("FORM", "NER"), id="names of columns"),
         pytest.param(columns("1", "a", "X", "O", names="ID FORM UPOS MISC"), {}, "ner", ("FORM", "MISC"), id="CoNLL-U"),
     ],
 )  # fmt: skip
 def test_columns_are_found(first: Record, options: dict[str, Any], task: str, expected: tuple[str, ...]) -> None:
-    found = find_columns(first, NERDataConfig(dataset_name="d", **options), task)
+    found = find_columns([first], ReadOptions(**options), task)
     assert (found.text, found.label, *([found.sentence] if found.sentence else [])) == expected
 
 
 def test_text_to_predict_on_needs_no_column_of_tags() -> None:
+    options = ReadOptions(needs_tags=False)
     for first in (columns("EU is", "NNP VB"), table("text", "x"), table("text")):
-        assert find_columns(first, NERDataConfig(), "ner", needs_tags=False).label is None
-    assert find_columns(columns("EU is", "B-ORG O"), NERDataConfig(), "ner", needs_tags=False).label == "1"
+        assert find_columns([first], options, "ner").label is None
+    assert find_columns([columns("EU is", "B-ORG O")], options, "ner").label == "1"
 
 
 def test_more_sentences_than_the_first_tell_a_count_from_words() -> None:
     single, other = columns("1", "CD", "O"), columns("EU is", "NN VB", "B-ORG O")
-    assert find_columns(single, NERDataConfig(), "ner", following=[other]) == Columns("0", "2", num_unnamed=3)
+    assert find_columns([single, other], ReadOptions(), "ner") == Columns("0", "2", num_unnamed=3)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,7 @@ def test_more_sentences_than_the_first_tell_a_count_from_words() -> None:
     ],
 )
 def test_a_header_is_told_from_words(cells: list[str], expected: bool) -> None:
-    assert (ner.data.names_columns(cells) >= 2) == expected
+    assert (ReadOptions().count_column_names(cells) >= 2) == expected
 
 
 def test_splits_may_have_different_formats(tmp_path: Path) -> None:
@@ -321,7 +324,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, lis
     def count_reads(file: Path, **options: Any) -> tuple[int, list[Any]]:
         calls = []
 
-        def counting(**arguments: Any) -> Iterator[dict[str, Any]]:
+        def counting(**arguments: Any) -> Iterator[Sentence]:
             calls.append(1)
             return original(**arguments)
 

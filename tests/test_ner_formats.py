@@ -4,7 +4,6 @@ import ast
 import csv
 import gzip
 import io
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,8 @@ import ner.cells
 import ner.data
 import ner.formats
 import ner_utils
+from ner.columns import ReadOptions, find_columns
+from ner.data import read_sentences
 
 Sentence = tuple[list[str], list[str]]
 """Words and tags."""
@@ -289,11 +290,10 @@ def write_file(path: Path, content: Any) -> None:
 def read_files(pattern: Path, **options: Any) -> list[Sentence]:
     """As `read_splits` reads them, but past the cache."""
     config = ner.data.NERDataConfig(train_file=str(pattern), **options)
-    source = ner.data.source_of_files("data.train_file", str(pattern), config)
-    first, *following = itertools.islice(source.records(), ner.data.NUM_FIRST)
-    columns = ner.data.find_columns(first, config, "ner", following=following)
+    (source,) = ner.data.load_splits(config).values()
+    columns = find_columns(source.first_records(), source.options, "ner")
     names = source.label_names(str(columns.label)) or config.label_list
-    return [(row["tokens"], row["tags"]) for row in ner.data.read_sentences(source, columns, names)]
+    return [(sentence.words, sentence.gold or []) for sentence in read_sentences(source, columns, names)]
 
 
 def held(case: Case) -> list[Sentence]:
@@ -401,7 +401,7 @@ def test_a_text_is_read_as_the_list_that_it_writes_down_or_at_its_spaces_or_refu
 def test_a_word_has_the_place_of_its_line_and_a_sentence_that_of_its_first(tmp_path: Path) -> None:
     file = tmp_path / "a.conll"
     write_file(file, "# x = y\n\nEU\tO\nrejects\tO\n\n\nAda\tB-PER\n")
-    records = list(ner.formats.read_records(file, None, ner.data.names_columns))
+    records = list(ner.formats.read_records(file, ReadOptions()))
     assert [record.place for record in records] == [f"{file}, line 3", f"{file}, line 7"]
     assert [record.places for record in records] == [[f"{file}, line 3", f"{file}, line 4"], [f"{file}, line 7"]]
 

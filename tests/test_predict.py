@@ -32,11 +32,12 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from seqeval import metrics as seqeval_metrics
 
-import ner.data
 import ner.formats
 import predict as predict_module
+from ner.columns import ReadOptions
+from ner.sentences import Sentence
 from ner_trial import NERTrial
-from predict import Sentence, Tagger, as_columns, predict
+from predict import Tagger, predict
 from transformer_trial import local as run_module
 from transformer_trial.errors import TrialError
 
@@ -246,7 +247,7 @@ def test_offsets_are_those_of_the_words_in_the_text(tagger: Tagger, text: str, d
     if data is not None:  # whatever the tags are
         size = len(sentence.words)
         sentence.tags = data.draw(st.lists(st.sampled_from(BIO), min_size=size, max_size=size))
-    row = tagger.as_json(sentence)
+    row = sentence.as_json(tagger.label_scheme)
     assert row["text"] == text and next(iter(row)) == "text"
     words = set()
     for span in row["spans"]:
@@ -486,13 +487,13 @@ def test_columns_read_back_or_are_refused(
     for sentence in sentences:
         words, gold, tags = map(list, zip(*sentence))
         try:
-            text += as_columns(Sentence(words, gold=gold if with_gold else None, tags=tags)) + "\n"
+            text += Sentence(words, gold=gold if with_gold else None, tags=tags).as_columns() + "\n"
             kept.append([words, *([gold] if with_gold else []), tags])
         except TrialError as error:
             assert any(re.search(r"[\t\r\n\0]|^$|^ +$|^\ufeff|^# |^-DOC", word) for word in words), error
     file.write_text(text, encoding="utf-8", newline="")
     kept = [columns for columns in kept if columns[0] != ["-DOCSTART-"]]  # which stands between documents
-    records = ner.formats.read_records(file, None, ner.data.names_columns)
+    records = ner.formats.read_records(file, ReadOptions())
     assert [list(record.cells.values()) for record in records] == kept
 
 
