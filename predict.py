@@ -2,8 +2,8 @@
 
     python3 predict.py --model DIR/model --input FILE --output FILE [--batch-size N] [--help]
 
-In Python: `from predict import predict, Tagger`, see `predict`. What comes in is read by `ner/data.py`, as for a training;
-what goes out is written by `ner/sentences.py`; `ner_utils.predict_words` is what predicts, also in a validation.
+In Python: `from predict import predict`, or `Tagger` to tag more than once with one model; see `predict` below. To read
+next: `ner/data.py` reads the input, as for a training, and `ner/sentences.py` writes the output.
 """
 
 import argparse

@@ -1,6 +1,5 @@
 """predict.py: the tags of training for every word of every kind of file, and whole lines whatever happens."""
 
-import csv
 import gzip
 import io
 import json
@@ -31,10 +30,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from seqeval import metrics as seqeval_metrics
+from test_ner_formats import CASES as FILE_CASES
+from test_ner_formats import Case, as_lines, as_table, held, write_file
 
+import ner.data
 import ner.formats
 import predict as predict_module
-from ner.columns import ReadOptions
+from ner.columns import ReadOptions, find_columns
 from ner.sentences import Sentence
 from ner_trial import NERTrial
 from predict import Tagger, predict
@@ -278,95 +280,53 @@ TEXTS = ["Ada Lovelace lived in London.", "Nobody came!", "(東京) and Rome"]
 SPANS = [[(0, 12, "PER"), (22, 28, "LOC")], [], [(1, 3, "LOC"), (9, 13, "LOC")]]
 
 
-def as_json(tagged: bool, *, lines: bool) -> bytes:
-    rows = [{"tokens": words} | ({"ner_tags": tags} if tagged else {}) for words, tags in ROWS]
-    return ("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows, indent=1)).encode()
+def columns(separator: str, *, start: str = "", count: bool = False, tagged: bool = False) -> str:
+    sentences = []
+    for words, tags in ROWS:
+        cells = [[*([str(i)] * count), w, "POS", *([t] * tagged)] for i, (w, t) in enumerate(zip(words, tags), 1)]
+        sentences.append("\n".join(map(separator.join, cells)))
+    return start + "\n\n".join(sentences) + "\n"
 
 
-def as_spans(tagged: bool, *, style: str) -> bytes:
-    entities: Any = SPANS
-    if style == "entities":
-        entities = [[{"start": s, "end": e, "label": t} for s, e, t in spans] for spans in SPANS]
-    rows = [{"text": text} | ({style: spans} if tagged else {}) for text, spans in zip(TEXTS, entities)]
-    return "\n".join(map(json.dumps, rows)).encode()
-
-
-def as_table(tagged: bool, *, style: Callable[[list[str]], str] = json.dumps, delimiter: str = ",") -> bytes:
-    file = io.StringIO()
-    cells = [[style(words), style(tags)] for words, tags in ROWS]
-    csv.writer(file, delimiter=delimiter).writerows([*row[: 1 + tagged], "x"] for row in [["tokens", "tags"], *cells])
-    return file.getvalue().encode()
-
-
-def as_words(tagged: bool) -> bytes:
-    file = io.StringIO()
-    lines: list[list[Any]] = [[i, word, tag] for i, (words, tags) in enumerate(ROWS) for word, tag in zip(words, tags)]
-    csv.writer(file).writerows(line[: 2 + tagged] for line in [["Sentence #", "Word", "Tag"], *lines])
-    return file.getvalue().encode()
-
-
-def as_conll(tagged: bool, *, separator: str = "\t", start: str = "") -> bytes:
-    cells = [[[word, "POS", *([tag] if tagged else [])] for word, tag in zip(words, tags)] for words, tags in ROWS]
-    return (start + "\n\n".join("\n".join(map(separator.join, words)) for words in cells) + "\n").encode()
-
-
-def as_conllu(tagged: bool) -> bytes:
-    start = f"# global.columns = ID FORM{' NER' if tagged else ''} MISC\n"
-    sentences = [
-        "\n".join("\t".join([str(i + 1), word, *([tag] if tagged else []), "_"]) for i, (word, tag) in enumerate(pairs))
-        for pairs in (zip(words, tags) for words, tags in ROWS)
-    ]
-    return (start + "\n\n".join(sentences) + "\n").encode()
-
-
-def as_parquet(tagged: bool) -> bytes:
-    columns = dict(zip(("tokens", "ner_tags"), zip(*ROWS)))
+def parquet_of_words() -> bytes:
     file = io.BytesIO()
-    parquet.write_table(pyarrow.table({name: columns[name] for name in list(columns)[: 1 + tagged]}), file)
+    parquet.write_table(pyarrow.table({"tokens": [words for words, _ in ROWS]}), file)
     return file.getvalue()
 
 
-# What each file holds, and whether lines of output have the text that it was in.
-FORMATS: dict[str, tuple[str, Callable[[bool], bytes], bool]] = {
-    "json": ("rows.json", lambda tagged: as_json(tagged, lines=False), False),
-    "json lines": ("rows.jsonl", lambda tagged: as_json(tagged, lines=True), False),
-    "gzip": ("rows.json.gz", lambda tagged: gzip.compress(as_json(tagged, lines=True)), False),
-    "csv of json": ("rows.csv", as_table, False),
-    "csv of python": ("rows.csv", lambda tagged: as_table(tagged, style=str), False),
-    "csv of text": ("rows.csv", lambda tagged: as_table(tagged, style=" ".join), True),
-    "tsv": ("rows.tsv", lambda tagged: as_table(tagged, delimiter="\t"), False),
-    "a row per word": ("rows.csv", as_words, False),
-    "parquet": ("rows.parquet", as_parquet, False),
-    "conll": ("rows.conll", as_conll, False),
-    "conll with spaces": ("rows.iob2", lambda tagged: as_conll(tagged, separator=" "), False),
-    "conll-u": ("rows.conllu", as_conllu, False),
-    "entities": ("rows.jsonl", lambda tagged: as_spans(tagged, style="entities"), True),
-    "doccano": ("rows.jsonl", lambda tagged: as_spans(tagged, style="label"), True),
-}
-TEXT_FORMATS = {
-    "text": ("rows.txt", "\n".join(TEXTS).encode()),
-    "text, gzip": ("rows.txt.gz", gzip.compress("\n".join(TEXTS).encode())),
-    "json of text": ("rows.json", json.dumps([{"text": text} for text in TEXTS]).encode()),
-    "csv of text": ("rows.csv", "id,text\n1,Ada Lovelace lived in London.\n2,Nobody came!\n3,(東京) and Rome".encode()),
-}
-CASES = [
-    *((name, file, contents(tagged), has_text, tagged) for name, (file, contents, has_text) in FORMATS.items()
-      for tagged in (True, False)),
-    ("conll .txt", "rows.txt", as_conll(True, start="-DOCSTART-\n\n"), False, True),
-    *((name, file, contents, True, False) for name, (file, contents) in TEXT_FORMATS.items()),
-]  # fmt: skip
+TAGGED_LINES = as_lines([{"tokens": words, "ner_tags": tags} for words, tags in ROWS])
+WORDS = as_lines([{"tokens": words} for words, _ in ROWS])
+WORD_ROWS = "Sentence #,Word\n" + "".join(f"{i},{word}\n" for i, (words, _) in enumerate(ROWS) for word in words)
+SPAN_ROWS = as_lines([{"text": text, "label": spans} for text, spans in zip(TEXTS, SPANS)])
+
+# What a file holds, whether it has the text that words were split from, and whether it has tags.
+FILES = {
+    "json": ("rows.json", json.dumps([{"tokens": words} for words, _ in ROWS], indent=1), False, False),
+    "json, tagged": ("rows.json", TAGGED_LINES, False, True),
+    "json lines, gzip": ("rows.jsonl.gz", gzip.compress(WORDS.encode()), False, False),
+    "csv of json": ("a.csv", as_table(["tokens"], [[json.dumps(words)] for words, _ in ROWS]), False, False),
+    "csv of text": ("a.csv", as_table(["id", "text"], [["1", text] for text in TEXTS]), True, False),
+    "tsv": ("a.tsv", as_table(["tokens", "id"], [[str(w), "1"] for w, _ in ROWS], delimiter="\t"), False, False),
+    "a row per word": ("a.csv", WORD_ROWS, False, False),
+    "parquet": ("a.parquet", parquet_of_words(), False, False),
+    "conll": ("a.conll", columns("\t"), False, False),
+    "conll with spaces": ("a.iob2", columns(" "), False, False),
+    "conll .txt, tagged": ("a.txt", columns("\t", start="-DOCSTART-\n\n", tagged=True), False, True),
+    "conll-u": ("a.conllu", columns("\t", start="# global.columns = ID FORM MISC\n", count=True), False, False),
+    "entities, untagged": ("a.jsonl", as_lines([{"text": text} for text in TEXTS]), True, False),
+    "entities": ("a.jsonl", SPAN_ROWS, True, True),
+    "text": ("a.txt", "\n".join(TEXTS), True, False),
+    "text, gzip": ("a.txt.gz", gzip.compress("\n".join(TEXTS).encode()), True, False),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("file", "contents", "has_text", "tagged"),
-    [pytest.param(*case, id=f"{name}, {'tagged' if case[-1] else 'untagged'}") for name, *case in CASES],
-)
+@pytest.mark.parametrize(("file", "contents", "has_text", "tagged"), [pytest.param(*v, id=k) for k, v in FILES.items()])
 def test_every_format_has_the_tags_of_its_words(
-    file: str, contents: bytes, has_text: bool, tagged: bool, tagger: Tagger, model: Path, tmp_path: Path,
+    file: str, contents: Any, has_text: bool, tagged: bool, tagger: Tagger, model: Path, tmp_path: Path,
     tag: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(Tagger, "load", lambda *_: tagger)
-    (tmp_path / file).write_bytes(contents)
+    (tmp_path / file).write_bytes(contents if isinstance(contents, bytes) else contents.encode())
     tag("--model", model, "--input", tmp_path / file, "--output", tmp_path / "out.jsonl")
     found, expected = read_lines(tmp_path / "out.jsonl"), list(predict(model, [words for words, _ in ROWS]))
     assert [row["tokens"] for row in found] == [words for words, _ in ROWS]
@@ -381,7 +341,21 @@ def test_every_format_has_the_tags_of_its_words(
             assert has_text == ("start" in span)
             if has_text:
                 assert row["text"][span["start"] : span["end"]] == span["text"]
-                assert text.replace(" ", "") == row["text"].replace(" ", "")
+                assert text == row["text"]
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in FILE_CASES.items()])
+def test_what_training_reads_is_read_with_its_gold_tags(case: Case, tmp_path: Path) -> None:
+    file = tmp_path / f"a.{case.ending}"
+    write_file(file, case.write(held(case)))
+    how = ReadOptions(
+        case.file_format, case.options.get("text_column_name"), case.options.get("label_column_name"), needs_tags=False
+    )
+    source = ner.data.source_of_files("--input", str(file), how)
+    names = case.options.get("label_list")
+    where = find_columns(source.first_records(), how, "ner")
+    sentences = ner.data.read_sentences(source, where, source.label_names(str(where.label)) or names)
+    assert [(sentence.words, sentence.gold) for sentence in sentences] == held(case)
 
 
 def test_a_glob_is_read_in_the_order_of_its_names(model: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
@@ -500,7 +474,7 @@ def test_columns_read_back_or_are_refused(
 def test_columns_hold_gold_and_predicted_tags(model: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
     expected = list(predict(model, [words for words, _ in ROWS]))
     for tagged in (True, False):
-        (tmp_path / "rows.json").write_bytes(as_json(tagged, lines=True))
+        (tmp_path / "rows.json").write_text(TAGGED_LINES if tagged else WORDS)
         tag("--model", model, "--input", tmp_path / "rows.json", "--output", tmp_path / "out.conll")
         sentences = (tmp_path / "out.conll").read_text(encoding="utf-8").rstrip("\n").split("\n\n")
         columns = [list(map(list, zip(*(line.split("\t") for line in s.split("\n"))))) for s in sentences]
@@ -512,25 +486,27 @@ def test_columns_hold_gold_and_predicted_tags(model: Path, tmp_path: Path, tag: 
 @pytest.mark.parametrize(
     ("options", "contents", "has_text", "tagged"),
     [
-        pytest.param([], "\n".join(TEXTS).encode(), True, False, id="text"),
-        pytest.param(["--format", "json"], as_json(True, lines=True), False, True, id="json"),
-        pytest.param(["--format", "conll"], as_conll(True), False, True, id="conll"),
+        pytest.param([], "\n".join(TEXTS), True, False, id="text"),
+        pytest.param(["--format", "json"], TAGGED_LINES, False, True, id="json"),
+        pytest.param(["--format", "conll"], columns("\t", tagged=True), False, True, id="conll"),
     ],
 )
 def test_standard_input_goes_to_standard_output(
-    options: list[str], contents: bytes, has_text: bool, tagged: bool, model: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "in").write_bytes(contents)
-    arguments = ["--model", str(model), "--input", "-", "--output", "-", *options]
-    process = start_process(
-        tag_in_process, arguments, {i: str(tmp_path / n) for i, n in enumerate(("in", "out", "err"))}
-    )
-    process.join()
-    assert process.exitcode == 0, (tmp_path / "err").read_text()
-    rows, expected = read_lines(tmp_path / "out"), list(predict(model, [words for words, _ in ROWS]))
+    options: list[str], contents: str, has_text: bool, tagged: bool, model: Path, tmp_path: Path,
+    tag: Callable[..., None], capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "in").write_text(contents)
+    own = os.dup(0)
+    try:
+        os.dup2(os.open(tmp_path / "in", os.O_RDONLY), 0)
+        tag("--model", model, "--input", "-", "--output", "-", *options)
+    finally:
+        os.dup2(own, 0)
+    out, err = capfd.readouterr()
+    rows, expected = [json.loads(line) for line in out.splitlines()], list(predict(model, [w for w, _ in ROWS]))
     assert [row["tags"] for row in rows] == [row["tags"] for row in expected]
     assert all(("text" in row) == has_text and ("gold" in row) == tagged for row in rows)
-    assert ("Entities by type" in (tmp_path / "err").read_text()) == tagged
+    assert ("Entities by type" in err) == tagged
     assert not (tmp_path / "report").exists()
 
 
@@ -605,6 +581,10 @@ MISTAKES = [
     pytest.param({"--input": "uneven.jsonl"}, "uneven.jsonl, line 2: found 2 words but 1 tags", id="uneven"),
     pytest.param({"--input": "number.jsonl"}, "number.jsonl, line 2: word 1 is 5", id="number"),
     pytest.param({"--input": "null.jsonl"}, "null.jsonl, line 2: the words are None", id="null"),
+    pytest.param({"--input": "other.jsonl"}, "line 2: no column 'tokens' as in the first row; found words", id="other"),
+    pytest.param({"--input": "one.jsonl"}, "line 2: tag 1 is the number 1.* by --label-list", id="number-of-tag"),
+    pytest.param({"--label-list": "O"}, "'B-PER'; accepted are O. Correct it, or add it to --label-list", id="list"),
+    pytest.param({"--sentence-column": "doc"}, "no column 'doc'.* Set --sentence-column to", id="sentence-column"),
     pytest.param({"--input": "half.jsonl"}, "half.jsonl, line 1: found half of a character", id="half-character"),
     pytest.param({"--input": "latin.txt"}, "latin.txt, line 1: found the byte 0xe9", id="encoding"),
     pytest.param({"--text-column": "words"}, "no column 'words'; found tokens.* Set --text-column to", id="column"),
@@ -629,8 +609,8 @@ def test_a_mistake_ends_in_one_paragraph(
     good = json.dumps({"tokens": ["Ada"], "ner_tags": ["B-PER"]})
     second = {
         "broken": '{"tokens": ["Ada"], "ner', "uneven": '{"tokens": ["Ada", "slept"], "ner_tags": ["O"]}',
-        "number": '{"tokens": [5]}', "null": '{"words": ["Ada"]}', "tab": '{"tokens": ["a\\tb"], "ner_tags": ["O"]}',
-        "in": good, "half": "",
+        "number": '{"tokens": [5]}', "null": '{"tokens": null}', "other": '{"words": ["Ada"]}', "tab": '{"tokens": ["a\\tb"], "ner_tags": ["O"]}',
+        "in": good, "half": "", "one": '{"tokens": ["a"], "ner_tags": [1]}',
     }  # fmt: skip
     for name, line in second.items():
         first = '{"text": "\\ud83d"}' if name == "half" else good
@@ -697,7 +677,10 @@ def assert_first_lines(output: Path, whole: str, *, may_cut: bool = False) -> in
     return text.count("\n")
 
 
-@pytest.mark.parametrize(("kind", "num_kills"), [(signal.SIGKILL, 10), (signal.SIGINT, 3)])
+@pytest.mark.parametrize(
+    ("kind", "num_kills"),
+    [(signal.SIGKILL, 3), (signal.SIGINT, 2), pytest.param(signal.SIGKILL, 10, marks=pytest.mark.slow)],
+)
 def test_interrupted_output_is_whole_lines(
     kind: signal.Signals, num_kills: int, long_input: tuple[list[str], str], tmp_path: Path
 ) -> None:
@@ -735,6 +718,7 @@ def test_a_full_disk_leaves_whole_lines(long_input: tuple[list[str], str], tmp_p
     assert "--output: cannot write" in errors and "File too large" in errors and "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(model: Path, tmp_path: Path) -> None:
     words = [f"{letter}{'x' * 1000}" for letter in "abcdef"]
     peaks, sizes = [], []
