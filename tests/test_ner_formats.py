@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import dataclasses
 import gzip
 import io
 import json
@@ -285,10 +286,11 @@ def write_file(path: Path, content: Any) -> None:
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
-def read_files(pattern: Path, **options: Any) -> list[Sentence]:
-    """As `read_splits` reads them, but past the cache."""
+def read_files(pattern: Path, *, needs_tags: bool = True, **options: Any) -> list[Sentence]:
+    """As `read_splits` and `predict.py` read them, but past the cache."""
     config = ner.data.NERDataConfig(train_file=str(pattern), **options)
-    (source,) = ner.data.load_splits(config).values()
+    how = dataclasses.replace(ner.data.read_options(config), needs_tags=needs_tags)
+    source = ner.data.source_of_files("data.train_file", str(pattern), how)
     columns = find_columns(source.first_records(), source.options, "ner")
     names = source.label_names(str(columns.label)) or config.label_list
     return [(sentence.words, sentence.gold or []) for sentence in read_sentences(source, columns, names)]
@@ -299,17 +301,18 @@ def held(case: Case) -> list[Sentence]:
 
 
 @pytest.mark.parametrize(
-    ("num_files", "compressed", "by_ending"),
+    ("num_files", "compressed", "by_ending", "needs_tags"),
     [
-        pytest.param(1, False, True, id="a file by its ending"),
-        pytest.param(3, True, True, id="packed files by their ending"),
-        pytest.param(1, True, False, id="a packed file by file_format"),
-        pytest.param(3, False, False, id="files by file_format"),
+        pytest.param(1, False, True, True, id="a file by its ending"),
+        pytest.param(1, False, True, False, id="a file to predict on"),
+        pytest.param(3, True, True, True, id="packed files by their ending"),
+        pytest.param(1, True, False, True, id="a packed file by file_format"),
+        pytest.param(3, False, False, True, id="files by file_format"),
     ],
 )
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
 def test_every_format_and_shape_gives_the_same_sentences(
-    case: Case, num_files: int, compressed: bool, by_ending: bool, tmp_path: Path
+    case: Case, num_files: int, compressed: bool, by_ending: bool, needs_tags: bool, tmp_path: Path
 ) -> None:
     sentences, size = held(case), -(-len(held(case)) // num_files)
     assert len(sentences) >= 3
@@ -317,7 +320,8 @@ def test_every_format_and_shape_gives_the_same_sentences(
     for i in range(num_files):
         write_file(tmp_path / f"part{i}{ending}", case.write(sentences[i * size : (i + 1) * size]))
     options = case.options | ({} if by_ending else {"file_format": case.file_format})
-    assert read_files(tmp_path / ("part*" if num_files > 1 else f"part0{ending}"), **options) == sentences
+    pattern = tmp_path / ("part*" if num_files > 1 else f"part0{ending}")
+    assert read_files(pattern, needs_tags=needs_tags, **options) == sentences
 
 
 @pytest.mark.parametrize("ending", ["csv", "json", "parquet"])

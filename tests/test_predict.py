@@ -30,13 +30,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from seqeval import metrics as seqeval_metrics
-from test_ner_formats import CASES as FILE_CASES
-from test_ner_formats import Case, as_lines, as_table, held, write_file
+from test_ner_formats import as_lines, as_table
 
 import ner.data
 import ner.formats
 import predict as predict_module
-from ner.columns import ReadOptions, find_columns
+from ner.columns import ReadOptions
 from ner.sentences import Sentence
 from ner_trial import NERTrial
 from predict import Tagger, predict
@@ -47,6 +46,8 @@ FIXED = settings(max_examples=150, deadline=None, derandomize=True, suppress_hea
 SCORES = {"accuracy_score": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1"}
 TIE = 1e-5
 """Two labels whose logits are closer than that: sums in another order may rank them otherwise."""
+
+Tag = Callable[..., list[dict[str, Any]]]
 
 # ------------------------------------------------------------------------------------------------------------- helpers
 
@@ -97,11 +98,33 @@ def tagger(model: Path) -> Tagger:
 
 
 @pytest.fixture
-def tag(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def command() -> Iterator[Callable[..., None]]:
     """`predict.py` with these arguments, in this process."""
     handlers, level = logging.root.handlers[:], logging.root.level
     yield lambda *arguments: predict_module.main([str(argument) for argument in arguments])
     logging.root.handlers[:], logging.root.level = handlers, level
+
+
+@pytest.fixture
+def tag(command: Callable[..., None], model: Path, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
+    """Tags a file, or what is to be written to a file, and returns the rows of the output, out.jsonl."""
+
+    def tag(file: Path | str, contents: Any = None, *options: Any, model: Path = model) -> list[dict[str, Any]]:
+        if contents is not None:
+            (tmp_path / file).write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+        command("--model", model, "--input", tmp_path / file, "--output", tmp_path / "out.jsonl", *options)
+        return read_lines(tmp_path / "out.jsonl")
+
+    return tag
+
+
+def change_settings(model: Path, folder: Path, **settings: Any) -> Path:
+    """A copy of an exported model that was trained with other settings, as its config says."""
+    copied = Path(shutil.copytree(model, folder / "changed"))
+    config = json.loads((copied / "config.json").read_text())
+    config["ner"] |= settings
+    (copied / "config.json").write_text(json.dumps(config))
+    return copied
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -167,7 +190,7 @@ def tags_by_hand(
     [pytest.param({}, id="whole-sentences"), pytest.param({"max_seq_length": 12, "doc_stride": 4}, id="windows")],
 )
 def test_metrics_at_the_best_validation_are_those_of_the_output_at_any_batch_size(
-    window: dict[str, int], tiny_model: Path, run: Path, tmp_path: Path, tag: Callable[..., None]
+    window: dict[str, int], tiny_model: Path, run: Path, tmp_path: Path, command: Callable[..., None]
 ) -> None:
     folder = train(tiny_model, tmp_path, **window) if window else run
     validations = read_metrics(folder, "validation")
@@ -181,7 +204,7 @@ def test_metrics_at_the_best_validation_are_those_of_the_output_at_any_batch_siz
         output = tmp_path / f"{batch_size}" / "predictions.jsonl"
         output.parent.mkdir()
         options = ("--input", SAMPLE_DATA / "validation.json", "--output", output, "--batch-size", batch_size)
-        tag("--model", folder / "model", *options)
+        command("--model", folder / "model", *options)
         rows = read_lines(output)
         assert [row["tokens"] for row in rows] == sentences
         assert [row["gold"] for row in rows] == [row["ner_tags"] for row in gold]
@@ -322,13 +345,9 @@ FILES = {
 
 @pytest.mark.parametrize(("file", "contents", "has_text", "tagged"), [pytest.param(*v, id=k) for k, v in FILES.items()])
 def test_every_format_has_the_tags_of_its_words(
-    file: str, contents: Any, has_text: bool, tagged: bool, tagger: Tagger, model: Path, tmp_path: Path,
-    tag: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(Tagger, "load", lambda *_: tagger)
-    (tmp_path / file).write_bytes(contents if isinstance(contents, bytes) else contents.encode())
-    tag("--model", model, "--input", tmp_path / file, "--output", tmp_path / "out.jsonl")
-    found, expected = read_lines(tmp_path / "out.jsonl"), list(predict(model, [words for words, _ in ROWS]))
+    file: str, contents: Any, has_text: bool, tagged: bool, model: Path, tmp_path: Path, tag: Tag
+) -> None:
+    found, expected = tag(file, contents), list(predict(model, [words for words, _ in ROWS]))
     assert [row["tokens"] for row in found] == [words for words, _ in ROWS]
     assert [row["tags"] for row in found] == [row["tags"] for row in expected]
     assert [row.get("gold") for row in found] == [tags if tagged else None for _, tags in ROWS]
@@ -344,25 +363,10 @@ def test_every_format_has_the_tags_of_its_words(
                 assert text == row["text"]
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in FILE_CASES.items()])
-def test_what_training_reads_is_read_with_its_gold_tags(case: Case, tmp_path: Path) -> None:
-    file = tmp_path / f"a.{case.ending}"
-    write_file(file, case.write(held(case)))
-    how = ReadOptions(
-        case.file_format, case.options.get("text_column_name"), case.options.get("label_column_name"), needs_tags=False
-    )
-    source = ner.data.source_of_files("--input", str(file), how)
-    names = case.options.get("label_list")
-    where = find_columns(source.first_records(), how, "ner")
-    sentences = ner.data.read_sentences(source, where, source.label_names(str(where.label)) or names)
-    assert [(sentence.words, sentence.gold) for sentence in sentences] == held(case)
-
-
-def test_a_glob_is_read_in_the_order_of_its_names(model: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
+def test_a_glob_is_read_in_the_order_of_its_names(tmp_path: Path, tag: Tag) -> None:
     for name, text in {"b.txt": "second\n", "a.txt": "first\n\nof two\n", "c.txt": "third\n"}.items():
         (tmp_path / name).write_text(text)
-    tag("--model", model, "--input", tmp_path / "*.txt", "--output", tmp_path / "out.jsonl")
-    assert [row["text"] for row in read_lines(tmp_path / "out.jsonl")] == ["first", "", "of two", "second", "third"]
+    assert [row["text"] for row in tag("*.txt")] == ["first", "", "of two", "second", "third"]
 
 
 @pytest.mark.parametrize(
@@ -373,70 +377,48 @@ def test_a_glob_is_read_in_the_order_of_its_names(model: Path, tmp_path: Path, t
         pytest.param("We drove I-95\nand home\n", [["We", "drove", "I", "-", "95"], ["and", "home"]], id="text"),
     ],
 )
-def test_text_is_told_from_columns(
-    content: str, expected: list[list[str]], model: Path, tmp_path: Path, tag: Callable[..., None]
-) -> None:
-    (tmp_path / "a.txt").write_text(content)
-    tag("--model", model, "--input", tmp_path / "a.txt", "--output", tmp_path / "out.jsonl")
-    assert [row["tokens"] for row in read_lines(tmp_path / "out.jsonl")] == expected
+def test_text_is_told_from_columns(content: str, expected: list[list[str]], tag: Tag) -> None:
+    assert [row["tokens"] for row in tag("a.txt", content)] == expected
 
 
 def test_numbers_among_gold_tags_are_what_they_were_in_training_or_what_is_given(
-    model: Path, tmp_path: Path, tag: Callable[..., None]
+    model: Path, tmp_path: Path, tag: Tag
 ) -> None:
-    names = ["O", "B-PER"]
-    (tmp_path / "a.jsonl").write_text('{"tokens": ["EU", "a"], "ner_tags": [1, 0]}')
-    options = ("--input", tmp_path / "a.jsonl", "--output", tmp_path / "out.jsonl")
-    tag("--model", model, *options, "--label-list", *names)
-    assert read_lines(tmp_path / "out.jsonl")[0]["gold"] == ["B-PER", "O"]
-    numbered = Path(shutil.copytree(model, tmp_path / "model"))
-    config = json.loads((numbered / "config.json").read_text())
-    config["ner"]["label_names"] = names
-    (numbered / "config.json").write_text(json.dumps(config))
-    tag("--model", numbered, *options)
-    assert read_lines(tmp_path / "out.jsonl")[0]["gold"] == ["B-PER", "O"]
+    numbers, names = '{"tokens": ["EU", "a"], "ner_tags": [1, 0]}', ["O", "B-PER"]
+    assert tag("a.jsonl", numbers, "--label-list", *names)[0]["gold"] == ["B-PER", "O"]
+    numbered = change_settings(model, tmp_path, label_names=names)
+    assert tag("a.jsonl", numbers, model=numbered)[0]["gold"] == ["B-PER", "O"]
 
 
 def test_gold_tags_that_the_model_does_not_know_are_told_or_refused_where_scores_are_strict(
-    model: Path, tmp_path: Path, tag: Callable[..., None], capfd: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, tag: Tag, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "a.jsonl").write_text('{"tokens": ["EU"], "ner_tags": ["S-ORG"]}\n' * 3)
-    options = ("--input", tmp_path / "a.jsonl", "--output", tmp_path / "out.jsonl")
-    tag("--model", model, *options)
-    assert (
-        "The model knows nothing of these gold tags, and their scores may mean little: S-ORG (3)"
-        in capfd.readouterr().err
-    )
+    rows = '{"tokens": ["EU"], "ner_tags": ["S-ORG"]}\n' * 3
+    tag("a.jsonl", rows)
+    warning = "The model knows nothing of these gold tags, and their scores may mean little: S-ORG (3)"
+    assert warning in capfd.readouterr().err
     before = (tmp_path / "out.jsonl").read_bytes()
-    strict = Path(shutil.copytree(model, tmp_path / "model"))
-    config = json.loads((strict / "config.json").read_text())
-    config["ner"]["metric_options"] = {"mode": "strict", "scheme": "IOB2"}
-    (strict / "config.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit):
-        tag("--model", strict, *options)
+        tag(
+            "a.jsonl", rows, model=change_settings(model, tmp_path, metric_options={"mode": "strict", "scheme": "IOB2"})
+        )
     assert "a.jsonl, line 1: the tag 'S-ORG' is none of the model's, B-LOC" in capfd.readouterr().err
     assert (tmp_path / "out.jsonl").read_bytes() == before, "a mistake has emptied an older output"
 
 
-def test_the_report_of_a_training_is_not_replaced(run: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
-    folder = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))
-    before = (folder / "report" / "report.json").read_bytes()
-    tag("--model", folder / "model", "--input", SAMPLE_DATA / "test.json", "--output", folder / "found.jsonl")
-    assert (folder / "report" / "report.json").read_bytes() == before
-    assert json.loads((folder / "found-report" / "report.json").read_text())["sentences"] == 200
+def test_the_report_of_a_training_is_not_replaced(run: Path, tmp_path: Path, tag: Tag) -> None:
+    shutil.copytree(run / "report", tmp_path / "report")
+    before = (tmp_path / "report" / "report.json").read_bytes()
+    tag(SAMPLE_DATA / "test.json")
+    assert (tmp_path / "report" / "report.json").read_bytes() == before
+    assert json.loads((tmp_path / "out-report" / "report.json").read_text())["sentences"] == 200
 
 
-def test_text_that_begins_like_a_list_is_text(model: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
+def test_text_that_begins_like_a_list_is_text(tag: Tag) -> None:
     texts = ["[sic] Ada", "[deleted]", "['a' list", "(a, b)", "# Ada", "[]", '["Ada", "slept"]']
-    for file, contents in {
-        "a.txt": "\n".join(texts),
-        "b.jsonl": "\n".join(json.dumps({"text": t}) for t in texts),
-    }.items():
-        (tmp_path / file).write_text(contents)
-        tag("--model", model, "--input", tmp_path / file, "--output", tmp_path / "out.jsonl")
-        rows = read_lines(tmp_path / "out.jsonl")
-        num_texts = len(texts) if file == "a.txt" else 5  # csv and json write lists so, too
-        assert [row.get("text") for row in rows] == texts[:num_texts] + [None] * (len(texts) - num_texts)
+    assert [row["text"] for row in tag("a.txt", "\n".join(texts))] == texts
+    rows = tag("b.jsonl", as_lines([{"text": text} for text in texts]))
+    assert [row.get("text") for row in rows] == [*texts[:5], None, None]  # csv and json write lists so, too
     assert [row["tokens"] for row in rows[5:]] == [[], ["Ada", "slept"]]
 
 
@@ -471,16 +453,17 @@ def test_columns_read_back_or_are_refused(
     assert [list(record.cells.values()) for record in records] == kept
 
 
-def test_columns_hold_gold_and_predicted_tags(model: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
+def test_columns_hold_gold_and_predicted_tags(
+    model: Path, tmp_path: Path, command: Callable[..., None], tag: Tag
+) -> None:
     expected = list(predict(model, [words for words, _ in ROWS]))
     for tagged in (True, False):
         (tmp_path / "rows.json").write_text(TAGGED_LINES if tagged else WORDS)
-        tag("--model", model, "--input", tmp_path / "rows.json", "--output", tmp_path / "out.conll")
+        command("--model", model, "--input", tmp_path / "rows.json", "--output", tmp_path / "out.conll")
         sentences = (tmp_path / "out.conll").read_text(encoding="utf-8").rstrip("\n").split("\n\n")
         columns = [list(map(list, zip(*(line.split("\t") for line in s.split("\n"))))) for s in sentences]
         assert columns == [[w, *([g] if tagged else []), row["tags"]] for (w, g), row in zip(ROWS, expected)]
-    tag("--model", model, "--input", tmp_path / "out.conll", "--output", tmp_path / "again.jsonl")
-    assert [row["gold"] for row in read_lines(tmp_path / "again.jsonl")] == [row["tags"] for row in expected]
+    assert [row["gold"] for row in tag("out.conll")] == [row["tags"] for row in expected]
 
 
 @pytest.mark.parametrize(
@@ -493,13 +476,13 @@ def test_columns_hold_gold_and_predicted_tags(model: Path, tmp_path: Path, tag: 
 )
 def test_standard_input_goes_to_standard_output(
     options: list[str], contents: str, has_text: bool, tagged: bool, model: Path, tmp_path: Path,
-    tag: Callable[..., None], capfd: pytest.CaptureFixture[str],
+    command: Callable[..., None], capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     (tmp_path / "in").write_text(contents)
     own = os.dup(0)
     try:
         os.dup2(os.open(tmp_path / "in", os.O_RDONLY), 0)
-        tag("--model", model, "--input", "-", "--output", "-", *options)
+        command("--model", model, "--input", "-", "--output", "-", *options)
     finally:
         os.dup2(own, 0)
     out, err = capfd.readouterr()
@@ -529,9 +512,8 @@ def test_the_command_needs_no_determined_and_stops_with_its_reader(model: Path) 
     assert process.returncode == 0 and "Traceback" not in errors, errors
 
 
-def test_python_gets_what_the_command_writes_as_it_comes(model: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
-    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
-    tag("--model", model, "--input", tmp_path / "texts.txt", "--output", tmp_path / "out.jsonl")
+def test_python_gets_what_the_command_writes_as_it_comes(model: Path, tag: Tag) -> None:
+    written = tag("texts.txt", "\n".join(TEXTS))
     asked: list[int] = []
 
     def endless() -> Iterator[str]:
@@ -540,7 +522,7 @@ def test_python_gets_what_the_command_writes_as_it_comes(model: Path, tmp_path: 
             yield TEXTS[(len(asked) - 1) % 3]
 
     rows = predict(str(model), endless(), batch_size=2)
-    assert [next(rows) for _ in TEXTS] == read_lines(tmp_path / "out.jsonl")
+    assert [next(rows) for _ in TEXTS] == written
     assert len(asked) == 2 * predict_module.CHUNK_BATCHES
 
 
@@ -601,16 +583,16 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("change", "message"), MISTAKES)
 def test_a_mistake_ends_in_one_paragraph(
-    change: dict[str, str], message: str, model: Path, tmp_path: Path, tag: Callable[..., None],
+    change: dict[str, str], message: str, model: Path, tmp_path: Path, command: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     bad_models(tmp_path, model)
     good = json.dumps({"tokens": ["Ada"], "ner_tags": ["B-PER"]})
     second = {
+        "one": '{"tokens": ["a"], "ner_tags": [1]}', "other": '{"words": ["Ada"]}', "null": '{"tokens": null}',
         "broken": '{"tokens": ["Ada"], "ner', "uneven": '{"tokens": ["Ada", "slept"], "ner_tags": ["O"]}',
-        "number": '{"tokens": [5]}', "null": '{"tokens": null}', "other": '{"words": ["Ada"]}', "tab": '{"tokens": ["a\\tb"], "ner_tags": ["O"]}',
-        "in": good, "half": "", "one": '{"tokens": ["a"], "ner_tags": [1]}',
+        "number": '{"tokens": [5]}', "tab": '{"tokens": ["a\\tb"], "ner_tags": ["O"]}', "in": good, "half": "",
     }  # fmt: skip
     for name, line in second.items():
         first = '{"text": "\\ud83d"}' if name == "half" else good
@@ -625,7 +607,7 @@ def test_a_mistake_ends_in_one_paragraph(
 
     arguments = {"--model": str(model), "--input": "in.jsonl", "--output": "out.jsonl"} | change
     with pytest.raises(SystemExit) as stopped:
-        tag(*(part for pair in arguments.items() for part in pair))
+        command(*(part for pair in arguments.items() for part in pair))
     assert stopped.value.code == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if "LOAD REPORT" not in line]
     assert re.search(message, errors[-1]), errors
@@ -633,9 +615,9 @@ def test_a_mistake_ends_in_one_paragraph(
 
 
 @pytest.mark.parametrize("batch_size", ["0", "-1", "x"])
-def test_a_wrong_batch_size_is_a_wrong_command(batch_size: str, tag: Callable[..., None]) -> None:
+def test_a_wrong_batch_size_is_a_wrong_command(batch_size: str, command: Callable[..., None]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        tag("--model", "m", "--input", "i", "--output", "o", "--batch-size", batch_size)
+        command("--model", "m", "--input", "i", "--output", "o", "--batch-size", batch_size)
     assert stopped.value.code == 2
 
 
