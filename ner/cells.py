@@ -6,8 +6,8 @@ import itertools
 import json
 import re
 import tokenize
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from tokenizers import Regex, pre_tokenizers
 
@@ -41,13 +41,35 @@ class WordError(ValueError):
         """Of the word in its sentence, from 1."""
 
 
+class Record(NamedTuple):
+    """A row of a table, or a sentence of CoNLL columns."""
+
+    place: str
+    """File and line, or row where there are no lines."""
+    cells: dict[str, Any]
+    """By column; of CoNLL columns each is the list of the words' cells, None where there is nothing."""
+    places: Sequence[str] = ()
+    """Of CoNLL columns, and of rows of words joined, the place of each word."""
+
+    def place_of(self, error: Exception) -> str:
+        """What an error is about: a word's own place, where it is about a word that has one."""
+        number = error.number if isinstance(error, WordError) else 1
+        return self.places[number - 1] if self.places else self.place
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Names, or words, as a message lists them: on one line, and not at length."""
+    text = " ".join(", ".join(names).split())
+    return text if len(text) <= 150 else text[:147] + "..."
+
+
 def holds_spans(text: Any, label: Any) -> bool:
     """Whether these cells are a text and its entities."""
     return isinstance(text, str) and isinstance(label, list) and not (label and isinstance(label[0], (str, int)))
 
 
 def parse_cells(
-    text: Any, label: Any, label_names: Sequence[str] | None, *, has_spans: bool | None = None
+    text: Any, label: Any, label_names: Sequence[str] | None, *, has_spans: bool, label_list: str = "data.label_list"
 ) -> tuple[list[str], list[str]]:
     """The words and tags of a sentence.
 
@@ -55,22 +77,18 @@ def parse_cells(
         text: The cell of its words; beside entities a text.
         label: The cell of its tags, or of the entities in its text.
         label_names: What numbers among the tags stand for.
-        has_spans: Whether the second is of entities; None goes by what they look like.
+        has_spans: Whether the label cells hold entities.
+        label_list: The setting that names the tags, for messages.
 
     Raises:
         ValueError: If there is not one tag for each word, or something is no word or tag.
     """
-    if has_spans is None:
-        has_spans = holds_spans(text, label)
     if has_spans and isinstance(text, str) and isinstance(label, list):
-        words, tags = read_spans(text, label)
-    else:
-        words, tags = read_words(text), parse_tags(label, label_names)
+        return read_spans(text, label)
+    words, tags = read_words(text), parse_tags(label, label_names, label_list)
     if len(words) != len(tags):
-        raise ValueError(
-            f"found {len(words)} words but {len(tags)} tags (words: {_start(words)}; tags: {_start(tags)}). Every word "
-            "needs one tag."
-        )
+        found = f"words: {format_value('', ' '.join(words))}; tags: {format_value('', ' '.join(tags))}"
+        raise ValueError(f"found {len(words)} words but {len(tags)} tags ({found}). Every word needs one tag.")
     return words, tags
 
 
@@ -88,8 +106,17 @@ def read_words(cell: Any) -> list[str]:
     return words
 
 
-def parse_tags(cell: Any, names: Sequence[str] | None) -> list[str]:
-    """The tags of a cell as texts; `names` are what numbers stand for, and what texts have to be among."""
+def parse_tags(cell: Any, names: Sequence[str] | None, label_list: str = "data.label_list") -> list[str]:
+    """The tags of a cell as texts.
+
+    Args:
+        cell: A list of texts and numbers, or a text that holds one.
+        names: What numbers stand for, and what texts have to be among.
+        label_list: The setting that names the tags, for messages.
+
+    Raises:
+        ValueError: If something is no tag.
+    """
     tags: list[str] = []
     for place, tag in enumerate(read_list(cell, "tags"), start=1):
         tag = tag.strip(BLANKS) if isinstance(tag, str) else tag
@@ -100,26 +127,20 @@ def parse_tags(cell: Any, names: Sequence[str] | None) -> list[str]:
             raise WordError(place, f"tag {place} is {found}; accepted are texts such as 'B-PER', or whole numbers.")
         if isinstance(tag, int):
             if names is None:
-                raise WordError(
-                    place,
-                    f"tag {place} is the number {tag}, and nothing says what it stands for. Name the tags in their "
-                    "order with data.label_list, such as [O, B-PER, I-PER].",
-                )
+                unknown = f"tag {place} is the number {tag}, and nothing says what it stands for"
+                raise WordError(place, f"{unknown}. Name the tags in their order, as O, B-PER, I-PER, by {label_list}.")
             if not 0 <= tag < len(names):
-                accepted = f"0 to {len(names) - 1}: {', '.join(names)}"
+                accepted = f"0 to {len(names) - 1}: {join_names(names)}"
                 raise WordError(place, f"tag {place} is the number {tag}; accepted are {accepted}.")
             tag = names[tag]
         elif names is not None and tag not in names:
-            raise WordError(
-                place,
-                f"tag {place} is {tag!r}; accepted are {_start(names)}. Correct it, or add it to data.label_list.",
-            )
+            advice = f"accepted are {join_names(names)}. Correct it, or add it to {label_list}."
+            raise WordError(place, f"tag {place} is {format_value('', tag)}; {advice}")
         elif not re.search(r"[^\W_]", tag) or re.fullmatch(r"[BIESLUMW]-\s*", tag):
             raise WordError(place, f"tag {place} is {tag!r}, which names no type; accepted are O, B-PER and the like.")
         elif NO_TAG.search(tag):
-            raise WordError(
-                place, f"tag {place} is {format_value('', tag)}, which looks like a piece of a list or a table."
-            )
+            problem = f"tag {place} is {format_value('', tag)}, which looks like a piece of a list or a table."
+            raise WordError(place, problem)
         tags.append(tag)
     return tags
 
@@ -164,11 +185,6 @@ def _read_python(text: str) -> Any:
     return ast.literal_eval(text)
 
 
-def _start(items: Sequence[str]) -> str:
-    text = " ".join(items[:6])
-    return f"{text[:60]} ..." if len(items) > 6 or len(text) > 60 else text
-
-
 def split_text(text: str) -> list[tuple[str, int, int]]:
     """The words of a text, each with its start and end in characters: at blanks, around punctuation and ideographs.
 
@@ -209,11 +225,11 @@ def read_spans(text: str, spans: list[Any]) -> tuple[list[str], list[str]]:
         own_text = span.get("text") if isinstance(span, dict) else None
         if isinstance(own_text, str) and own_text.strip() != text[start:end].strip():
             raise ValueError(
-                f"entity {number} has the text {own_text[:60]!r}, but from {start} to {end} there is "
-                f"{text[start:end][:60]!r}. Count characters (code points), from 0, the end exclusive."
+                f"entity {number} has the text {format_value('', own_text)}, but from {start} to {end} there is "
+                f"{format_value('', text[start:end])}. Count characters (code points), from 0, the end exclusive."
             )
         touched = [i for i, (_, first, last) in enumerate(pieces) if first < end and start < last]
-        what = f"entity {number}, {text[start:end][:60]!r} ({label}, {start} to {end})"
+        what = f"entity {number}, {format_value('', text[start:end])} ({label}, {start} to {end})"
         if not touched:
             raise ValueError(f"{what}, holds no word.")
         for i in (touched[0], touched[-1]):

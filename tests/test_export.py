@@ -33,6 +33,7 @@ import ner.card
 import ner.report
 import predict
 from ner.config import NERDataConfig
+from ner.sentences import Sentence
 from ner.windows import prepare_tokenizer
 from ner_trial import NERTrial
 from transformer_trial.checkpoints import export_model, recipe
@@ -295,7 +296,7 @@ def export_kinds(folder: Path) -> dict[str, Any]:
 
 
 def tag_sentences(tagger: predict.Tagger) -> list[tuple[list[str], list[float | None]]]:
-    rows = map(tagger.as_json, tagger.tag(map(predict.Sentence, SENTENCES)))
+    rows = (sentence.as_json(tagger.settings.label_scheme) for sentence in tagger.tag(map(Sentence, SENTENCES)))
     return [(row["tags"], row["scores"]) for row in rows]
 
 
