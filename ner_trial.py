@@ -104,6 +104,10 @@ class NERTrial(BaseTransformerTrial):
             self.read_data()
             self.build_model()
             self.tokenize()
+        self.reports: dict[str, dict[str, Any]] = {}
+        """Of the best model so far: the errors of each split that it was evaluated on."""
+        self.reports_batches = -1
+        """How long that model was trained."""
         self.wrap(num_training_rows=self.tokenized_datasets["train"].num_rows)
         self.reducer = context.wrap_reducer(WordPredictions(self.score_validation), for_training=False)
 

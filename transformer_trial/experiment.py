@@ -41,6 +41,7 @@ class CheckpointStorageConfig(Section):
     """The part of the `checkpoint_storage` section that counts off cluster too, where an experiment is one trial."""
 
     save_experiment_best: WholeNumber = Field(default=0, ge=0)
+    """The same as `save_trial_best`; the larger one counts."""
     save_trial_best: WholeNumber = Field(default=1, ge=0)
     """Checkpoints to keep of those with the best validations."""
     save_trial_latest: WholeNumber = Field(default=1, ge=0)
