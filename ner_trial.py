@@ -100,6 +100,8 @@ class NERTrial(BaseTransformerTrial):
             self.label_list = [self.config.id2label[i] for i in sorted(self.config.id2label)]
             self.tagger_settings = TaggerSettings.from_config(self.config)
             return
+        self.reports: dict[str, dict[str, Any]] = {}  # of the best model so far
+        self.reports_batches = -1
         with local_chief_first(context.distributed):
             self.read_data()
             self.build_model()
@@ -208,7 +210,7 @@ class NERTrial(BaseTransformerTrial):
 
     def evaluate_batch(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Predict the words of one batch and hand them to the reducer, whose metrics are the validation's."""
-        self.end_if_asked(batch_idx)
+        self.begin_batch(batch_idx)
         with self.autocast():
             (prediction,) = ner_utils.predict_words(self.bare_model, [batch])
         labels = batch["word_labels"].where(prediction.label_ids != NO_POSITION, IGNORED_LABEL_ID)
