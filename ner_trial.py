@@ -100,8 +100,6 @@ class NERTrial(BaseTransformerTrial):
             self.label_list = [self.config.id2label[i] for i in sorted(self.config.id2label)]
             self.tagger_settings = TaggerSettings.from_config(self.config)
             return
-        self.reports: dict[str, dict[str, Any]] = {}  # of the best model so far
-        self.reports_batches = -1
         with local_chief_first(context.distributed):
             self.read_data()
             self.build_model()
