@@ -1,6 +1,7 @@
 """Config, tokenizer, model, optimizer and schedule, from the slices of the configuration that describe them."""
 
 import contextlib
+import importlib.util
 import json
 import logging
 import math
@@ -212,6 +213,17 @@ def build_default_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> 
         return adamw(fused=True)
     except RuntimeError:  # no fused kernel: torch 2.3 on a CPU
         return adamw(fused=False)
+
+
+def check_apex() -> None:
+    """Raise a TrialError where NVIDIA's Apex, or a GPU for it, is missing."""
+    is_there = importlib.util.find_spec("apex") is not None
+    if not is_there or not torch.cuda.is_available():
+        what = "needs a GPU" if is_there else "needs NVIDIA Apex, which is not installed"
+        raise TrialError(
+            f"hyperparameters.use_apex_amp: true {what}. Set use_apex_amp: false and mixed_precision: bf16 (or fp16), "
+            "which needs PyTorch only."
+        )
 
 
 class OneOptimizerScaler(torch.amp.GradScaler):
