@@ -149,14 +149,14 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
     ) -> pytorch.DataLoader:
         """Batches of rows, which have `input_ids`: for training shuffled, for evaluation sorted by length."""
         settings, num_slots = self.settings, self.context.distributed.size
-        sampler: torch.utils.data.BatchSampler
+        sampler: data.SlotBatchSampler | list[list[int]]
         if training:
             lengths = data.list_lengths(rows, "input_ids") if settings.data.group_by_length else None
             batch_size = settings.training.global_batch_size
             sampler = data.SlotBatchSampler(rows.num_rows, batch_size, num_slots, seed=self.seed, lengths=lengths)
         else:
             max_tokens = data.choose_evaluation_tokens(self.context.device)
-            sampler = data.TokenBatchSampler(data.list_lengths(rows, "input_ids"), max_tokens, num_slots)
+            sampler = data.group_by_tokens(data.list_lengths(rows, "input_ids"), max_tokens, num_slots=num_slots)
         return pytorch.DataLoader(  # Determined repeats it, skips in it on a resume, and deals its batches to the slots
             rows,
             batch_sampler=sampler,
