@@ -104,6 +104,10 @@ class NERTrial(BaseTransformerTrial):
             self.read_data()
             self.build_model()
             self.tokenize()
+        self.reports: dict[str, dict[str, Any]] = {}
+        """Of the best model so far: the errors of each split that it was evaluated on."""
+        self.reports_batches = -1
+        """How long that model was trained."""
         self.wrap(num_training_rows=self.tokenized_datasets["train"].num_rows)
         self.reducer = context.wrap_reducer(WordPredictions(self.score_validation), for_training=False)
 
@@ -165,7 +169,8 @@ class NERTrial(BaseTransformerTrial):
         )
         self.config.ner = dataclasses.asdict(self.tagger_settings)  # goes into checkpoints and exports
         if self.context.distributed.rank == 0:
-            self.data_report = ner.inspect.describe_data(self.rows, self.tokenized_datasets, self.metadata)
+            labels = (self.metadata.label_list, self.metadata.label_scheme)
+            self.data_report = ner.inspect.describe_data(self.rows, self.tokenized_datasets, *labels)
             logger.info("%s", ner.inspect.format_data(self.data_report))
 
     def build_training_data_loader(self) -> pytorch.DataLoader:
@@ -203,7 +208,7 @@ class NERTrial(BaseTransformerTrial):
 
     def evaluate_batch(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Predict the words of one batch and hand them to the reducer, whose metrics are the validation's."""
-        self.end_if_asked(batch_idx)
+        self.begin_batch(batch_idx)
         with self.autocast():
             (prediction,) = ner_utils.predict_words(self.bare_model, [batch])
         labels = batch["word_labels"].where(prediction.label_ids != NO_POSITION, IGNORED_LABEL_ID)

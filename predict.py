@@ -27,6 +27,7 @@ import ner.windows
 import ner_utils
 from ner.cells import TAGGED_LINE, join_names
 from ner.columns import ReadOptions, SettingNames, find_columns
+from ner.config import FORMAT_NAMES, TaggerSettings
 from ner.labels import OUTSIDE
 from ner.sentences import Sentence, write_predictions
 from transformer_trial.data import choose_evaluation_tokens, group_by_tokens
@@ -51,17 +52,12 @@ class Tagger:
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int | None = None) -> None:
-        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
-        config = model.config
-        self.labels = [config.id2label[i] for i in range(config.num_labels)]
-        settings = getattr(config, "ner", None) or {}
-        self.label_names = settings.get("label_names")  # what numbers among the tags of the training data stood for
-        self.label_scheme = settings.get("label_scheme")
-        self.metric_options = settings.get("metric_options", {"mode": "default", "scheme": None})
+        self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
+        self.labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        self.settings = settings = TaggerSettings.from_config(model.config)
         ner.windows.prepare_tokenizer(tokenizer)
-        self.max_seq_length = ner.windows.choose_max_seq_length(tokenizer, model, settings.get("max_seq_length"))
-        self.doc_stride = ner.windows.choose_doc_stride(tokenizer, self.max_seq_length, settings.get("doc_stride"))
-        self.collate = ner.windows.WordCollator(tokenizer, tokenizer.model_input_names)
+        self.max_seq_length = ner.windows.choose_max_seq_length(tokenizer, model, settings.max_seq_length)
+        self.doc_stride = ner.windows.choose_doc_stride(tokenizer, self.max_seq_length, settings.doc_stride)
 
     @classmethod
     def load(cls, folder: str | Path, batch_size: int | None = None) -> "Tagger":
@@ -97,31 +93,26 @@ class Tagger:
             self._tag_chunk(chunk)
             yield from chunk
 
-    @torch.inference_mode()
     def _tag_chunk(self, chunk: list[Sentence]) -> None:
         for sentence in chunk:
             sentence.tags, sentence.scores = [OUTSIDE] * len(sentence.words), [None] * len(sentence.words)
-        words = [sentence.words for sentence in chunk]
-        windows = list(ner.windows.cut_windows(words, self.tokenizer, self.max_seq_length, self.doc_stride))
-        windows = [window for window in windows if any(p != ner.windows.NO_POSITION for _, p in window.scored)]
-        lengths = [len(window.inputs["input_ids"]) for window in windows]
-        was_training = self.model.training
-        self.model.eval()
-        for numbers in group_by_tokens(lengths, choose_evaluation_tokens(self.model.device), self.batch_size):
-            batch = [windows[i] for i in numbers]
-            rows = [
-                {**window.inputs, "word_positions": [position for _, position in window.scored]} for window in batch
-            ]
-            tensors = {name: tensor.to(self.model.device) for name, tensor in self.collate(rows).items()}
-            positions = tensors.pop("word_positions")
-            logits = ner_utils.select_words(self.model(**tensors).logits, positions)
-            scores, label_ids = logits.softmax(-1).amax(-1).tolist(), logits.argmax(-1).tolist()
-            for window, of_words, of_scores in zip(batch, label_ids, scores):
-                sentence = chunk[window.sentence]
-                for (word, position), label_id, score in zip(window.scored, of_words, of_scores):
-                    if position != ner.windows.NO_POSITION:
-                        sentence.tags[word], sentence.scores[word] = self.labels[label_id], score  # type: ignore[index]
-        self.model.train(was_training)
+        columns = ner_utils.tokenize_and_align_labels(
+            {"tokens": [sentence.words for sentence in chunk]},
+            list(range(len(chunk))),
+            self.tokenizer,
+            self.labels,
+            self.max_seq_length,
+            self.doc_stride,
+        )
+        rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+        lengths = [len(row["input_ids"]) for row in rows]
+        collate = ner.windows.WordCollator(self.tokenizer, list(columns))
+        groups = group_by_tokens(lengths, choose_evaluation_tokens(self.model.device), self.batch_size)
+        for batch in ner_utils.predict_words(self.model, (collate([rows[i] for i in group]) for group in groups)):
+            for number, word, label_id, score in zip(*batch.words().tolist(), batch.scores().tolist()):
+                if label_id != ner.windows.NO_POSITION:
+                    sentence = chunk[number]
+                    sentence.tags[word], sentence.scores[word] = self.labels[label_id], score
 
 
 def predict(
@@ -144,7 +135,7 @@ def predict(
     """
     tagger = Tagger.load(model, batch_size)
     as_sentences = (Sentence.of_text(s) if isinstance(s, str) else Sentence(list(s)) for s in sentences)
-    return (sentence.as_json(tagger.label_scheme) for sentence in tagger.tag(as_sentences))
+    return (sentence.as_json(tagger.settings.label_scheme) for sentence in tagger.tag(as_sentences))
 
 
 def open_source(options: argparse.Namespace) -> ner.data.Source:
@@ -198,7 +189,7 @@ def check_gold(tagged: Iterable[Sentence], tagger: Tagger) -> Iterator[Sentence]
         for tag in sentence.gold or []:
             if tag not in tagger.labels:
                 odd[tag] += 1
-                if tagger.metric_options["mode"] == "strict":
+                if tagger.settings.metric_options["mode"] == "strict":
                     raise TrialError(
                         f"{sentence.place}: the tag {tag!r} is none of the model's, {join_names(tagger.labels)}; its "
                         "scores go strictly by their scheme. Convert the tags, or leave them out."
@@ -216,7 +207,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", required=True, metavar="FILE", help="json lines, or CoNLL columns by its ending; - for json lines"
     )
-    formats = ("text", *ner.formats.FORMAT_NAMES)
+    formats = ("text", *FORMAT_NAMES)
     parser.add_argument("--format", choices=formats, help="format of the input; by default its ending tells")
     parser.add_argument("--text-column", metavar="NAME", help="column of the words or the text")
     parser.add_argument("--label-column", metavar="NAME", help="column of the gold tags or entities")
@@ -260,12 +251,12 @@ def tag_file(options: argparse.Namespace) -> None:
     task = getattr(tagger.model.config, "finetuning_task", None) or "ner"
     columns = find_columns(source.first_records(), source.options, task)
     in_source = source.label_names(columns.label) if columns.label is not None else ()
-    sentences = ner.data.read_sentences(source, columns, in_source or options.label_list or tagger.label_names)
+    sentences = ner.data.read_sentences(source, columns, in_source or options.label_list or tagger.settings.label_names)
     tagged = iter(tqdm.tqdm(check_gold(tagger.tag(sentences), tagger), unit=" sentences", disable=None))
     first = list(itertools.islice(tagged, 1))  # before an older output is emptied for nothing
 
-    mode = tagger.metric_options
-    report = ner.report.ErrorReport(tagger.label_scheme, mode["mode"], mode["scheme"])
+    mode = tagger.settings.metric_options
+    report = ner.report.ErrorReport(tagger.settings.label_scheme, mode["mode"], mode["scheme"])
     to_stdout, path = options.output == "-", Path(options.output).expanduser()
     as_columns = not to_stdout and ner.formats.FILE_FORMATS.get(path.suffix.lower()) in ("conll", "")
     try:

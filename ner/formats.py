@@ -22,6 +22,7 @@ from pyarrow import parquet
 
 from ner.cells import TAGGED_LINE, join_names
 from ner.columns import ReadOptions, Record
+from ner.config import FORMAT_NAMES
 from transformer_trial.errors import TrialError, format_value
 
 FILE_FORMATS = {
@@ -35,8 +36,6 @@ FILE_FORMATS = {
     **dict.fromkeys((".conll", ".txt", ".bio", ".iob", ".iob2"), "conll"),
 }
 """The format that a file's ending stands for, in upper or lower case, before .gz."""
-
-FORMAT_NAMES = ("json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu")
 
 CONLLU_COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 

@@ -20,6 +20,7 @@ import transformers  # noqa: E402
 from determined import pytorch  # noqa: E402
 
 from ner_trial import NERTrial  # noqa: E402
+from transformer_trial.callbacks import build_callbacks  # noqa: E402
 
 for name, max_examples in (("fast", 25), ("full", 100)):
     hypothesis.settings.register_profile(
@@ -114,8 +115,9 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             enable_tensorboard_logging=False,
         ) as context:
             trial = trial_class(context)
-            trial.output_dir = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
-            trial.output_dir.mkdir()
+            folder = trial.output_dir = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
+            folder.mkdir()
+            trial.callbacks = build_callbacks(trial, folder)
             pytorch.Trainer(trial, context).fit(
                 max_length=pytorch.Batch(config["searcher"]["max_length"]["batches"]),
                 reporting_period=pytorch.Batch(reporting_period),

@@ -30,7 +30,7 @@ HPARAMS = {"pretrained_model_name_or_path": "m", "model_mode": "token-classifica
 def read(train_file: Path, **options: Any) -> ner_utils.DatasetMetadata:
     """Everything that NERTrial does with files before it looks at the model."""
     data = {"train_file": str(train_file), **options}
-    config = parse_trial_config(HPARAMS, data, ner.data.NERDataConfig).data
+    config = parse_trial_config(HPARAMS, data, ner.config.NERDataConfig).data
     rows, label_names = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     return ner_utils.get_dataset_metadata(rows, label_names, config.label_scheme)
 
@@ -389,7 +389,7 @@ def test_a_file_that_is_not_there_is_named_with_its_key(name: str, said: list[st
     (tmp_path / "good.jsonl").write_text(GOOD)
     files: Any = {"train_file": str(tmp_path / "good.jsonl"), f"{split}_file": str(tmp_path / name)}
     with refuses(f"data.{split}_file: ", *said, "Give a file, or a glob such as data/*.json"):
-        ner.data.load_splits(ner.data.NERDataConfig(**files))
+        ner.data.load_splits(ner.config.NERDataConfig(**files))
 
 
 @pytest.mark.parametrize(
@@ -522,9 +522,9 @@ def test_train_py_stops_with_the_message_alone(
 def test_settings_that_contradict_each_other_are_refused(options: dict[str, Any], said: list[str]) -> None:
     files = {} if "dataset_name" in options or not options else {"train_file": "a.json"}
     with refuses(*said):
-        ner.data.load_splits(parse_trial_config(HPARAMS, files | options, ner.data.NERDataConfig).data)
+        ner.data.load_splits(parse_trial_config(HPARAMS, files | options, ner.config.NERDataConfig).data)
 
 
 @pytest.mark.parametrize("options", [{}, {"metric_mode": "strict", "metric_scheme": "IOB2"}, LABELS])
 def test_settings_that_agree_are_accepted(options: dict[str, Any]) -> None:
-    parse_trial_config(HPARAMS, {"train_file": "a.json", **options}, ner.data.NERDataConfig)
+    parse_trial_config(HPARAMS, {"train_file": "a.json", **options}, ner.config.NERDataConfig)

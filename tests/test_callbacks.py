@@ -66,8 +66,8 @@ class KeepingTrial(NERTrial):
         super().__init__(context)
         self.kept: list[tuple[int, list[list[str]], list[list[str]]]] = []
 
-    def evaluate_best(self, folder: Path) -> dict[str, float]:
-        metrics = super().evaluate_best(folder)
+    def evaluate_best(self, folder: Path, max_rows: int | None = None) -> dict[str, float]:
+        metrics = super().evaluate_best(folder, max_rows)
         rows = [json.loads(line) for line in (folder / "test" / "predictions.jsonl").read_text().splitlines()]
         self.kept.append((self.batches_trained, [row["gold"] for row in rows], [row["tags"] for row in rows]))
         return metrics

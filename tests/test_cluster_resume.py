@@ -216,7 +216,7 @@ def assert_loads_alone(checkpoint: Path, folder: Path, monkeypatch: pytest.Monke
     found = trial.model.state_dict()
     assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
     labels = json.loads((FIXTURES / "model" / "config.json").read_text())["id2label"]
-    assert trial.label_list == list(labels.values()) and trial.label_scheme == "IOB2"
+    assert trial.label_list == list(labels.values()) and trial.tagger_settings.label_scheme == "IOB2"
 
 
 @pytest.mark.usefixtures("safely")

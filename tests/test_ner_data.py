@@ -22,7 +22,7 @@ import ner.columns
 import ner.data
 import ner.formats
 from ner.columns import Columns, ReadOptions, Record, find_columns
-from ner.data import NERDataConfig
+from ner.config import NERDataConfig
 from ner.sentences import Sentence
 from transformer_trial.errors import TrialError
 
@@ -367,7 +367,7 @@ def test_changed_code_reads_anew(
 READ_FROM_CACHE = """
 import sys, ner.data
 ner.data.read_sentences = None  # what is called only if nothing is in the cache
-config = ner.data.NERDataConfig(train_file=sys.argv[1], cache_dir=sys.argv[2])
+config = ner.config.NERDataConfig(train_file=sys.argv[1], cache_dir=sys.argv[2])
 print(ner.data.read_splits(ner.data.load_splits(config), config, "ner")[0]["train"]["tokens"][0])
 """
 
@@ -403,7 +403,7 @@ sys.path.insert(0, sys.argv[1])
 import ner.data, ner_utils, transformers
 tokenizer, peaks = transformers.AutoTokenizer.from_pretrained(sys.argv[2]), []
 for file in sys.argv[4:]:
-    config = ner.data.NERDataConfig(train_file=file, cache_dir=sys.argv[3])
+    config = ner.config.NERDataConfig(train_file=file, cache_dir=sys.argv[3])
     rows, _ = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     tokenized = ner_utils.build_tokenized_datasets(rows, tokenizer, ["O", "B-PER"], 128, 64, num_workers=2)
     usage = [resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

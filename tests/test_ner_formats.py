@@ -288,7 +288,7 @@ def write_file(path: Path, content: Any) -> None:
 
 def read_files(pattern: Path, *, needs_tags: bool = True, **options: Any) -> list[Sentence]:
     """As `read_splits` and `predict.py` read them, but past the cache."""
-    config = ner.data.NERDataConfig(train_file=str(pattern), **options)
+    config = ner.config.NERDataConfig(train_file=str(pattern), **options)
     how = dataclasses.replace(ner.data.read_options(config), needs_tags=needs_tags)
     source = ner.data.source_of_files("data.train_file", str(pattern), how)
     columns = find_columns(source.first_records(), source.options, "ner")

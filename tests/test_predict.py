@@ -272,7 +272,7 @@ def test_offsets_are_those_of_the_words_in_the_text(tagger: Tagger, text: str, d
     if data is not None:  # whatever the tags are
         size = len(sentence.words)
         sentence.tags = data.draw(st.lists(st.sampled_from(BIO), min_size=size, max_size=size))
-    row = sentence.as_json(tagger.label_scheme)
+    row = sentence.as_json(tagger.settings.label_scheme)
     assert row["text"] == text and next(iter(row)) == "text"
     words = set()
     for span in row["spans"]:

@@ -391,7 +391,7 @@ def test_a_checkpoint_holds_no_secret_and_is_loaded_without_data_or_network(
     (checkpoint,) = checkpoints_of(tmp_path / "run")
     allow_determined_checkpoints()
     trial: Any = pytorch.load_trial_from_checkpoint_path(str(checkpoint), torch_load_kwargs={"map_location": "cpu"})
-    assert trial.label_list[-1] == "O" and trial.label_scheme == "IOB2"
+    assert trial.label_list[-1] == "O" and trial.tagger_settings.label_scheme == "IOB2"
     best = safetensors.torch.load_file(tmp_path / "run" / "model" / "model.safetensors")
     for name, weight in trial.model.state_dict().items():
         assert torch.equal(weight, best[name])

@@ -296,7 +296,7 @@ def test_a_checkpoint_restores_weights_optimizer_and_schedule(
     class RestoredTrial(NERTrial):
         def build_callbacks(self) -> dict[str, Any]:
             callbacks = super().build_callbacks()
-            callbacks["run_record"].on_training_start = lambda: restored.update(
+            callbacks["checkpoint_contents"].on_training_start = lambda: restored.update(
                 {name: weight.clone() for name, weight in self.model.state_dict().items()}
             )
             return callbacks

@@ -20,9 +20,9 @@ PHASES = {
     "metrics": ("ner_trial", "WordPredictions", "cross_slot_reduce"),
     "test split": ("ner_trial", "NERTrial", "evaluate_best"),
     "checkpoint": ("determined.pytorch", "_PyTorchTrialController", "_save"),
-    "export": ("transformer_trial.callbacks", "RunRecord", "_export"),
+    "export": ("transformer_trial.callbacks", "BestModel", "export"),
     "exchange": ("transformer_trial.files", "_put_in_place", ""),
-    "removal": ("transformer_trial.callbacks", "RunRecord", "on_checkpoint_upload_end"),
+    "removal": ("transformer_trial.callbacks", "KeptCheckpoints", "on_checkpoint_upload_end"),
 }
 """Where a training can be when it is interrupted, and the function that it is in then."""
 

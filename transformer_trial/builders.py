@@ -1,10 +1,13 @@
 """Config, tokenizer, model, optimizer and schedule, from the slices of the configuration that describe them."""
 
 import contextlib
+import json
 import logging
 import math
 import pickle
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,6 +84,15 @@ def build_using_auto(
     if new_head:
         _start_head_afresh(model, set(loaded["missing_keys"]))
     return model.config, tokenizer, model  # transformers has made a copy of the config
+
+
+def build_from_config(config: dict[str, Any], model_config: ModelConfig) -> tuple[Any, Any]:
+    """Build config and model, whose weights are random, from the entries of a config.json alone."""
+    remote = {"trust_remote_code": model_config.trust_remote_code}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        loaded = transformers.AutoConfig.from_pretrained(folder, **remote)
+        return loaded, AUTO_CLASSES[model_config.model_mode].from_config(loaded, **remote)
 
 
 @contextlib.contextmanager
@@ -200,6 +212,15 @@ def build_default_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> 
         return adamw(fused=True)
     except RuntimeError:  # no fused kernel: torch 2.3 on a CPU
         return adamw(fused=False)
+
+
+class OneOptimizerScaler(torch.amp.GradScaler):
+    """Adjusts its scale with each step: Determined alone knows at which batches of an accumulation it steps."""
+
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        result = super().step(optimizer, *args, **kwargs)
+        self.update()
+        return result
 
 
 def build_default_lr_scheduler(

@@ -1,9 +1,9 @@
 """What a checkpoint and an exported model hold: what we change in each, and whether a checkpoint is whole."""
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import json
+import logging
 import pickle
 import platform
 import re
@@ -17,6 +17,8 @@ import torch
 from ruamel.yaml import YAML
 
 from transformer_trial.errors import TrialError, format_value, redact
+
+logger = logging.getLogger(__name__)
 
 
 def allow_determined_checkpoints() -> None:
@@ -60,7 +62,7 @@ def read_labels(model: Any) -> dict[int, str]:
 
 
 def refuse_another_model(checkpoint: dict[str, Any], model: Any, labels: Mapping[int, str]) -> None:
-    """Compare a checkpoint, whose weights are named anew as one process names them, with the model it is to go into.
+    """Load a checkpoint's weights into the model, after naming them as one process names them.
 
     Args:
         checkpoint: As Determined loads it.
@@ -68,32 +70,31 @@ def refuse_another_model(checkpoint: dict[str, Any], model: Any, labels: Mapping
         labels: Those of the checkpoint's model.
 
     Raises:
-        TrialError: If it is not of such a model.
+        TrialError: If the weights or the labels are those of another model.
     """
     _name_weights_as_one_process(checkpoint)
-    states = (model.state_dict(), checkpoint["models_state_dict"][0])
-    shapes, its_shapes = ({name: weight.shape for name, weight in state.items()} for state in states)
-    if wrong := sorted(name for name in {*shapes, *its_shapes} if shapes.get(name) != its_shapes.get(name)):
-        what = f"{len(wrong)} weights are missing on one side, or have another shape, {wrong[0]} among them"
-    elif labels != read_labels(model):
+    what = None
+    try:
+        model.load_state_dict(checkpoint["models_state_dict"][0])
+    except RuntimeError as error:
+        what = " ".join(str(error).split())[:200] + "..."
+    if labels != read_labels(model):
         known, given = (format_value("labels", list(names.values())) for names in (labels, read_labels(model)))
         what = f"its labels are {known}, not {given}"
-    else:
-        return
-    raise TrialError(
-        f"The checkpoint is of another model: {what}. Go on with the model and the labels that it was trained with."
-    )
+    if what is not None:
+        advice = "Go on with the model and the labels that it was trained with."
+        raise TrialError(f"The checkpoint is of another model: {what}. {advice}")
 
 
 def redact_configurations(folder: Path) -> None:
     """Replace the secrets in the configurations of a checkpoint's copy of the code."""
-    yaml = YAML(typ="safe", pure=True)  # reads as `det` does: to it `no` is a text
+    safe_yaml = YAML(typ="safe", pure=True)  # reads as `det` does: to it `no` is a text
     for file in [*folder.glob("code/**/*.yaml"), *folder.glob("code/**/*.yml")]:
         config = None
         with contextlib.suppress(Exception):  # not every yaml is a configuration
-            config = yaml.load(file)
+            config = safe_yaml.load(file)
         if redact(config) != config:
-            yaml.dump(redact(config), file)
+            safe_yaml.dump(redact(config), file)
 
 
 def complete_load_data(file: Path, model: Any) -> None:
@@ -133,6 +134,56 @@ def find_damage(checkpoint: Path) -> str | None:
     except Exception as error:  # unpickling damaged bytes raises errors of many kinds
         return " ".join(str(error).split()) or type(error).__name__
     return None
+
+
+def find_checkpoint(requested: str, output_dir: Path) -> Path | None:
+    """The checkpoint that `--resume` asks for: a folder, or with "auto" the newest whole one of a run.
+
+    One without metadata.json, which is written last, was being saved when the run was killed, and does not count.
+
+    Args:
+        requested: The argument of `--resume`.
+        output_dir: The folder of the run.
+
+    Returns:
+        The checkpoint's folder; None if the run was killed before its first one was whole.
+
+    Raises:
+        TrialError: If what is asked for cannot be resumed.
+    """
+    if requested != "auto":
+        checkpoint = Path(requested).expanduser().resolve()
+        if (damage := find_damage(checkpoint)) is None:
+            return checkpoint
+        raise TrialError(
+            f"--resume: {checkpoint} cannot be resumed: {damage}. Give a whole checkpoint, a folder such as "
+            "DIR/checkpoints/determined/UUID, or auto for the newest one of --output-dir DIR."
+        )
+    files = list(output_dir.glob("checkpoints/determined/*/metadata.json"))
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+        if (damage := find_damage(file.parent)) is None:
+            return file.parent
+        logger.warning("%s cannot be resumed: %s. Trying the one before it.", file.parent, damage)
+    if files:
+        raise TrialError(f"--resume: no checkpoint in {output_dir} is whole. To start anew, choose another folder.")
+    return None
+
+
+def warn_of_changes(checkpoint: Path, config: Mapping[str, Any]) -> None:
+    """Name the settings that have changed since a checkpoint was made: the run will not be what it would have been."""
+    before = json.loads((checkpoint / "load_data.json").read_text())["experiment_config"] or {}
+    now = redact(config)
+    for section in sorted({*before, *now} - {"model_config", "name", "description", "labels", "workspace", "project"}):
+        old, new = (
+            value if isinstance(value, Mapping) else {"": value} for value in (before.get(section), now.get(section))
+        )
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                name = f"{section}.{key}".rstrip(".")
+                values = f"{format_value(name, old.get(key))} in the checkpoint, {format_value(name, new.get(key))} now"
+                logger.warning("%s has changed: %s.", name, values)
+    if before.get("hyperparameters") != now.get("hyperparameters"):
+        logger.warning("Optimizer and schedule go on as the checkpoint has them, with their rates.")
 
 
 def export_model(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
@@ -177,12 +228,10 @@ def recipe(settings: Any) -> str:
     """A markdown list of the settings that are not their defaults."""
     lines = []
     for name, section in vars(settings).items():
-        for field in dataclasses.fields(section):
-            value = getattr(section, field.name)
-            if value != field.default:
-                home, text = "data" if name == "data" else "hyperparameters", format_value(field.name, value)
-                fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-                lines.append(f"- `{home}.{field.name}`: {fence}{text}{fence}")
+        for key, value in section.model_dump(exclude_defaults=True).items():
+            home, text = "data" if name == "data" else "hyperparameters", format_value(key, value)
+            fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+            lines.append(f"- `{home}.{key}`: {fence}{text}{fence}")
     return "\n".join(lines)
 
 

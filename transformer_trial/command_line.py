@@ -2,16 +2,19 @@
 
 import argparse
 import datetime
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from determined.cli.ntsc import parse_config_overrides
-from determined.common import detignore, util
+from ruamel.yaml import YAML
 
+from transformer_trial import private
 from transformer_trial.errors import ConfigError, TrialError
 from transformer_trial.experiment import SearcherConfig
 from transformer_trial.parsing import read_known
+
+logger = logging.getLogger(__name__)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -25,7 +28,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",
-        help="override a key of the configuration, such as hyperparameters.learning_rate=1e-4, as `det` does",
+        help="override one key, such as hyperparameters.learning_rate=1e-4, as `det` does; may be repeated",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, metavar="N", help="train for N epochs, whatever the searcher says")
@@ -52,7 +55,7 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
     if not path.is_file():
         raise TrialError(f"{path}: no such file (looked for {path.absolute()}). Give an experiment configuration.")
     try:
-        config = util.yaml_safe_load(path.read_text())
+        config = YAML(typ="safe", pure=True).load(path)
     except Exception as error:
         raise TrialError(f"{path}: not readable as yaml: {explain_yaml(error)}") from error
     if not isinstance(config, dict):
@@ -60,10 +63,17 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
     if not all("=" in override for override in options.overrides):
         raise TrialError("--config: found an argument without =; accepted is KEY=VALUE.")
     try:
-        config = parse_config_overrides(config, options.overrides)
+        return private.override(config, options.overrides)
     except Exception as error:
         raise TrialError(f"--config: {explain_yaml(error)}") from error
-    return config
+
+
+def warn_of_ignored(options: argparse.Namespace) -> None:
+    """Name the arguments that a task of a cluster does not follow."""
+    given = {"CONFIG.yaml": options.config_file, "--config": options.overrides, "--test": options.test}
+    given |= {"--inspect": options.inspect, "--output-dir": options.output_dir, "--resume": options.resume}
+    if ignored := [name for name, value in given.items() if value]:
+        logger.warning("On a cluster the experiment's own configuration counts, not %s.", ", ".join(ignored))
 
 
 def explain_yaml(error: Exception) -> str:
@@ -91,8 +101,10 @@ def choose_output_dir(project: Path, config: Mapping[str, Any], options: argpars
     """The folder that the command line gives, or that a checkpoint is in, or else a new one under outputs/.
 
     Raises:
-        TrialError: If a run is to go on, and nothing says which.
+        TrialError: If a run is to go on, and nothing says which, or not how far.
     """
+    if options.resume is not None and (options.test or options.inspect):
+        raise TrialError("--resume: goes with neither --test nor --inspect.")
     if options.output_dir is not None:
         return Path(options.output_dir).expanduser().resolve()
     if options.resume is not None:
@@ -112,11 +124,8 @@ def check_output_dir(folder: Path, *, resumes: bool) -> None:
             "--resume auto."
         )
     project = Path.cwd()
-    if folder == project or project in folder.parents:
-        parts = folder.relative_to(project).parts
-        ignore = detignore.make_shutil_ignore(project)
-        if not any(ignore(str(project.joinpath(*parts[:i])), [part]) for i, part in enumerate(parts)):
-            raise TrialError(
-                f"--output-dir: {folder} lies in the project's folder, which every checkpoint takes a copy of. Choose "
-                "a folder under outputs/ or outside of the project, or name this one in .detignore."
-            )
+    if (folder == project or project in folder.parents) and not private.is_ignored(project, folder):
+        raise TrialError(
+            f"--output-dir: {folder} lies in the project's folder, which every checkpoint takes a copy of. Choose "
+            "a folder under outputs/ or outside of the project, or name this one in .detignore."
+        )

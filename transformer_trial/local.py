@@ -1,7 +1,7 @@
-"""One way to run a trial as a script: on a laptop, under torchrun, and as the entrypoint of an experiment on a cluster.
+"""Training as a script: on a laptop, under torchrun, and as the entrypoint of an experiment on a cluster.
 
-Off cluster, what the master and Determined's harness would do with an experiment configuration is done here: defaults,
-seed, periods, checkpoint policy and gradient accumulation mean what they mean under `entrypoint: module:TrialClass`.
+Off cluster this does what the master and Determined's harness do with an experiment configuration: defaults, seed,
+periods, checkpoint policy and gradient accumulation mean what they mean under `entrypoint: module:TrialClass`.
 """
 
 import argparse
@@ -13,27 +13,24 @@ import os
 import re
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import determined as det
+import filelock
 import pyarrow
 import tqdm
 import tqdm.contrib.logging
 import transformers
 from determined import core, pytorch
 
-from transformer_trial.callbacks import keep_data_report
-from transformer_trial.checkpoints import read_trial_state
-from transformer_trial.command_line import (
-    check_output_dir,
-    choose_output_dir,
-    parse_arguments,
-    read_config,
-    with_length,
-)
+from transformer_trial import command_line, private
+from transformer_trial.callbacks import build_callbacks, keep_data_report
+from transformer_trial.checkpoints import find_checkpoint, read_trial_state, warn_of_changes
 from transformer_trial.config import parse_trial_config
 from transformer_trial.errors import TrialError
 from transformer_trial.experiment import (
@@ -45,11 +42,21 @@ from transformer_trial.experiment import (
     training_length,
 )
 from transformer_trial.parsing import read_known
-from transformer_trial.processes import join_torchrun
-from transformer_trial.resume import find_checkpoint, fit_from, hold, stop_on_signals, warn_of_changes
+from transformer_trial.processes import get_cluster_task, join_torchrun
 from transformer_trial.trial import BaseTransformerTrial
 
 logger = logging.getLogger(__name__)
+
+SIGNAL_PERIOD = 10
+"""Batches after which several processes ask each other again whether there was a signal."""
+
+PATIENCE = 25
+"""Seconds that one of several processes has to end in after a SIGTERM; torchrun kills it after 30."""
+
+LOCK_PATIENCE = 10
+"""Seconds to wait for the lock of an output folder: a killed run's data workers hold it until they notice."""
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR)
 
 
 def run(trial_class: type[BaseTransformerTrial], arguments: Sequence[str] | None = None) -> None:
@@ -59,194 +66,84 @@ def run(trial_class: type[BaseTransformerTrial], arguments: Sequence[str] | None
         trial_class: Has to be importable from a module of its own, or its checkpoints cannot be loaded.
         arguments: The command line; None takes it from `sys.argv`.
     """
-    options = parse_arguments(arguments)
-    info = det.get_cluster_info()
-    on_cluster = info is not None and info.task_type == "TRIAL"
-    set_up_logging(on_cluster)
-    try:
-        if info is not None and on_cluster:
-            given = {"CONFIG.yaml": options.config_file, "--config": options.overrides, "--test": options.test}
-            given |= {"--inspect": options.inspect, "--output-dir": options.output_dir, "--resume": options.resume}
-            if ignored := [name for name, value in given.items() if value]:
-                logger.warning("On a cluster the experiment's own configuration counts, not %s.", ", ".join(ignored))
-            train(trial_class, with_length(info.trial._config, options), options, output_dir=None)
-            return
-        if options.resume is not None and (options.test or options.inspect):
-            raise TrialError("--resume: goes with neither --test nor --inspect.")
-        config = with_length(read_config(options), options)
-        project = Path(inspect.getfile(trial_class)).resolve().parent
-        output_dir = choose_output_dir(project, config, options)
-        # As `det` does with the folder it is given: relative paths in the yaml start there, and each checkpoint takes
-        # a copy of it.
-        os.chdir(project)
-        train(trial_class, config, options, output_dir)
-    except (TrialError, det.errors.InvalidExperimentException) as error:
-        logger.error("%s", error)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        logger.error("Stopped before the training began: there is nothing to go on with.")
-        sys.exit(128 + signal.SIGINT)
-    except Exception as error:
-        if (reason := explain_failure(error)) is None:
-            raise
-        logging.getLogger().error("%s", reason)
-        sys.exit(1)
-
-
-def explain_failure(error: Exception) -> str | None:
-    """What a failure of the machine means, of which torch and others tell in words of their own; None for any other."""
-    text = " ".join(str(error).split())
-    if isinstance(error, RuntimeError) and re.search(
-        "closed by peer|reset by peer|Broken pipe|NCCL.*(abort|remote)", text
-    ):
-        return f"Another process of this training has ended: see its error. This one ends with it ({text[:200]})."
-    if isinstance(error, pyarrow.ArrowException):
-        return (
-            f"A cached data set is damaged ({text[:200]}). Set data.overwrite_cache: true once, to read the data anew."
-        )
-    wrote = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-    if wrote or re.search("No space left|PytorchStreamWriter|inline_container", text):
-        return (
-            f"Cannot write: {text[:200]}. The disk is full, or may not be written to. Make room, or name another "
-            "folder (--output-dir, data.cache_dir, HF_HOME). The checkpoints of before are whole: go on with --resume "
-            "auto."
-        )
-    return None
-
-
-def set_up_logging(on_cluster: bool) -> None:
-    logging.basicConfig(level=logging.INFO, format=det.LOG_FORMAT if on_cluster else "%(message)s", force=True)
-    if not on_cluster:
-        logging.getLogger("determined").setLevel(logging.WARNING)
-        # A resume reads but part of a checkpoint, which that module would warn of.
-        logging.getLogger("determined.common.storage").setLevel(logging.ERROR)
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()
-    if int(os.environ.get("RANK", "0")) != 0:
-        logging.getLogger().setLevel(logging.ERROR)
-
-
-def train(
-    trial_class: type[BaseTransformerTrial],
-    config: dict[str, Any],
-    options: argparse.Namespace,
-    output_dir: Path | None,
-) -> None:
-    """Train with `pytorch.init` and `pytorch.Trainer`; without an output folder, as the task of a cluster."""
-    on_cluster = output_dir is None
-    info = det.get_cluster_info()
-    hparams = info.trial.hparams if on_cluster else config.get("hyperparameters") or {}
-    training = parse_trial_config(hparams, config.get("data") or {}, trial_class.data_config_class).training
-    fit_options = read_fit_options(config, training.global_batch_size, on_cluster=on_cluster)
-    aggregation_frequency = read_known("optimizations", config, OptimizationsConfig).aggregation_frequency
-    checkpoint: Path | None = None
-    with contextlib.ExitStack() as stack:
-        distributed = None if on_cluster else stack.enter_context(join_torchrun())
-        if output_dir is not None:
-            output_dir, checkpoint = agree_on_folders(output_dir, options.resume, distributed)
-            # Off cluster Determined keeps checkpoints in the user's data folder; this moves that folder.
-            os.environ["XDG_DATA_HOME"] = str(output_dir / "checkpoints")
-        context = stack.enter_context(
-            pytorch.init(
-                hparams={**hparams, "global_batch_size": training.global_batch_size},  # it takes nothing but an int
-                exp_conf=config,
-                distributed=distributed,
-                aggregation_frequency=aggregation_frequency,
-                enable_tensorboard_logging=on_cluster,
-            )
-        )
-        trial = trial_class(context)
-        if output_dir is None:
-            pytorch.Trainer(trial, context).fit(latest_checkpoint=info.latest_checkpoint, **fit_options)
-            return
-        if options.output_dir is not None or not options.inspect:
-            output_dir.mkdir(parents=True, exist_ok=True)  # not before: a mistake leaves no empty folder behind
-            trial.output_dir = output_dir
-        if options.inspect:
-            if trial.output_dir is not None:
-                keep_data_report(trial.data_report, trial.output_dir)
-            return
-        trial.test_mode = options.test
-        if context.distributed.rank == 0:
-            stack.enter_context(hold(output_dir))
-            stack.enter_context(progress_bar(trial, checkpoint))
-        stack.enter_context(stop_on_signals(trial))
-        if checkpoint is not None:
-            logger.info("Going on from %s.", checkpoint)
-            warn_of_changes(checkpoint, config)
-            fit_from(checkpoint, trial, context, test_mode=options.test, **fit_options)
+    options = command_line.parse_arguments(arguments)
+    task = get_cluster_task()
+    set_up_logging(task is not None)
+    with _exit_with_message():
+        if task is not None:
+            train_on_cluster(trial_class, options, task)
         else:
-            if options.resume is not None:
-                logger.info("There is no whole checkpoint in %s: starting at the beginning.", output_dir)
-            pytorch.Trainer(trial, context).fit(test_mode=options.test, **fit_options)
-        tell_the_end(trial, output_dir)
+            train_locally(trial_class, options)
 
 
-def read_fit_options(config: Mapping[str, Any], global_batch_size: int, *, on_cluster: bool) -> dict[str, Any]:
-    """What the configuration says of the training's course, as the arguments of `pytorch.Trainer.fit`."""
+def train_on_cluster(
+    trial_class: type[BaseTransformerTrial], options: argparse.Namespace, task: det.ClusterInfo
+) -> None:
+    """Train as an experiment's entrypoint. Configuration and checkpoint are those that the master gives."""
+    command_line.warn_of_ignored(options)
+    config = command_line.with_length(private.read_experiment_config(task), options)
+    init_options, fit_options = read_options(trial_class, config, task.trial.hparams, on_cluster=True)
+    with pytorch.init(**init_options) as context:
+        trial = trial_class(context)
+        pytorch.Trainer(trial, context).fit(latest_checkpoint=task.latest_checkpoint, **fit_options)
+
+
+def train_locally(trial_class: type[BaseTransformerTrial], options: argparse.Namespace) -> None:
+    """Train into an output folder, from the beginning or from a checkpoint."""
+    config = command_line.with_length(command_line.read_config(options), options)
+    project = Path(inspect.getfile(trial_class)).resolve().parent
+    output_dir = command_line.choose_output_dir(project, config, options)
+    os.chdir(project)  # as `det` does: relative paths of the yaml start there, and each checkpoint takes a copy of it
+    hparams = config.get("hyperparameters") or {}
+    init_options, fit_options = read_options(trial_class, config, hparams, on_cluster=False)
+    with contextlib.ExitStack() as stack:
+        distributed = stack.enter_context(join_torchrun())
+        output_dir, checkpoint = broadcast_folders(output_dir, options.resume, distributed)
+        # Off cluster Determined keeps checkpoints in the user's data folder; this moves that folder.
+        os.environ["XDG_DATA_HOME"] = str(output_dir / "checkpoints")
+        context = stack.enter_context(pytorch.init(distributed=distributed, **init_options))
+        trial = trial_class(context)
+        if options.inspect and options.output_dir is None:
+            return
+        output_dir.mkdir(parents=True, exist_ok=True)  # not before: a mistake leaves no empty folder behind
+        if options.inspect:
+            keep_data_report(trial.data_report, output_dir)
+            return
+        max_test_rows = trial.settings.training.global_batch_size if options.test else None
+        trial.callbacks = build_callbacks(trial, output_dir, max_test_rows=max_test_rows)
+        if context.distributed.rank == 0:
+            stack.enter_context(lock_folder(output_dir))
+            stack.enter_context(progress_bar(trial, checkpoint))
+        signals = stack.enter_context(StopSignals(trial))
+        fit(trial, checkpoint, config, test_mode=options.test, **fit_options)
+        log_outcome(trial, signals, output_dir)
+
+
+def read_options(
+    trial_class: type[BaseTransformerTrial], config: dict[str, Any], hparams: dict[str, Any], *, on_cluster: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What Determined's harness makes of an experiment configuration: arguments of `pytorch.init` and `Trainer.fit`."""
+    data = config.get("data") or {}
+    batch_size = parse_trial_config(hparams, data, trial_class.data_config_class).training.global_batch_size
     harness = read_known("", config, HarnessConfig)
-    # Determined knows the best validation on a cluster only; off cluster RunRecord removes the others.
+    # Determined knows the best validation on a cluster only; off cluster KeptCheckpoints removes the others.
     policy = "all" if harness.checkpoint_policy == "best" and not on_cluster else harness.checkpoint_policy
-    return {
-        "max_length": as_train_unit(training_length(config), global_batch_size),
-        "validation_period": as_period("min_validation_period", harness.min_validation_period, global_batch_size),
-        "checkpoint_period": as_period("min_checkpoint_period", harness.min_checkpoint_period, global_batch_size),
+    fit_options = {
+        "max_length": as_train_unit(training_length(config), batch_size),
+        "validation_period": as_period("min_validation_period", harness.min_validation_period, batch_size),
+        "checkpoint_period": as_period("min_checkpoint_period", harness.min_checkpoint_period, batch_size),
         "reporting_period": pytorch.Batch(harness.scheduling_unit),
         "checkpoint_policy": policy,
         "step_zero_validation": harness.perform_initial_validation,
         "profiling_enabled": on_cluster and read_known("profiling", config, ProfilingConfig).enabled,
     }
-
-
-def agree_on_folders(
-    output_dir: Path, resume: str | None, distributed: core.DistributedContext | None
-) -> tuple[Path, Path | None]:
-    """The output folder and the checkpoint to go on from, if any, that all processes use.
-
-    Raises:
-        TrialError: If the folder cannot be written to by this run, or a process does not find the checkpoint.
-    """
-    if distributed is not None:
-        output_dir = distributed.broadcast(output_dir)
-    check_output_dir(output_dir, resumes=resume is not None)
-    checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
-    if distributed is not None and len(set(distributed.allgather(checkpoint))) > 1:
-        raise TrialError(
-            f"--resume: not every process finds the same checkpoint in {output_dir}. It has to be a folder that all "
-            "nodes share."
-        )
-    return output_dir, checkpoint
-
-
-@contextlib.contextmanager
-def progress_bar(trial: BaseTransformerTrial, checkpoint: Path | None) -> Iterator[None]:
-    """Show on a terminal how far the training is, which begins at the checkpoint's batch."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    done = 0 if checkpoint is None else read_trial_state(checkpoint)["batches_trained"]
-    with (
-        tqdm.contrib.logging.logging_redirect_tqdm(),
-        tqdm.tqdm(total=trial.num_training_batches, initial=done, unit="batch", leave=False) as bar,
-    ):
-        trial.on_batch_end = bar.update
-        yield
-
-
-def tell_the_end(trial: BaseTransformerTrial, output_dir: Path) -> None:
-    """Say what there is now, or, where a signal ended the training before its time, how to go on, and exit."""
-    ended_early = trial.validation_is_due or trial.batches_trained < trial.num_training_batches
-    if trial.stop_signal is not None and ended_early:
-        logger.warning(
-            "Stopped after batch %d of %d. To go on, give the same command with: --output-dir %s --resume auto",
-            trial.batches_trained,
-            trial.num_training_batches,
-            output_dir,
-        )
-        sys.exit(128 + trial.stop_signal)
-    kept = [name for name in ("model", "report", "test", "metrics.jsonl") if (output_dir / name).exists()]
-    logger.info("In %s: %s", output_dir, ", ".join(kept))
+    init_options = {
+        "hparams": {**hparams, "global_batch_size": batch_size},  # it takes nothing but an int
+        "exp_conf": config,
+        "aggregation_frequency": read_known("optimizations", config, OptimizationsConfig).aggregation_frequency,
+        "enable_tensorboard_logging": on_cluster,
+    }
+    return init_options, fit_options
 
 
 def as_train_unit(length: Length, global_batch_size: int) -> pytorch.TrainUnit:
@@ -260,3 +157,189 @@ def as_period(key: str, value: Any, global_batch_size: int) -> pytorch.TrainUnit
     """A period of the configuration, in which 0 stands for never."""
     period = parse_length(key, value)
     return as_train_unit(period if period.amount > 0 else Length(period.unit, sys.maxsize), global_batch_size)
+
+
+def broadcast_folders(
+    output_dir: Path, resume: str | None, distributed: core.DistributedContext | None
+) -> tuple[Path, Path | None]:
+    """The output folder and the checkpoint to go on from, if any: the same for all processes.
+
+    Raises:
+        TrialError: If the folder cannot be written to by this run, or a process does not find the checkpoint.
+    """
+    if distributed is not None:
+        output_dir = distributed.broadcast(output_dir)
+    command_line.check_output_dir(output_dir, resumes=resume is not None)
+    checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
+    if distributed is not None and len(set(distributed.allgather(checkpoint))) > 1:
+        raise TrialError(
+            f"--resume: not every process finds the same checkpoint in {output_dir}. It has to be a folder that all "
+            "nodes share."
+        )
+    if resume is not None and checkpoint is None:
+        logger.info("There is no whole checkpoint in %s: starting at the beginning.", output_dir)
+    return output_dir, checkpoint
+
+
+def fit(trial: BaseTransformerTrial, checkpoint: Path | None, config: Mapping[str, Any], **options: Any) -> None:
+    """Train to the end, from a checkpoint on where there is one."""
+    if checkpoint is None:
+        pytorch.Trainer(trial, trial.context).fit(**options)
+        return
+    logger.info("Going on from %s.", checkpoint)
+    warn_of_changes(checkpoint, config)
+    private.fit_from(checkpoint, read_trial_state(checkpoint), trial, **options)
+
+
+class StopSignals:
+    """Lets the first Ctrl-C or SIGTERM end the training before the next batch, with a checkpoint; the second at once.
+
+    Of several processes all have to get the signal: torchrun passes it on. What comes within a second is the same
+    Ctrl-C, once from the terminal and once from torchrun.
+    """
+
+    def __init__(self, trial: BaseTransformerTrial) -> None:
+        self.context, self.batch_hooks = trial.context, trial.batch_hooks
+        self.received: int | None = None
+        self.received_at = 0.0
+        self.are_heeded = False
+        """Whether all processes have agreed to end the training."""
+
+    def __enter__(self) -> "StopSignals":
+        self.batch_hooks.append(self.heed)
+        self.handlers = {signum: signal.signal(signum, self.receive) for signum in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
+
+    def heed(self, batch_idx: int) -> None:
+        """Request a stop if there was a signal; several processes do so before the same batch."""
+        is_asked = self.received is not None
+        if self.context.distributed.size > 1:
+            is_asked = batch_idx % SIGNAL_PERIOD == 0 and any(self.context.distributed.allgather(is_asked))
+        if is_asked:
+            self.are_heeded = True
+            self.context.set_stop_requested(True)
+
+    def receive(self, signum: int, frame: Any) -> None:
+        name, are_several = signal.Signals(signum).name, self.context.distributed.size > 1
+        if self.received is None:
+            self.received, self.received_at = signum, time.monotonic()
+            if self.context.distributed.rank == 0:
+                _say(f"\n{name}: saving a checkpoint. Once more exits at once, and loses what came after the last one.")
+            if are_several:
+                timer = threading.Timer(PATIENCE, self.give_up)
+                timer.daemon = True
+                timer.start()
+        elif not are_several or time.monotonic() - self.received_at > 1:
+            _say(f"{name} again: exiting at once.")
+            os._exit(128 + signum)
+
+    def give_up(self) -> None:
+        """Exit if the others have not agreed by now; if they have, the checkpoint takes its time."""
+        if not self.are_heeded:
+            _say("Another process of this training does not answer; it has probably ended. See its error above.")
+            os._exit(128 + (self.received or signal.SIGTERM))
+
+
+def _say(text: str) -> None:
+    os.write(sys.stderr.fileno(), f"{text}\n".encode())  # logging may be what the signal interrupts
+
+
+def log_outcome(trial: BaseTransformerTrial, signals: StopSignals, output_dir: Path) -> None:
+    """Say what the folder holds now, or, where a signal ended the training, how to go on, and exit."""
+    if signals.are_heeded:
+        logger.warning(
+            "Stopped after batch %d of %d. To go on, give the same command with: --output-dir %s --resume auto",
+            trial.batches_trained,
+            trial.num_training_batches,
+            output_dir,
+        )
+        sys.exit(128 + (signals.received or signal.SIGTERM))
+    kept = [name for name in ("model", "report", "test", "metrics.jsonl") if (output_dir / name).exists()]
+    logger.info("In %s: %s", output_dir, ", ".join(kept))
+
+
+@contextlib.contextmanager
+def progress_bar(trial: BaseTransformerTrial, checkpoint: Path | None) -> Iterator[None]:
+    """Show on a terminal how far the training is, which begins at the checkpoint's batch."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    done = 0 if checkpoint is None else read_trial_state(checkpoint)["batches_trained"]
+    with (
+        tqdm.contrib.logging.logging_redirect_tqdm(),
+        tqdm.tqdm(total=trial.num_training_batches, initial=done, unit="batch", leave=False) as bar,
+    ):
+        trial.batch_hooks.append(lambda _: bar.update(trial.batches_trained - bar.n))
+        yield
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep a second run out of a folder while the body runs.
+
+    Raises:
+        TrialError: If another process holds the lock.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(filelock.FileLock(folder / ".lock", timeout=LOCK_PATIENCE))
+        except filelock.Timeout:
+            who = f"--output-dir: another run is writing to {folder}. Wait for its end, or stop it."
+            raise TrialError(who) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # network file systems without locks
+                raise
+        yield
+
+
+def set_up_logging(on_cluster: bool) -> None:
+    logging.basicConfig(level=logging.INFO, format=det.LOG_FORMAT if on_cluster else "%(message)s", force=True)
+    if not on_cluster:
+        logging.getLogger("determined").setLevel(logging.WARNING)
+        logging.getLogger(private.STORAGE_LOGGER).setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+    if int(os.environ.get("RANK", "0")) != 0:
+        logging.getLogger().setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _exit_with_message() -> Iterator[None]:
+    """End the process with one message, where the user or the machine is the cause of what the body raises."""
+    try:
+        yield
+    except (TrialError, det.errors.InvalidExperimentException) as error:
+        logger.error("%s", error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        logger.error("Stopped before the training began: there is nothing to go on with.")
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        if (reason := explain_failure(error)) is None:
+            raise
+        logger.error("%s", reason)
+        sys.exit(1)
+
+
+def explain_failure(error: Exception) -> str | None:
+    """What a failure of the machine means, of which torch and others tell in words of their own; None for any other."""
+    text = " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and re.search(
+        "closed by peer|reset by peer|Broken pipe|NCCL.*(abort|remote)", text
+    ):
+        return f"Another process of this training has ended: see its error. This one ends with it ({text[:200]})."
+    if isinstance(error, pyarrow.ArrowException):
+        return f"A cached data set is damaged ({text[:200]}). Set data.overwrite_cache: true once, to reread it."
+    is_refused = isinstance(error, OSError) and error.errno in UNWRITABLE
+    if is_refused or re.search("No space left|PytorchStreamWriter|inline_container", text):
+        return (
+            f"Cannot write: {text[:200]}. The disk is full, or may not be written to, or a file is in the way. Make "
+            "room, or name another folder (--output-dir, data.cache_dir, HF_HOME). The checkpoints of before are "
+            "whole: go on with --resume auto."
+        )
+    return None

@@ -1,14 +1,21 @@
-"""Several processes of one training: how those that torchrun started find each other, and who goes first."""
+"""Where this process runs: as a cluster's task, under torchrun, or alone; and who of several goes first."""
 
 import contextlib
 import os
 import socket
 from collections.abc import Iterator
 
+import determined as det
 import torch
 from determined import core
 
 from transformer_trial.errors import TrialError
+
+
+def get_cluster_task() -> det.ClusterInfo | None:
+    """The task of a trial that this process is on a cluster; None elsewhere."""
+    info = det.get_cluster_info()
+    return info if info is not None and info.task_type == "TRIAL" else None
 
 
 @contextlib.contextmanager
@@ -28,8 +35,7 @@ def join_torchrun() -> Iterator[core.DistributedContext | None]:
             local_size=int(os.environ["LOCAL_WORLD_SIZE"]),
             cross_rank=int(os.environ["GROUP_RANK"]),
             cross_size=int(os.environ["GROUP_WORLD_SIZE"]),
-            # Its own exchange, too, goes through the first process, and on several nodes asks where that is.
-            chief_ip=os.environ.get("DET_CHIEF_IP", os.environ["MASTER_ADDR"]),
+            chief_ip=os.environ.get("DET_CHIEF_IP", os.environ["MASTER_ADDR"]),  # where all exchange, nodes included
             pub_port=pub_port,
             pull_port=pull_port,
         )
@@ -51,8 +57,7 @@ def _choose_ports() -> list[int]:
 def local_chief_first(distributed: core.DistributedContext) -> Iterator[None]:
     """Let one process of each node do the body first, so that the others find its downloads and caches.
 
-    Those that are ready wait for the slowest node here, however long it takes: torch's own exchanges, which come next,
-    give up after some minutes.
+    At the end all wait for the slowest node, however long it takes: torch's own collectives give up after minutes.
 
     Raises:
         TrialError: On all others, if one process failed, with its error.
@@ -64,7 +69,7 @@ def local_chief_first(distributed: core.DistributedContext) -> Iterator[None]:
         yield
     except BaseException as error:
         failure = failure or f"{type(error).__name__}: {error}"
-        is_interrupted = isinstance(error, KeyboardInterrupt)  # all are, and wait for nothing
+        is_interrupted = isinstance(error, KeyboardInterrupt)  # as all the others: nobody waits
         raise
     finally:
         if distributed.local_rank == 0:

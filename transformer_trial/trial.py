@@ -7,10 +7,8 @@ keeps. A task subclasses it, and adds its data, its head and its evaluation.
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import logging
 import math
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +20,7 @@ import torch
 import transformers
 from determined import pytorch
 
-from transformer_trial.builders import AUTO_CLASSES, build_default_lr_scheduler, build_default_optimizer
+from transformer_trial import builders, private
 from transformer_trial.callbacks import TrainingMeans, build_callbacks
 from transformer_trial.checkpoints import allow_determined_checkpoints, recipe, versions
 from transformer_trial.config import DataConfig, TrialConfig, parse_trial_config
@@ -40,19 +38,7 @@ from transformer_trial.parsing import read_known
 
 logger = logging.getLogger(__name__)
 
-SIGNAL_PERIOD = 10
-"""Batches between two times that several processes ask each other whether there was a signal."""
-
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class OneOptimizerScaler(torch.amp.GradScaler):
-    """Adjusts its scale with each step: Determined alone knows at which batches of an accumulation it steps."""
-
-    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
-        result = super().step(optimizer, *args, **kwargs)
-        self.update()
-        return result
 
 
 class BaseTransformerTrial(pytorch.PyTorchTrial):
@@ -72,6 +58,9 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
     model: Any
     """The model; after `wrap`, on its device and, with several slots, wrapped for data-parallel training."""
 
+    tokenizer: Any
+    """The model's tokenizer, which is exported beside it."""
+
     def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
         allow_determined_checkpoints()
         if context.distributed.size > 1 and not torch.distributed.is_initialized():
@@ -84,7 +73,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         data = self.experiment_config.get("data") or {}
         self.settings = parse_trial_config(context.get_hparams(), data, self.data_config_class)
         if context.distributed.local_rank > 0:  # the first process of a node has made the caches anew
-            data_config = dataclasses.replace(self.settings.data, overwrite_cache=False)
+            data_config = self.settings.data.model_copy(update={"overwrite_cache": False})
             self.settings = dataclasses.replace(self.settings, data=data_config)
         self.training_length = training_length(self.experiment_config)
         self.searcher_metric = searcher_metric(self.experiment_config, {})
@@ -94,28 +83,16 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         # Determined seeds on a cluster only; here every way to run the same yaml starts from the same weights.
         transformers.set_seed(self.seed)
         self.batches_trained = 0
-        self.output_dir: Path | None = None
-        """Where metrics and the best model are kept; None keeps them in Determined only."""
         self.data_report: dict[str, Any] = {}
-        """What a task tells of its data before training, on the first process; it is kept in report/data.json."""
-        self.heeds_signals = False
-        """Whether signals end the training, as `train.py` has it; on a cluster they are Determined's."""
-        self.stop_signal: int | None = None
-        """The one that asks for it."""
-        self.is_ending = False
-        """Whether all slots have agreed to end."""
-        self.unreported: list[tuple[float, float, int]] = []
-        """Of each slot, what `training_means` had summed up where a signal ended the run."""
-        self.validation_is_due = False
-        """Whether a validation has begun that has not ended; a resumed run takes it up."""
-        self.test_mode = False
-        """Whether one batch is all there is to be of anything."""
-        self.on_batch_end: Callable[[], object] | None = None
-        """Called after every training batch, to move a progress bar."""
+        """What a task says of its data before training, on the first process; it is kept in report/data.json."""
+        self.batch_hooks: list[Callable[[int], object]] = []
+        """Called with the index of each batch, before it is trained or evaluated on: signals and the progress bar."""
+        self.callbacks: dict[str, pytorch.PyTorchCallback] = {}
+        """What Determined calls beside training; `local.py` puts those of a run with an output folder here."""
 
     @property
     def is_restored(self) -> bool:
-        """Whether this is `pytorch.load_trial_from_checkpoint_path`, which has neither data nor, perhaps, a network."""
+        """True where Determined only rebuilds the trial to load weights into it: no data, maybe no internet."""
         return isinstance(self.context, pytorch.CheckpointLoadContext)
 
     @property
@@ -124,14 +101,10 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         return getattr(self.model, "module", self.model)
 
     def restore_model(self) -> None:
-        """Make the model that a checkpoint's weights go into, from the config that we keep in its load_data.json."""
-        with tempfile.TemporaryDirectory() as folder:
-            model_config = self.experiment_config["model_config"]
-            (Path(folder) / "config.json").write_text(json.dumps(model_config))
-            remote = {"trust_remote_code": self.settings.model.trust_remote_code}
-            config = transformers.AutoConfig.from_pretrained(folder, **remote)
-            model = AUTO_CLASSES[self.settings.model.model_mode].from_config(config, **remote)
-        self.config, self.model = config, self.context.wrap_model(model)
+        """Build the model that a checkpoint's weights go into, from the config that the checkpoint holds."""
+        model_config = self.experiment_config["model_config"]
+        self.config, model = builders.build_from_config(model_config, self.settings.model)
+        self.model = self.context.wrap_model(model)
 
     def _get_seed(self) -> int:
         try:
@@ -154,33 +127,29 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         """
         settings, context = self.settings, self.context
         optimizations = read_known("optimizations", self.experiment_config, OptimizationsConfig)
+        self.aggregation_frequency = optimizations.aggregation_frequency
         self.scaler = None
         if settings.training.mixed_precision == "fp16":
-            self.scaler = context.wrap_scaler(OneOptimizerScaler(context.device.type))
+            self.scaler = context.wrap_scaler(builders.OneOptimizerScaler(context.device.type))
         self.model = context.wrap_model(self.model)
         self.optimizer = context.wrap_optimizer(
-            build_default_optimizer(self.model, settings.optimizer),
+            builders.build_default_optimizer(self.model, settings.optimizer),
             average_aggregated_gradients=optimizations.average_aggregated_gradients,
         )
         if settings.training.use_apex_amp:
             self._configure_apex()
         self.parameters = list(self.model.parameters())
-        batches_per_epoch = math.ceil(num_training_rows / settings.training.global_batch_size)
-        num_batches = self.training_length.in_batches(batches_per_epoch, settings.training.global_batch_size)
-        self.num_training_batches = num_batches
+        batch_size = settings.training.global_batch_size
+        batches_per_epoch = math.ceil(num_training_rows / batch_size)
+        num_batches = self.num_training_batches = self.training_length.in_batches(batches_per_epoch, batch_size)
         # A schedule that moves with every batch is right under gradient accumulation too: Determined catches it up.
         self.lr_scheduler = context.wrap_lr_scheduler(
-            build_default_lr_scheduler(self.optimizer, settings.scheduler, num_batches),
+            builders.build_default_lr_scheduler(self.optimizer, settings.scheduler, num_batches),
             pytorch.LRScheduler.StepMode.STEP_EVERY_BATCH,
         )
         self.training_means = context.wrap_reducer(TrainingMeans(), for_training=True, for_validation=False)
-        logger.info(
-            "Training on %d rows in batches of %d: %d batches an epoch, %d in all.",
-            num_training_rows,
-            settings.training.global_batch_size,
-            batches_per_epoch,
-            num_batches,
-        )
+        summary = "Training on %d rows in batches of %d: %d batches an epoch, %d in all."
+        logger.info(summary, num_training_rows, batch_size, batches_per_epoch, num_batches)
 
     def _configure_apex(self) -> None:
         if importlib.util.find_spec("apex") is None or not torch.cuda.is_available():
@@ -200,13 +169,9 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         data, num_slots = self.settings.data, self.context.distributed.size
         sampler: torch.utils.data.BatchSampler
         if training:
-            sampler = SlotBatchSampler(
-                rows.num_rows,
-                self.settings.training.global_batch_size,
-                num_slots,
-                seed=self.seed,
-                lengths=list_lengths(rows, "input_ids") if data.group_by_length else None,
-            )
+            batch_size = self.settings.training.global_batch_size
+            lengths = list_lengths(rows, "input_ids") if data.group_by_length else None
+            sampler = SlotBatchSampler(rows.num_rows, batch_size, num_slots, seed=self.seed, lengths=lengths)
         else:
             max_tokens = choose_evaluation_tokens(self.context.device)
             sampler = TokenBatchSampler(list_lengths(rows, "input_ids"), max_tokens, num_slots)
@@ -235,13 +200,11 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
 
     def train_batch(self, batch: Any, epoch_idx: int, batch_idx: int) -> dict[str, Any]:
         """Train on one batch. Nothing in here waits for the device."""
-        self.end_if_asked(batch_idx)
+        self.begin_batch(batch_idx)
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
         self.training_means.update(self._pass_backward(batch, batch_idx), learning_rate)
         self.context.step_optimizer(self.optimizer, clip_grads=self._clip_gradients, scaler=self.scaler)
         self.batches_trained = batch_idx + 1
-        if self.on_batch_end is not None:
-            self.on_batch_end()
         # Determined copies a tensor that is returned here to the CPU, and waits for it: what it reports is a reducer's.
         # With several slots it needs something to average nevertheless.
         return {"learning_rate": learning_rate}
@@ -259,30 +222,28 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         return loss
 
     def repeat_backward_passes(self) -> None:
-        """After a resume, make the gradients that have not made a step yet anew: checkpoints do not hold them."""
-        frequency = self.context._aggregation_frequency
-        first = self.batches_trained // frequency * frequency
+        """After a resume amid an accumulation, compute its gradients again: a checkpoint does not hold them."""
+        first = self.batches_trained - self.batches_trained % self.aggregation_frequency
         if first == self.batches_trained:
             return
         self.model.train()
         distributed, loader = self.context.distributed, self.build_training_data_loader()
         batches = loader.get_data_loader(repeat=True, skip=first, num_replicas=distributed.size, rank=distributed.rank)
         for batch_idx, batch in zip(range(first, self.batches_trained), batches):
-            self.context._current_batch_idx = batch_idx
+            private.set_batch_index(self.context, batch_idx)
             self._pass_backward(self.context.to_device(batch), batch_idx)
 
-    def end_if_asked(self, batch_idx: int) -> None:
-        """End before this batch, with a checkpoint, where a signal or an early end asks for it; every slot at the same.
+    def begin_batch(self, batch_idx: int) -> None:
+        """Call this first in `train_batch` and `evaluate_batch`: it ends the training where a stop was requested.
 
-        Determined itself looks only where a period ends.
+        Whatever ends a run early, a signal or `early_stopping_patience`, calls `context.set_stop_requested(True)` on
+        every rank at the same batch. Determined then saves a checkpoint.
         """
-        distributed, asked = self.context.distributed, self.stop_signal is not None
-        if self.heeds_signals and distributed.size > 1:
-            asked = batch_idx % SIGNAL_PERIOD == 0 and any(distributed.allgather(asked))
-        if asked or self.context.get_stop_requested():
-            self.unreported = distributed.allgather(self.training_means.per_slot_reduce())
-            self.is_ending = True
-            raise pytorch._ShouldExit()
+        for hook in self.batch_hooks:
+            hook(batch_idx)
+        if self.context.get_stop_requested():
+            self.training_means.unreported = self.context.distributed.allgather(self.training_means.per_slot_reduce())
+            private.end_training()
 
     def _clip_gradients(self, _: Iterable[torch.nn.Parameter]) -> None:
         if self.scaler is not None:
@@ -291,14 +252,15 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
             # In the model's order, not in the optimizer's, the norm is rounded as transformers.Trainer rounds it.
             torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.optimizer.max_grad_norm)
 
-    def evaluate_best(self, folder: Path) -> dict[str, float]:
-        """Called on the first process after a validation that is the best so far: write what tells of the model.
+    def evaluate_best(self, folder: Path, max_rows: int | None = None) -> dict[str, float]:
+        """Describe the model after a validation that is the best so far. Every rank calls this; the first one writes.
 
         Args:
-            folder: Where; what an earlier call wrote there is to be replaced.
+            folder: Where to write. The first rank replaces what an earlier call wrote there.
+            max_rows: How many rows of the test split to use; None uses all.
 
         Returns:
-            Metrics of the test split, if there is one, which are reported as such.
+            Metrics of the test split on the first rank, which reports them; nothing where there is no such split.
         """
         return {}
 
@@ -308,4 +270,5 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         return f"# {self.experiment_config.get('name')}\n\n{recipe(self.settings)}\n\nMade with {made_with}.\n"
 
     def build_callbacks(self) -> dict[str, pytorch.PyTorchCallback]:
-        return build_callbacks(self)
+        self.callbacks = self.callbacks or build_callbacks(self)
+        return self.callbacks

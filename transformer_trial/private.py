@@ -1,0 +1,96 @@
+"""Every use of a private name of Determined 0.38, each with its reason and what would replace it.
+
+Here a new version of Determined is checked first. It is also steered by environment variables (`local.py` and
+`processes.py`), and the files of its checkpoints are read and changed (`checkpoints.py`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import determined as det
+from determined import pytorch
+from determined.cli import ntsc
+from determined.common import detignore
+
+STORAGE_LOGGER = "determined.common.storage"
+"""The logger that warns where a part of a checkpoint is read, as every resume does; Determined has no switch for it."""
+
+
+def end_training() -> NoReturn:
+    """End the training here and now: Determined saves a checkpoint, and `fit` returns.
+
+    Determined itself looks at `context.get_stop_requested` where a period ends, and never within a validation. Both are
+    too late for Ctrl-C, and for torchrun, which kills its processes 30 seconds after a SIGTERM. If it looked before
+    every batch, this would go.
+    """
+    raise pytorch._ShouldExit
+
+
+def set_batch_index(context: pytorch.PyTorchTrialContext, batch_idx: int) -> None:
+    """Tell `context.backward` to which batch of an accumulation a repeated pass belongs; nothing public does."""
+    context._current_batch_idx = batch_idx
+
+
+def read_experiment_config(task: det.ClusterInfo) -> dict[str, Any]:
+    """The configuration of a task's experiment; `context.get_experiment_config` comes too late.
+
+    Its `aggregation_frequency` is an argument of `pytorch.init`, which makes the context.
+    """
+    return task.trial._config
+
+
+def override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply `KEY=VALUE` arguments, by the function that `det experiment create --config` applies them by."""
+    return ntsc.parse_config_overrides(config, overrides)
+
+
+def is_ignored(project: Path, folder: Path) -> bool:
+    """Whether a checkpoint's copy of the project leaves out a folder; Determined copies by this function.
+
+    The package `pathspec` could read `.detignore` instead.
+    """
+    ignore, parts = detignore.make_shutil_ignore(project), folder.relative_to(project).parts
+    return any(ignore(str(project.joinpath(*parts[:i])), [part]) for i, part in enumerate(parts))
+
+
+class _ResumedController(pytorch._PyTorchTrialController):
+    """Determined's training loop, which first takes up a validation that a signal had broken off."""
+
+    def _train(self, *arguments: Any, **options: Any) -> None:
+        period, epoch_length, state = self.validation_period, self.context._epoch_len, self.state
+        epochs, batches = divmod(state.batches_trained, epoch_length)
+        if isinstance(period, pytorch.Epoch):
+            is_due = batches == 0 and period.should_stop(epochs)
+        else:
+            is_due = period.should_stop(state.batches_trained)
+        if is_due and not self._validation_is_current():
+            self._validate()
+        super()._train(*arguments, **options)
+
+
+def fit_from(checkpoint: Path, state: dict[str, Any], trial: pytorch.PyTorchTrial, **options: Any) -> None:
+    """`pytorch.Trainer.fit` from a checkpoint's batch on; off cluster the method itself begins at batch 0.
+
+    It builds the controller that `fit` builds, with the batch and the trial that a cluster's master would tell it. An
+    argument of `fit` for that batch would replace it.
+
+    Args:
+        checkpoint: Its folder.
+        state: The contents of its trial_state.pkl.
+        trial: The trial, into which it is loaded.
+        options: What `fit` takes.
+    """
+    controller = _ResumedController(
+        trial_inst=trial,
+        context=trial.context,
+        steps_completed=state["batches_trained"],
+        latest_checkpoint=str(checkpoint),
+        local_training=True,
+        smaller_is_better=True,
+        searcher_metric_name=None,
+        global_batch_size=None,
+        **options,
+    )
+    controller.trial_id = state["trial_id"]
+    controller.run()
