@@ -7,7 +7,7 @@ import json
 import re
 import tokenize
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from tokenizers import Regex, pre_tokenizers
 
@@ -39,22 +39,6 @@ class WordError(ValueError):
         super().__init__(problem)
         self.number = number
         """Of the word in its sentence, from 1."""
-
-
-class Record(NamedTuple):
-    """A row of a table, or a sentence of CoNLL columns."""
-
-    place: str
-    """File and line, or row where there are no lines."""
-    cells: dict[str, Any]
-    """By column; of CoNLL columns each is the list of the words' cells, None where there is nothing."""
-    places: Sequence[str] = ()
-    """Of CoNLL columns, and of rows of words joined, the place of each word."""
-
-    def place_of(self, error: Exception) -> str:
-        """What an error is about: a word's own place, where it is about a word that has one."""
-        number = error.number if isinstance(error, WordError) else 1
-        return self.places[number - 1] if self.places else self.place
 
 
 def join_names(names: Iterable[str]) -> str:
@@ -107,42 +91,34 @@ def read_words(cell: Any) -> list[str]:
 
 
 def parse_tags(cell: Any, names: Sequence[str] | None, label_list: str = "data.label_list") -> list[str]:
-    """The tags of a cell as texts.
-
-    Args:
-        cell: A list of texts and numbers, or a text that holds one.
-        names: What numbers stand for, and what texts have to be among.
-        label_list: The setting that names the tags, for messages.
-
-    Raises:
-        ValueError: If something is no tag.
-    """
+    """The tags of a cell as texts; `names` are what numbers stand for, and what texts have to be among."""
     tags: list[str] = []
     for place, tag in enumerate(read_list(cell, "tags"), start=1):
         tag = tag.strip(BLANKS) if isinstance(tag, str) else tag
         if isinstance(tag, str) and re.fullmatch(r"-?\d+", tag) and tag not in (names or ()):
             tag = int(tag)  # as csv and CoNLL columns write it
-        if isinstance(tag, bool) or not isinstance(tag, (int, str)) or (isinstance(tag, str) and not tag.strip()):
-            found = "missing" if tag in (None, "") else format_value("", tag)
-            raise WordError(place, f"tag {place} is {found}; accepted are texts such as 'B-PER', or whole numbers.")
-        if isinstance(tag, int):
-            if names is None:
-                unknown = f"tag {place} is the number {tag}, and nothing says what it stands for"
-                raise WordError(place, f"{unknown}. Name the tags in their order, as O, B-PER, I-PER, by {label_list}.")
-            if not 0 <= tag < len(names):
-                accepted = f"0 to {len(names) - 1}: {join_names(names)}"
-                raise WordError(place, f"tag {place} is the number {tag}; accepted are {accepted}.")
-            tag = names[tag]
-        elif names is not None and tag not in names:
-            advice = f"accepted are {join_names(names)}. Correct it, or add it to {label_list}."
-            raise WordError(place, f"tag {place} is {format_value('', tag)}; {advice}")
-        elif not re.search(r"[^\W_]", tag) or re.fullmatch(r"[BIESLUMW]-\s*", tag):
-            raise WordError(place, f"tag {place} is {tag!r}, which names no type; accepted are O, B-PER and the like.")
-        elif NO_TAG.search(tag):
-            problem = f"tag {place} is {format_value('', tag)}, which looks like a piece of a list or a table."
-            raise WordError(place, problem)
-        tags.append(tag)
+        if problem := _tag_problem(tag, names, label_list):
+            raise WordError(place, f"tag {place} is {problem}")
+        tags.append(names[tag] if isinstance(tag, int) and names is not None else tag)
     return tags
+
+
+def _tag_problem(tag: Any, names: Sequence[str] | None, label_list: str) -> str:
+    """What is wrong with a tag; "" if nothing is."""
+    if isinstance(tag, bool) or not isinstance(tag, (int, str)) or (isinstance(tag, str) and not tag.strip()):
+        found = "missing" if tag in (None, "") else format_value("", tag)
+        return f"{found}; accepted are texts such as 'B-PER', or whole numbers."
+    if isinstance(tag, int):
+        if names is None:
+            advice = f"Name the tags in their order, as O, B-PER, I-PER, by {label_list}."
+            return f"the number {tag}, and nothing says what it stands for. {advice}"
+        is_known = 0 <= tag < len(names)
+        return "" if is_known else f"the number {tag}; accepted are 0 to {len(names) - 1}: {join_names(names)}."
+    if names is not None and tag not in names:
+        return f"{format_value('', tag)}; accepted are {join_names(names)}. Correct it, or add it to {label_list}."
+    if not re.search(r"[^\W_]", tag) or re.fullmatch(r"[BIESLUMW]-\s*", tag):
+        return f"{tag!r}, which names no type; accepted are O, B-PER and the like."
+    return f"{format_value('', tag)}, which looks like a piece of a list or a table." if NO_TAG.search(tag) else ""
 
 
 def read_list(cell: Any, what: str) -> list[Any]:

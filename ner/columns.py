@@ -1,11 +1,11 @@
-"""Which column of the data holds what: configured, or known by its usual name, or guessed. Nothing here reads files."""
+"""Records, and which of their columns holds what: configured, or known by its usual name, or guessed."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ner.cells import TAGGED_LINE, Record, holds_spans, join_names
+from ner.cells import TAGGED_LINE, WordError, holds_spans, join_names
 from transformer_trial.errors import TrialError, format_value
 
 TEXT_NAMES = ("tokens", "words", "token", "word", "form", "text", "sentence")
@@ -17,6 +17,22 @@ SPAN_NAMES = ("entities", "spans")
 
 NO_NAME = re.compile(r"(^|\s)(O|[BIESLUMW]-\S+)($|\s)|[\[{]")
 """What looks like tags or lists, in a first line that should name the columns."""
+
+
+class Record(NamedTuple):
+    """A row of a table, or a sentence of CoNLL columns."""
+
+    place: str
+    """File and line, or row where there are no lines."""
+    cells: dict[str, Any]
+    """By column; of CoNLL columns each is the list of the words' cells, None where there is nothing."""
+    places: Sequence[str] = ()
+    """Of CoNLL columns, and of rows of words joined, the place of each word."""
+
+    def place_of(self, error: Exception) -> str:
+        """What an error is about: a word's own place, where it is about a word that has one."""
+        number = error.number if isinstance(error, WordError) else 1
+        return self.places[number - 1] if self.places else self.place
 
 
 class SettingNames(NamedTuple):

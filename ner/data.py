@@ -18,8 +18,8 @@ from datasets.fingerprint import Hasher
 import ner.cells
 import ner.columns
 import ner.formats
-from ner.cells import BLANKS, Record, join_names, parse_cells, read_words
-from ner.columns import Columns, ReadOptions, find_columns, is_tag, is_word
+from ner.cells import BLANKS, join_names, parse_cells, read_words
+from ner.columns import Columns, ReadOptions, Record, find_columns, is_tag, is_word
 from ner.config import NERDataConfig
 from ner.sentences import Sentence
 from transformer_trial.data import configured_files, default_load_dataset

@@ -20,8 +20,8 @@ import datasets
 import pyarrow
 from pyarrow import parquet
 
-from ner.cells import TAGGED_LINE, Record, join_names
-from ner.columns import ReadOptions
+from ner.cells import TAGGED_LINE, join_names
+from ner.columns import ReadOptions, Record
 from ner.config import FORMAT_NAMES
 from transformer_trial.errors import TrialError, format_value
 

@@ -21,8 +21,7 @@ import ner.cells
 import ner.columns
 import ner.data
 import ner.formats
-from ner.cells import Record
-from ner.columns import Columns, ReadOptions, find_columns
+from ner.columns import Columns, ReadOptions, Record, find_columns
 from ner.config import NERDataConfig
 from ner.sentences import Sentence
 from transformer_trial.errors import TrialError
