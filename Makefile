@@ -60,7 +60,8 @@ benchmark: .venv/done
 .venv-cluster/done: $(CLUSTER_CONSTRAINTS)
 	$(PYTHON) -m venv .venv-cluster
 	.venv-cluster/bin/python $(PIP_INSTALL) -c $< determined torch numpy tensorboard pytest pytest-xdist hypothesis
-	.venv-cluster/bin/python $(PIP_INSTALL) -c $< torch numpy transformers datasets accelerate seqeval sentencepiece wcwidth
+	.venv-cluster/bin/python $(PIP_INSTALL) -c $< torch numpy transformers datasets accelerate seqeval sentencepiece \
+		pydantic wcwidth
 	touch $@
 
 test-cluster-stack: .venv-cluster/done
