@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SAMPLE_DATA
+from conftest import PROJECT, SAMPLE_DATA
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -330,6 +331,17 @@ def test_the_sample_is_the_same_in_every_format(split: str, ending: str) -> None
     lines = (SAMPLE_DATA / f"{split}.json").read_text(encoding="utf-8").splitlines()
     expected = [(row["tokens"], row["ner_tags"]) for row in map(json.loads, lines)]
     assert read_files(SAMPLE_DATA / f"{split}.{ending}") == expected
+
+
+DOCUMENTATION = (PROJECT / "docs" / "data.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```(json|csv|)\n(\{.*?|\w.*?|-DOCSTART.*?)```", DOCUMENTATION, re.DOTALL)
+
+
+@pytest.mark.parametrize(("kind", "content"), [e for e in EXAMPLES if e[0] or e[1].startswith("-DOCSTART")])
+def test_the_examples_of_the_documentation_are_read(kind: str, content: str, tmp_path: Path) -> None:
+    write_file(tmp_path / f"a.{kind or 'conll'}", content)
+    words, tags = read_files(tmp_path / f"a.{kind or 'conll'}")[0]
+    assert words[0] == "Ada" and tags[0] == "B-PER"
 
 
 TYPES = st.sampled_from(["PER", "ORG"])
