@@ -36,7 +36,7 @@ from transformer_trial.errors import TrialError
 logger = logging.getLogger(__name__)
 
 CHUNK_BATCHES, USUAL_BATCH_SIZE = 32, 32
-"""Sentences of so many batches are read, sorted by length, tagged and written before the next ones are read."""
+"""Sentences of 32 batches are read, sorted by length, tagged and written before the next ones are read."""
 
 OPTION_NAMES = SettingNames("--format", "--text-column", "--label-column", "--sentence-column", "--label-list")
 
@@ -61,7 +61,7 @@ class Tagger:
 
     @classmethod
     def load(cls, folder: str | Path, batch_size: int | None = None) -> "Tagger":
-        """The tagger of an exported model's folder, on a GPU if there is one.
+        """Load the model in an exported folder, on a GPU if there is one.
 
         Raises:
             TrialError: If the folder does not hold a whole model.
@@ -87,7 +87,7 @@ class Tagger:
         return cls(model, tokenizer, batch_size)
 
     def tag(self, sentences: Iterable[Sentence]) -> Iterator[Sentence]:
-        """Fill in tags and scores, chunk by chunk, in the order of the sentences; each word gets exactly one."""
+        """Fill in tags and scores, chunk by chunk, in the order of the sentences. Each word gets exactly one tag."""
         sentences = iter(sentences)
         while chunk := list(itertools.islice(sentences, CHUNK_BATCHES * (self.batch_size or USUAL_BATCH_SIZE))):
             self._tag_chunk(chunk)
@@ -139,7 +139,7 @@ def predict(
 
 
 def open_source(options: argparse.Namespace) -> ner.data.Source:
-    """What `--input` names: files as of a training, lines of text, or standard input.
+    """Open what `--input` names: files as in training, lines of text, or standard input.
 
     Raises:
         TrialError: If there is no such file, or `--output` is one of them.
@@ -165,7 +165,7 @@ def open_source(options: argparse.Namespace) -> ner.data.Source:
 
 
 def is_plain_text(path: Path) -> bool:
-    """Whether a .txt file is text rather than CoNLL columns, which have a TAB in each line, or tags in most."""
+    """Tell whether a .txt file is text. CoNLL columns have a TAB in each line, or tags in most lines."""
     if not path.name.lower().removesuffix(".gz").endswith(".txt"):
         return False
     lines = (line.rstrip() for line in ner.formats.read_lines(path, OPTION_NAMES.file_format))
@@ -179,7 +179,7 @@ def is_plain_text(path: Path) -> bool:
 
 
 def check_gold(tagged: Iterable[Sentence], tagger: Tagger) -> Iterator[Sentence]:
-    """Let sentences pass, and warn at the end of gold tags that the model cannot predict.
+    """Pass sentences on, and warn at the end of gold tags that the model cannot predict.
 
     Raises:
         TrialError: At the first one, where scores go strictly by the scheme of the model's tags.
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def tag_file(options: argparse.Namespace) -> None:
-    """What the command line asks for; with gold tags, print the metrics too, and write `report/` beside the output."""
+    """Tag the input as the command line says; with gold tags, print scores and write `report/` beside the output."""
     source = open_source(options)
     tagger = Tagger.load(options.model, options.batch_size)
     task = getattr(tagger.model.config, "finetuning_task", None) or "ner"

@@ -1,4 +1,4 @@
-"""Loading and splitting data sets, and which rows make a batch, for any task. Nothing here imports Determined."""
+"""Load and split data sets, and choose the rows of each batch, for any task. Nothing here imports Determined."""
 
 import glob
 import signal
@@ -22,11 +22,11 @@ FILE_BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "
 SCRIPT_FREE_NAMES = dict.fromkeys(("conll2003", "eriktks/conll2003", "tner/conll2003"), "lhoestq/conll2003")
 
 LENGTH_GROUP_BATCHES = 16
-"""Global batches that are sorted by length together: 95% of the tokens of WNUT 17's batches of 8 are then real. More
-would save little, and make a batch depend on its rows' lengths rather than on chance."""
+"""Global batches that are sorted by length together. 95% of the tokens in WNUT 17's batches of 8 are then real. Larger
+groups save little more, and batches would depend on lengths rather than on chance."""
 
 MIN_LENGTH_GROUPS = 4
-"""Of an epoch, so that a batch of a small data set, too, has other rows in each epoch."""
+"""At least so many groups make an epoch, so that small data sets, too, have other batches in each epoch."""
 
 
 def default_load_dataset(config: DataConfig) -> datasets.DatasetDict:
@@ -42,7 +42,7 @@ def default_load_dataset(config: DataConfig) -> datasets.DatasetDict:
 
 
 def configured_files(config: DataConfig) -> dict[str, str]:
-    """The file, or glob, of each split that has one; ConfigError if train has none."""
+    """Return the file or glob of each split that has one. Raise a ConfigError if train has none."""
     if config.train_file is None:
         problem = (
             "data.train_file: missing, and dataset_name is null. Set dataset_name to a hub name or folder, or "
@@ -104,7 +104,7 @@ def _cache_options(config: DataConfig) -> dict[str, str | None]:
 
 
 def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.DatasetDict:
-    """Make sure that there is a validation split, and keep of each split what the configuration asks for.
+    """Make a validation split where there is none, and keep as many rows of each split as the configuration asks for.
 
     Raises:
         TrialError: If there is no validation split and no `validation_split_percentage` to make one with.
@@ -136,14 +136,14 @@ def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.
 
 
 def choose_evaluation_tokens(device: torch.device) -> int:
-    """Sub-tokens of a batch without gradients: on a CPU more of them leave its caches, on a GPU fewer leave it idle."""
+    """Sub-tokens of a batch without gradients. More would not fit a CPU's caches; fewer would leave a GPU idle."""
     return 16384 if device.type == "cuda" else 1024
 
 
 def group_by_tokens(
     lengths: Lengths, max_tokens: int, max_rows: int | None = None, *, num_slots: int = 1
 ) -> list[list[int]]:
-    """Batches of rows of similar length, the longest first, so that little is padding, and memory runs out at once.
+    """Group rows of similar length, the longest first, so that little is padding and memory runs out at once or never.
 
     Args:
         lengths: Sub-tokens of each row.
@@ -162,7 +162,7 @@ def group_by_tokens(
 
 
 def list_lengths(rows: datasets.Dataset, column: str) -> np.ndarray[Any, Any]:
-    """The length of the list in each row of a column, without reading the lists."""
+    """Return the length of the list in each row of a column, without reading the lists."""
     return pyarrow.compute.list_value_length(rows.with_format("arrow")[:][column]).to_numpy()
 
 
@@ -190,7 +190,7 @@ class SlotBatchSampler(torch.utils.data.BatchSampler):
         self.epoch = 0
 
     def __len__(self) -> int:
-        """Pieces an epoch: a multiple of the number of slots."""
+        """The number of pieces in an epoch, a multiple of the number of slots."""
         return -(-self.num_rows // self.global_batch_size) * self.num_slots
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -201,7 +201,7 @@ class SlotBatchSampler(torch.utils.data.BatchSampler):
                 yield piece.tolist()
 
     def global_batches(self, epoch: int) -> list[np.ndarray[Any, Any]]:
-        """The row numbers of each global batch of an epoch."""
+        """Return the row numbers of each global batch of an epoch."""
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(self.num_rows)
         if self.lengths is None:
@@ -222,6 +222,6 @@ class SlotBatchSampler(torch.utils.data.BatchSampler):
 
 
 def ignore_interrupts(worker_id: int) -> None:
-    """A terminal sends Ctrl-C to the workers too, which have to live until the trainer has saved its checkpoint."""
+    """Let a data worker ignore Ctrl-C, which terminals send to it too: it must live until the checkpoint is saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
