@@ -1,6 +1,5 @@
 """A run that was ended anywhere and goes on ends like one that never was: with the same weights and metrics."""
 
-import copy
 import json
 import os
 import pickle
@@ -59,35 +58,31 @@ def run(config: dict[str, Any], tmp_path: Path) -> Callable[..., int]:
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folders of runs that several tests look at, each made once."""
-    return {}
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Train a configuration for several tests; returns the folder of the run of that name."""
+    folders: dict[str, Path] = {}
+
+    def made_once(name: str, config: dict[str, Any], signals: Any = ()) -> Path:
+        if name not in folders:
+            folder = folders[name] = tmp_path_factory.mktemp(name)
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+            train([str(folder / "config.yaml"), "--output-dir", str(folder / "run")], folder / "log", signals)
+        return folders[name] / "run"
+
+    return made_once
 
 
 @pytest.fixture
-def whole_run(config: dict[str, Any], folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_run(config: dict[str, Any], made_once: Callable[..., Path]) -> Path:
     """The folder of an uninterrupted run of the configuration."""
-    if "whole" not in folders:
-        folder = tmp_path_factory.mktemp("whole")
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        assert train([str(folder / "config.yaml"), "--output-dir", str(folder / "run")], folder / "log") == 0
-        folders["whole"] = folder / "run"
-    return folders["whole"]
+    return made_once("whole", config)
 
 
 @pytest.fixture
-def two_checkpoints(
-    config: dict[str, Any], folders: dict[str, Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path]:
+def two_checkpoints(config: dict[str, Any], made_once: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
     """A run in the folder `cut` that a signal ended and that left two checkpoints: the older one, and the newest."""
     config["checkpoint_storage"] = {"save_trial_latest": 2}
-    if "cut" not in folders:
-        folder = tmp_path_factory.mktemp("cut")
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        command = [str(folder / "config.yaml"), "--output-dir", str(folder / "run")]
-        assert train(command, folder / "log", [("training", 18, TERM)]) == 128 + TERM
-        folders["cut"] = folder / "run"
-    subprocess.run(["cp", "-a", str(folders["cut"]), str(tmp_path / "cut")], check=True)
+    subprocess.run(["cp", "-a", made_once("cut", config, [("training", 18, TERM)]), tmp_path / "cut"], check=True)
     older, newest = checkpoints_of(tmp_path / "cut")
     return older, newest
 
@@ -120,7 +115,7 @@ def assert_same_run(folder: Path, expected: Path) -> None:
     assert not list(folder.glob("model.*"))
 
 
-# ------------------------------------------------------------------------------------------------- wherever it was ended
+# ------------------------------------------------------------------------------------------------ wherever it was ended
 
 
 def slow(*values: Any) -> Any:
@@ -156,37 +151,24 @@ def test_a_run_that_goes_on_ends_like_one_that_never_ended(
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "warmup_stable_decay": {"num_decay_steps": 8},
-    "cosine_with_min_lr": {"min_lr": 1e-6},
-    "cosine_warmup_with_min_lr": {"min_lr": 1e-6},
-}
-
-
 @pytest.mark.parametrize("name", LR_SCHEDULER_TYPES)
 def test_a_schedule_goes_on_from_its_state(name: str) -> None:
-    def build() -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        optimizer = torch.optim.AdamW(torch.nn.Linear(1, 1).parameters())
-        scheduler = SchedulerConfig(lr_scheduler_type=name, warmup_ratio=0.2, lr_scheduler_kwargs=ARGUMENTS.get(name))
-        return optimizer, build_default_lr_scheduler(optimizer, scheduler, 20)
+    needed = {"num_decay_steps": 8} if name == "warmup_stable_decay" else {"min_lr": 1e-6} if "min_lr" in name else None
+    config = SchedulerConfig(lr_scheduler_type=name, warmup_ratio=0.2, lr_scheduler_kwargs=needed)
 
-    def rates(num_steps: int) -> list[float]:
-        found = []
+    def train(num_steps: int, *states: Any) -> tuple[list[float], Any, Any]:
+        optimizer, rates = torch.optim.AdamW(torch.nn.Linear(1, 1).parameters()), []
+        schedule = build_default_lr_scheduler(optimizer, config, 20)
+        for part, state in zip((optimizer, schedule), states):
+            part.load_state_dict(state)
         for _ in range(num_steps):
-            found.append(optimizer.param_groups[0]["lr"])
+            rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
-            schedule.step(*([1.0] if name == "reduce_lr_on_plateau" else []))
-        return found
+            schedule.step()
+        return rates, optimizer.state_dict(), schedule.state_dict()
 
-    optimizer, schedule = build()
-    whole = rates(20)
-    optimizer, schedule = build()
-    before = rates(7)
-    states = copy.deepcopy((optimizer.state_dict(), schedule.state_dict()))
-    optimizer, schedule = build()
-    optimizer.load_state_dict(states[0])
-    schedule.load_state_dict(states[1])
-    assert before + rates(13) == whole
+    before, *states = train(7)
+    assert before + train(13, *states)[0] == train(20)[0]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +215,7 @@ def test_a_signal_before_the_training_ends_in_a_message(run: Callable[..., int],
     assert output.splitlines()[-1].startswith("Stopped before the training began") and "Traceback" not in output
 
 
-# ------------------------------------------------------------------------------------------------------ from a checkpoint
+# ---------------------------------------------------------------------------------------------------- from a checkpoint
 
 
 def flip_a_byte(checkpoint: Path) -> None:
@@ -345,7 +327,7 @@ def test_another_model_is_refused(
     assert last.startswith("The checkpoint is of another model: ") and "layer.1" in last
 
 
-# ------------------------------------------------------------------------------------------------------ the output folder
+# ---------------------------------------------------------------------------------------------------- the output folder
 
 
 def wait_for_no_lock() -> None:
@@ -357,9 +339,8 @@ def test_two_runs_do_not_share_a_folder(config: dict[str, Any], run: Callable[..
     command = [str(tmp_path / "config.yaml"), "--output-dir", str(tmp_path / "run")]
     first = Training(command, tmp_path / "first.log", [("training", 10, int(signal.SIGSTOP))])
     try:
-        deadline = time.monotonic() + 60
-        while "batch 9 of 20" not in (tmp_path / "first.log").read_text():
-            assert time.monotonic() < deadline
+        end, metrics = time.monotonic() + 60, tmp_path / "run" / "metrics.jsonl"
+        while time.monotonic() < end and not (metrics.exists() and '"batches": 9' in metrics.read_text()):
             time.sleep(0.1)
         assert run("run", "--resume", "auto", changes=[wait_for_no_lock]) == 1
         assert "another run is writing to" in (tmp_path / "run.log").read_text()

@@ -27,7 +27,7 @@ PHASES = {
     "exchange": ("transformer_trial.files", "", "_put_in_place"),
     "removal": ("transformer_trial.callbacks", "KeptCheckpoints", "on_checkpoint_upload_end"),
 }
-"""Where a training can be when it is interrupted, and the function that it is in then."""
+"""Where a training can be when it is interrupted, and the function that it is in then; the exchange is of folders."""
 
 Signals = Sequence[tuple[str, int, int]]
 """Triples of a phase, n and a signal that the process gets as it enters that phase the n-th time."""
@@ -62,7 +62,7 @@ def _watched(function: Any, number: int, due: dict[int, int], phase: Any) -> Any
     @functools.wraps(function)
     def watched(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
-        calls += 1
+        calls += not (isinstance(arguments[0], Path) and arguments[0].is_file())  # a file has no exchange of two steps
         before, phase.value = phase.value, number
         if calls in due:
             os.kill(os.getpid(), due[calls])
