@@ -172,7 +172,12 @@ def test_the_same_yaml_trains_the_same_weights_in_determineds_harness_and_in_tra
     config["searcher"]["max_length"] = {"batches": 8}
     trials = [run_on_stand_in(config, tmp_path / "cluster", as_script=as_script)[0] for as_script in (False, True)]
     fit = local.fit
-    monkeypatch.setattr(local, "fit", lambda trial, *a, **options: [trials.append(trial), fit(trial, *a, **options)])
+
+    def keep_and_fit(trial: Any, *arguments: Any, **options: Any) -> None:
+        trials.append(trial)
+        fit(trial, *arguments, **options)
+
+    monkeypatch.setattr(local, "fit", keep_and_fit)
     run()
     in_harness, as_entrypoint, here = (trial.model.state_dict() for trial in trials)
     assert all(torch.equal(in_harness[name], as_entrypoint[name]) for name in in_harness)

@@ -157,7 +157,8 @@ def test_a_schedule_goes_on_from_its_state(name: str) -> None:
     config = SchedulerConfig(lr_scheduler_type=name, warmup_ratio=0.2, lr_scheduler_kwargs=needed)
 
     def train(num_steps: int, *states: Any) -> tuple[list[float], Any, Any]:
-        optimizer, rates = torch.optim.AdamW(torch.nn.Linear(1, 1).parameters()), []
+        rates: list[float] = []
+        optimizer: Any = torch.optim.AdamW(torch.nn.Linear(1, 1).parameters())
         schedule = build_default_lr_scheduler(optimizer, config, 20)
         for part, state in zip((optimizer, schedule), states):
             part.load_state_dict(state)
