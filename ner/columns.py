@@ -177,7 +177,7 @@ def _guess_text(records: Sequence[Record], names: Sequence[str]) -> str | None:
 
 
 def _guess_label(records: Sequence[Record], names: Sequence[str], text: str, *, needs_tags: bool) -> str | None:
-    """Guess the second column unless only others hold tags; among CoNLL columns the last with tags, or with anything."""
+    """Guess the second column unless only others hold tags; of CoNLL columns the last with tags, or with anything."""
     is_conll = bool(records[0].places)
     rest = list(names[names.index(text) + 1 :] if is_conll and text in names else names[1:])
     items = {name: _items(records, name) for name in rest if name != text}

@@ -23,8 +23,8 @@ from conftest import PROJECT, SAMPLE_DATA, read_metrics
 from determined.exec import harness
 from hypothesis import given
 from hypothesis import strategies as st
+from stand_in import stand_in_cluster
 from test_callbacks import script_f1
-from test_local import stand_in_cluster
 from test_ner_report import Page
 from test_predict import read_lines
 from test_tokenizers import KINDS, LABELS, save_kind

@@ -139,11 +139,7 @@ def find_damage(checkpoint: Path) -> str | None:
 def find_checkpoint(requested: str, output_dir: Path) -> Path | None:
     """The checkpoint that `--resume` asks for: a folder, or with "auto" the newest whole one of a run.
 
-    One without metadata.json, which is written last, was being saved when the run was killed, and does not count.
-
-    Args:
-        requested: The argument of `--resume`.
-        output_dir: The folder of the run.
+    Determined writes metadata.json last: a checkpoint without it was being saved when the run was killed.
 
     Returns:
         The checkpoint's folder; None if the run was killed before its first one was whole.

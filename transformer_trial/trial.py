@@ -29,8 +29,6 @@ from transformer_trial.parsing import read_known
 
 logger = logging.getLogger(__name__)
 
-AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 class BaseTransformerTrial(pytorch.PyTorchTrial):
     """A PyTorchTrial with everything but data, head and evaluation.
@@ -63,7 +61,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         self.experiment_config = context.get_experiment_config()
         section = self.experiment_config.get("data") or {}
         self.settings = parse_trial_config(context.get_hparams(), section, self.data_config_class)
-        if context.distributed.local_rank > 0:  # the first process of a node has made the caches anew
+        if context.distributed.local_rank > 0:  # the first process of the node makes the caches anew
             data_config = self.settings.data.model_copy(update={"overwrite_cache": False})
             self.settings = dataclasses.replace(self.settings, data=data_config)
         self.training_length = training_length(self.experiment_config)
@@ -71,8 +69,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         self.seed = self._get_seed()
         if self.is_restored:
             return
-        # Determined seeds on a cluster only; here every way to run the same yaml starts from the same weights.
-        transformers.set_seed(self.seed)
+        transformers.set_seed(self.seed)  # Determined seeds on a cluster only
         self.batches_trained = 0
         self.data_report: dict[str, Any] = {}
         """What a task says of its data before training, on the first process; it is kept in report/data.json."""
@@ -130,12 +127,12 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         if settings.training.use_apex_amp:
             builders.check_apex()
             _, self.optimizer = context.configure_apex_amp(models=self.model, optimizers=self.optimizer)
-            self.model = context.models[0]  # what it returns is the bare model, which skips the exchange of gradients
+            self.model = context.models[0]  # the returned model does not exchange gradients between slots
         self.parameters = list(self.model.parameters())
         batch_size = settings.training.global_batch_size
         batches_per_epoch = math.ceil(num_training_rows / batch_size)
         num_batches = self.num_training_batches = self.training_length.in_batches(batches_per_epoch, batch_size)
-        # A schedule that moves with every batch is right under gradient accumulation too: Determined catches it up.
+        # A schedule moves with every batch, also under gradient accumulation: Determined catches up at each step.
         self.lr_scheduler = context.wrap_lr_scheduler(
             builders.build_default_lr_scheduler(self.optimizer, settings.scheduler, num_batches),
             pytorch.LRScheduler.StepMode.STEP_EVERY_BATCH,
@@ -172,7 +169,8 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         precision = self.settings.training.mixed_precision
         if precision == "none":
             return contextlib.nullcontext()
-        return torch.autocast(self.context.device.type, dtype=AUTOCAST_TYPES[precision])
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+        return torch.autocast(self.context.device.type, dtype=dtype)
 
     def compute_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """This slot's loss, a scalar; the gradients are the mean of the slots'. By default the model's own loss."""
@@ -187,16 +185,15 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         self.training_means.update(self._pass_backward(batch, batch_idx), learning_rate)
         self.context.step_optimizer(self.optimizer, clip_grads=self._clip_gradients, scaler=self.scaler)
         self.batches_trained = batch_idx + 1
-        # Determined copies a tensor that is returned here to the CPU, and waits for it: what it reports is a reducer's.
-        # With several slots it needs something to average nevertheless.
+        # training_means reports the loss: Determined would wait for a tensor. Several slots have to average something.
         return {"learning_rate": learning_rate}
 
     def _pass_backward(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        """Add a batch's gradients to what there is; returns its loss."""
-        # Dropout differs from slot to slot and step to step, and is the same again where a run is resumed.
+        """Add a batch's gradients to those of the accumulation; return the batch's loss."""
+        # Dropout differs from slot to slot and from step to step, and is the same again after a resume.
         stream = np.random.SeedSequence([self.seed, self.context.distributed.rank, batch_idx])
         seed = int(stream.generate_state(1, np.uint64)[0]) >> 1
-        # torch.manual_seed asks every kind of device, which takes longer than a small model's optimizer.
+        # torch.manual_seed seeds every kind of device, which takes longer than a small model's optimizer step.
         (torch.default_generator if self.context.device.type == "cpu" else torch).manual_seed(seed)
         with self.autocast():
             loss = self.compute_loss(batch)
@@ -204,7 +201,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         return loss
 
     def repeat_backward_passes(self) -> None:
-        """After a resume amid an accumulation, compute its gradients again: a checkpoint does not hold them."""
+        """Compute the gradients of a broken-off accumulation again, after a resume: checkpoints do not hold them."""
         first = self.batches_trained - self.batches_trained % self.aggregation_frequency
         if first == self.batches_trained:
             return
@@ -231,7 +228,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.settings.optimizer.max_grad_norm > 0:
-            # In the model's order, not in the optimizer's, the norm is rounded as transformers.Trainer rounds it.
+            # In the model's order of parameters the norm is rounded as transformers.Trainer rounds it.
             torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.optimizer.max_grad_norm)
 
     def evaluate_best(self, folder: Path, max_rows: int | None = None) -> dict[str, float]:
