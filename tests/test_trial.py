@@ -170,7 +170,7 @@ def test_more_sub_tokens_than_rotary_positions_are_refused(config: dict[str, Any
         fit(config)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_mixed_precision_learns_about_what_fp32_does(
     config: dict[str, Any], fit: Callable[..., Any], precision: str
 ) -> None:
@@ -390,6 +390,7 @@ def test_a_mistake_ends_in_one_clear_sentence(
         fit(config)
 
 
+@pytest.mark.slow
 def test_all_schedules_train(config: dict[str, Any], fit: Callable[..., Any]) -> None:
     from transformer_trial.config import LR_SCHEDULER_TYPES
 
