@@ -7,7 +7,7 @@ TOOLS = pytest pytest-xdist hypothesis ruff mypy types-PyYAML types-requests
 PYTEST = $(1)/bin/python -m pytest -n 2 --dist loadfile
 CLUSTER_CONSTRAINTS = tests/fixtures/constraints-cluster.txt
 
-.PHONY: help venv train test test-slow check test-kills test-cluster test-cluster-stack benchmark clean
+.PHONY: help venv train test test-slow docs check test-kills test-cluster test-cluster-stack benchmark clean
 
 help:
 	@echo "make train               train the embedded example, about a minute on two CPU cores"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-kills          kill trainings 200 times at random moments, and resume them"
 	@echo "make test-cluster        run small jobs on the Determined cluster that DET_MASTER names"
 	@echo "make benchmark           compare speed and memory with transformers.Trainer; DATA, MODEL and ROUNDS are options"
+	@echo "make docs                write docs/configuration.md from the code"
 	@echo "make venv                make the environment alone, in .venv"
 	@echo "make test-cluster-stack  run the end-to-end tests with the packages of a cluster's default image"
 
@@ -29,6 +30,9 @@ venv: .venv/done
 
 train: .venv/done
 	.venv/bin/python train.py sample/ner_config.yaml
+
+docs: .venv/done
+	.venv/bin/python docs/make_configuration.py
 
 check: .venv/done
 	.venv/bin/ruff check .
@@ -56,7 +60,8 @@ benchmark: .venv/done
 .venv-cluster/done: $(CLUSTER_CONSTRAINTS)
 	$(PYTHON) -m venv .venv-cluster
 	.venv-cluster/bin/python $(PIP_INSTALL) -c $< determined torch numpy tensorboard pytest pytest-xdist hypothesis
-	.venv-cluster/bin/python $(PIP_INSTALL) -c $< torch numpy transformers datasets accelerate seqeval sentencepiece
+	.venv-cluster/bin/python $(PIP_INSTALL) -c $< torch numpy transformers datasets accelerate seqeval sentencepiece \
+		pydantic wcwidth
 	touch $@
 
 test-cluster-stack: .venv-cluster/done

@@ -100,12 +100,14 @@ class NERTrial(BaseTransformerTrial):
             self.label_list = [self.config.id2label[i] for i in sorted(self.config.id2label)]
             self.tagger_settings = TaggerSettings.from_config(self.config)
             return
-        self.reports: dict[str, dict[str, Any]] = {}  # of the best model so far
-        self.reports_batches = -1
         with local_chief_first(context.distributed):
             self.read_data()
             self.build_model()
             self.tokenize()
+        self.reports: dict[str, dict[str, Any]] = {}
+        """Of the best model so far: the errors of each split that it was evaluated on."""
+        self.reports_batches = -1
+        """How long that model was trained."""
         self.wrap(num_training_rows=self.tokenized_datasets["train"].num_rows)
         self.reducer = context.wrap_reducer(WordPredictions(self.score_validation), for_training=False)
 
@@ -167,7 +169,8 @@ class NERTrial(BaseTransformerTrial):
         )
         self.config.ner = dataclasses.asdict(self.tagger_settings)  # goes into checkpoints and exports
         if self.context.distributed.rank == 0:
-            self.data_report = ner.inspect.describe_data(self.rows, self.tokenized_datasets, self.metadata)
+            labels = (self.metadata.label_list, self.metadata.label_scheme)
+            self.data_report = ner.inspect.describe_data(self.rows, self.tokenized_datasets, *labels)
             logger.info("%s", ner.inspect.format_data(self.data_report))
 
     def build_training_data_loader(self) -> pytorch.DataLoader:

@@ -1,4 +1,4 @@
-"""What a cell of a record holds: words, tags, or a text and its entities, in the ways that people write them down."""
+"""Read the cells of a record: words, tags, or a text with its entities, in the ways that people write them."""
 
 import ast
 import io
@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tokenizers import Regex, pre_tokenizers
@@ -17,13 +17,13 @@ BLANKS = " \t\r\n"
 LINE_BREAK = re.compile(r"[\r\n]")
 
 HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
-"""A surrogate, which no column could hold."""
+"""A surrogate, which Arrow columns cannot hold."""
 
 NO_TAG = re.compile(r"""[\[\]{}"\t\r\n]|[,;](\S|$)|^(O|[BIESLUMW]-\S+) +(O|[BIESLUMW]-\S+)( |$)""")
-"""What tags do not hold, but what is left of other formats does that are read as CoNLL columns, say."""
+"""Characters that no tag holds. They remain where another format is read as CoNLL columns, for example."""
 
 TAGGED_LINE = re.compile(r"[ \t](O|[BIESLUMW]-\S+)$")
-"""How a line of CoNLL columns ends, if its tags have prefixes."""
+"""The end of a line of CoNLL columns whose tags have prefixes."""
 
 # At blanks and punctuation as BERT does; and each ideograph is a word, since their scripts have nothing between words.
 IDEOGRAPH = Regex(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
@@ -33,49 +33,51 @@ WORD_SPLITTER = pre_tokenizers.Sequence(
 
 
 class WordError(ValueError):
-    """What is wrong with a word, or with its tag."""
+    """A problem with one word of a sentence, or with its tag."""
 
     def __init__(self, number: int, problem: str) -> None:
         super().__init__(problem)
         self.number = number
-        """Of the word in its sentence, from 1."""
+        """The word's number in its sentence, from 1."""
+
+
+def join_names(names: Iterable[str]) -> str:
+    """List names or words for a message, on one line and not at length."""
+    text = " ".join(", ".join(names).split())
+    return text if len(text) <= 150 else text[:147] + "..."
 
 
 def holds_spans(text: Any, label: Any) -> bool:
-    """Whether these cells are a text and its entities."""
+    """Tell whether the cells are a text and its entities."""
     return isinstance(text, str) and isinstance(label, list) and not (label and isinstance(label[0], (str, int)))
 
 
 def parse_cells(
-    text: Any, label: Any, label_names: Sequence[str] | None, *, has_spans: bool | None = None
+    text: Any, label: Any, label_names: Sequence[str] | None, *, has_spans: bool, label_list: str = "data.label_list"
 ) -> tuple[list[str], list[str]]:
-    """The words and tags of a sentence.
+    """Return the words and tags of a sentence.
 
     Args:
         text: The cell of its words; beside entities a text.
         label: The cell of its tags, or of the entities in its text.
         label_names: What numbers among the tags stand for.
-        has_spans: Whether the second is of entities; None goes by what they look like.
+        has_spans: Whether the label cells hold entities.
+        label_list: The setting that names the tags, for messages.
 
     Raises:
         ValueError: If there is not one tag for each word, or something is no word or tag.
     """
-    if has_spans is None:
-        has_spans = holds_spans(text, label)
     if has_spans and isinstance(text, str) and isinstance(label, list):
-        words, tags = read_spans(text, label)
-    else:
-        words, tags = read_words(text), parse_tags(label, label_names)
+        return read_spans(text, label)
+    words, tags = read_words(text), parse_tags(label, label_names, label_list)
     if len(words) != len(tags):
-        raise ValueError(
-            f"found {len(words)} words but {len(tags)} tags (words: {_start(words)}; tags: {_start(tags)}). Every word "
-            "needs one tag."
-        )
+        found = f"words: {format_value('', ' '.join(words))}; tags: {format_value('', ' '.join(tags))}"
+        raise ValueError(f"found {len(words)} words but {len(tags)} tags ({found}). Every word needs one tag.")
     return words, tags
 
 
 def read_words(cell: Any) -> list[str]:
-    """The words of a cell; ValueError if it holds something else than a list of texts."""
+    """Return the words of a cell. Raise a ValueError if it is not a list of texts."""
     words = read_list(cell, "words")
     for place, word in enumerate(words, start=1):
         if not isinstance(word, str):
@@ -88,44 +90,39 @@ def read_words(cell: Any) -> list[str]:
     return words
 
 
-def parse_tags(cell: Any, names: Sequence[str] | None) -> list[str]:
-    """The tags of a cell as texts; `names` are what numbers stand for, and what texts have to be among."""
+def parse_tags(cell: Any, names: Sequence[str] | None, label_list: str = "data.label_list") -> list[str]:
+    """Return the tags of a cell as texts. Numbers stand for `names`, and texts have to be among these."""
     tags: list[str] = []
     for place, tag in enumerate(read_list(cell, "tags"), start=1):
         tag = tag.strip(BLANKS) if isinstance(tag, str) else tag
         if isinstance(tag, str) and re.fullmatch(r"-?\d+", tag) and tag not in (names or ()):
             tag = int(tag)  # as csv and CoNLL columns write it
-        if isinstance(tag, bool) or not isinstance(tag, (int, str)) or (isinstance(tag, str) and not tag.strip()):
-            found = "missing" if tag in (None, "") else format_value("", tag)
-            raise WordError(place, f"tag {place} is {found}; accepted are texts such as 'B-PER', or whole numbers.")
-        if isinstance(tag, int):
-            if names is None:
-                raise WordError(
-                    place,
-                    f"tag {place} is the number {tag}, and nothing says what it stands for. Name the tags in their "
-                    "order with data.label_list, such as [O, B-PER, I-PER].",
-                )
-            if not 0 <= tag < len(names):
-                accepted = f"0 to {len(names) - 1}: {', '.join(names)}"
-                raise WordError(place, f"tag {place} is the number {tag}; accepted are {accepted}.")
-            tag = names[tag]
-        elif names is not None and tag not in names:
-            raise WordError(
-                place,
-                f"tag {place} is {tag!r}; accepted are {_start(names)}. Correct it, or add it to data.label_list.",
-            )
-        elif not re.search(r"[^\W_]", tag) or re.fullmatch(r"[BIESLUMW]-\s*", tag):
-            raise WordError(place, f"tag {place} is {tag!r}, which names no type; accepted are O, B-PER and the like.")
-        elif NO_TAG.search(tag):
-            raise WordError(
-                place, f"tag {place} is {format_value('', tag)}, which looks like a piece of a list or a table."
-            )
-        tags.append(tag)
+        if problem := _tag_problem(tag, names, label_list):
+            raise WordError(place, f"tag {place} is {problem}")
+        tags.append(names[tag] if isinstance(tag, int) and names is not None else tag)
     return tags
 
 
+def _tag_problem(tag: Any, names: Sequence[str] | None, label_list: str) -> str:
+    """Say what is wrong with a tag; "" if nothing is."""
+    if isinstance(tag, bool) or not isinstance(tag, (int, str)) or (isinstance(tag, str) and not tag.strip()):
+        found = "missing" if tag in (None, "") else format_value("", tag)
+        return f"{found}; accepted are texts such as 'B-PER', or whole numbers."
+    if isinstance(tag, int):
+        if names is None:
+            advice = f"Name the tags in their order, as O, B-PER, I-PER, by {label_list}."
+            return f"the number {tag}, and nothing says what it stands for. {advice}"
+        is_known = 0 <= tag < len(names)
+        return "" if is_known else f"the number {tag}; accepted are 0 to {len(names) - 1}: {join_names(names)}."
+    if names is not None and tag not in names:
+        return f"{format_value('', tag)}; accepted are {join_names(names)}. Correct it, or add it to {label_list}."
+    if not re.search(r"[^\W_]", tag) or re.fullmatch(r"[BIESLUMW]-\s*", tag):
+        return f"{tag!r}, which names no type; accepted are O, B-PER and the like."
+    return f"{format_value('', tag)}, which looks like a piece of a list or a table." if NO_TAG.search(tag) else ""
+
+
 def read_list(cell: Any, what: str) -> list[Any]:
-    """A list, or the one that a text writes down as JSON or Python, or as words with spaces between them.
+    """Return a list: the cell itself, or what its text means as JSON, as Python, or as words with spaces between them.
 
     Raises:
         ValueError: If it is none of them, or a text with the brackets of a list that is none.
@@ -164,13 +161,8 @@ def _read_python(text: str) -> Any:
     return ast.literal_eval(text)
 
 
-def _start(items: Sequence[str]) -> str:
-    text = " ".join(items[:6])
-    return f"{text[:60]} ..." if len(items) > 6 or len(text) > 60 else text
-
-
 def split_text(text: str) -> list[tuple[str, int, int]]:
-    """The words of a text, each with its start and end in characters: at blanks, around punctuation and ideographs.
+    """Split a text at blanks and around punctuation and ideographs: words with their start and end in characters.
 
     Example:
         >>> split_text("Ada's 1st")
@@ -180,7 +172,7 @@ def split_text(text: str) -> list[tuple[str, int, int]]:
 
 
 def read_spans(text: str, spans: list[Any]) -> tuple[list[str], list[str]]:
-    """The words of a text and their tags, B- and I-, from its entities.
+    """Return the words of a text, and their B- and I- tags from its entities.
 
     Args:
         text: The text.
@@ -209,11 +201,11 @@ def read_spans(text: str, spans: list[Any]) -> tuple[list[str], list[str]]:
         own_text = span.get("text") if isinstance(span, dict) else None
         if isinstance(own_text, str) and own_text.strip() != text[start:end].strip():
             raise ValueError(
-                f"entity {number} has the text {own_text[:60]!r}, but from {start} to {end} there is "
-                f"{text[start:end][:60]!r}. Count characters (code points), from 0, the end exclusive."
+                f"entity {number} has the text {format_value('', own_text)}, but from {start} to {end} there is "
+                f"{format_value('', text[start:end])}. Count characters (code points), from 0, the end exclusive."
             )
         touched = [i for i, (_, first, last) in enumerate(pieces) if first < end and start < last]
-        what = f"entity {number}, {text[start:end][:60]!r} ({label}, {start} to {end})"
+        what = f"entity {number}, {format_value('', text[start:end])} ({label}, {start} to {end})"
         if not touched:
             raise ValueError(f"{what}, holds no word.")
         for i in (touched[0], touched[-1]):

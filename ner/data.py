@@ -1,4 +1,4 @@
-"""Files and hub data sets in, checked rows of words and tags out. Nothing here knows of tokens or models."""
+"""Files and hub data sets in, checked sentences out, for training and for prediction. Nothing here knows of models."""
 
 import glob
 import hashlib
@@ -9,36 +9,29 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.packaged_modules.generator.generator import Generator
+from datasets.fingerprint import Hasher
 
 import ner.cells
+import ner.columns
 import ner.formats
-from ner.cells import BLANKS, TAGGED_LINE, holds_spans, parse_cells
-from ner.formats import Record, join_names
-from transformer_trial.config import DataConfig
+from ner.cells import BLANKS, join_names, parse_cells, read_words
+from ner.columns import Columns, ReadOptions, Record, find_columns, is_tag, is_word
+from ner.config import NERDataConfig
+from ner.sentences import Sentence
 from transformer_trial.data import configured_files, default_load_dataset
 from transformer_trial.errors import TrialError, format_value
-from transformer_trial.parsing import setting
 
 logger = logging.getLogger(__name__)
 
-METRIC_SCHEMES = ("IOB1", "IOB2", "IOE1", "IOE2", "IOBES", "BILOU")
-
-LABEL_SCHEMES = ("IOB1", "IOB2", "IOE1", "IOE2", "BIOES", "BILOU", "plain")
-
-TEXT_NAMES = ("tokens", "words", "token", "word", "form", "text", "sentence")
-LABEL_NAMES = ("tags", "tag", "labels", "label", "ner", "entities", "spans")  # after {task}_tags
-SENTENCE_NAMES = ("sentence #", "sentence_id", "sentence_idx", "sent_id", "sentence_number")
-SPAN_NAMES = ("entities", "spans")
-"""What the columns are usually called, in upper or lower case, those of annotation tools included."""
-
 NUM_FIRST = 100
 """Records that tell which columns there are."""
+
+LIST_TEXT = re.compile(r"""[ \t\r\n]*\[\s*(['"].*)?\]\s*$""", re.DOTALL)
+"""A cell that writes down a list of words, as csv does; "[sic]" is text."""
 
 SENTENCE_FEATURES = datasets.Features(
     {
@@ -49,84 +42,54 @@ SENTENCE_FEATURES = datasets.Features(
 )
 
 
-@dataclass(frozen=True)
-class NERDataConfig(DataConfig):
-    """The `data` section for named-entity recognition."""
-
-    file_format: str | None = setting(None, choices=ner.formats.FORMAT_NAMES)
-    """Format of the files; by default each file's ending tells."""
-    text_column_name: str | int | None = setting(None)
-    """Column of the words, or of the text that `entities` mark; by default `tokens` or another usual name, else the
-    first. Of CoNLL columns also the number, from 0, or from the end as -1."""
-    label_column_name: str | int | None = setting(None)
-    """Column of the tags, one a word, or of the spans; by default `{finetuning_task}_tags` or another usual name, else
-    the second. Of CoNLL columns by default the last that holds tags."""
-    sentence_column_name: str | None = setting(None)
-    """Column of the sentence's id where a row is a word; by default `Sentence #` or another usual name."""
-    label_list: list[str] | None = setting(None)
-    """All tags there can be, in their order: the names of tags that are numbers, or a check on tags that are texts."""
-    label_scheme: str | None = setting(None, choices=LABEL_SCHEMES)
-    """How tags mark entities; by default what the tags look like. `plain` are types without a prefix."""
-    label_all_tokens: bool = setting(False)
-    """Train on every sub-token of a word, not on its first one only. Metrics stay word by word."""
-    return_entity_level_metrics: bool = setting(False)
-    """Report precision, recall, f1 and number of every entity type too."""
-    metric_mode: str = setting("default", choices=("default", "strict"))
-    """How seqeval finds entities: `default` as conlleval does, `strict` only where the scheme's rules are kept."""
-    metric_scheme: str | None = setting(None, choices=METRIC_SCHEMES)
-    """The scheme whose rules metric_mode: strict goes by; by default the tags' own."""
-
-    def conflicts(self) -> Iterator[str]:
-        yield from super().conflicts()
-        if self.metric_scheme is not None and self.metric_mode != "strict":
-            yield (
-                f"data.metric_scheme: {self.metric_scheme} has an effect with metric_mode: strict only. "
-                "Set that, or metric_scheme: null."
-            )
-        if self.label_list is not None and len(set(self.label_list)) != len(self.label_list):
-            twice = sorted({name for name in self.label_list if self.label_list.count(name) > 1})
-            yield f"data.label_list: {', '.join(twice)} stands there twice; accepted is a list of different tags."
-        if self.file_format is not None and self.dataset_name is not None:
-            yield f"data.file_format: {self.file_format} has an effect on files only. Set file_format: null."
+def read_options(config: NERDataConfig) -> ReadOptions:
+    """Return what the `data` section says about files and columns."""
+    return ReadOptions(
+        config.file_format, config.text_column_name, config.label_column_name, config.sentence_column_name
+    )
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a split comes from: files, or rows that the datasets library has loaded."""
+    """The origin of a split: files, rows that the datasets library has loaded, or standard input."""
 
     name: str
-    """What a message calls it."""
+    """Its name in messages."""
+    options: ReadOptions
+    """How to read it."""
     records: Callable[[], Iterator[Record]]
-    """Read it, from the beginning."""
-    fingerprint: Callable[[], str]
-    """Another one whenever the contents are others."""
-    label_names: Callable[[str], tuple[str, ...]]
-    """What the numbers of a column stand for, where the source says."""
+    """Returns the records from the beginning."""
+    fingerprint: Callable[[], str] = str
+    """Returns a text that changes when the contents change."""
+    label_names: Callable[[str], tuple[str, ...]] = lambda column: ()
+    """Returns what the numbers of a column stand for, where the source says so."""
+
+    def first_records(self) -> list[Record]:
+        """Read the records that show which columns there are. Raise a TrialError if there is none."""
+        first = list(itertools.islice(self.records(), NUM_FIRST))
+        if not first:
+            raise TrialError(f"{self.name}: has no rows. Give at least one.")
+        return first
 
 
 def load_splits(config: NERDataConfig) -> Mapping[str, Any]:
-    """The splits train, validation and test, as far as there are any: a `Source` for files, else a `Dataset`.
+    """Load the splits train, validation and test that exist: each a `Source` for files, else a `Dataset`.
 
     Raises:
         TrialError: If there is no train split, or a file is not there.
     """
     if config.dataset_name is not None:
         return default_load_dataset(config)
-    files = configured_files(config).items()
-    return {split: source_of_files(f"data.{split}_file", file, config) for split, file in files}
+    files, options = configured_files(config).items(), read_options(config)
+    return {split: source_of_files(f"data.{split}_file", file, options) for split, file in files}
 
 
-def names_columns(cells: Sequence[str], given: Sequence[Any] = ()) -> int:
-    """How many of these cells are names that columns are given or usually have; none if there is a tag among them."""
-    if any(TAGGED_LINE.search(f" {cell}") for cell in cells):
-        return 0
-    known = {*TEXT_NAMES, *LABEL_NAMES, *SENTENCE_NAMES}
-    usual = sum(c.strip().lower() in known or bool(re.fullmatch(r"(?i).*[ _](tag|label)s? *", c)) for c in cells)
-    return usual + 2 * sum(name in cells and not str(name).isdigit() for name in given)
+def find_files(key: str, pattern: str) -> list[Path]:
+    """Find the files that a path or a glob such as data/*.conll names, in the order of their names.
 
-
-def source_of_files(key: str, pattern: str, config: NERDataConfig, *, min_columns: int = 2) -> Source:
-    """The files that a path or a glob such as data/*.conll names, in the order of their names."""
+    Raises:
+        TrialError: If there is none, or one is no file. The message begins with `key`.
+    """
     whole = Path(pattern).expanduser()
     # Not `whole.exists`: without permission it raises an error.
     paths = [whole] if os.path.exists(whole) else [Path(name) for name in sorted(glob.glob(str(whole), recursive=True))]
@@ -139,29 +102,28 @@ def source_of_files(key: str, pattern: str, config: NERDataConfig, *, min_column
                 f"{key}: {path} {what}{looked}. Give a file, or a glob such as data/*.json; on a cluster, a path "
                 "relative to the folder that was uploaded, or one on a mounted disk."
             )
+    return paths
 
-    given = (config.text_column_name, config.label_column_name, config.sentence_column_name)
-    count_names = partial(names_columns, given=given)
+
+def source_of_files(key: str, pattern: str, options: ReadOptions) -> Source:
+    """Make a source of the files that a path or a glob names. `key` is the setting that named them."""
+    paths = find_files(key, pattern)
 
     def records() -> Iterator[Record]:
         for path in paths:
             has_rows = False
-            for record in ner.formats.read_records(path, config.file_format, count_names, min_columns=min_columns):
+            for record in ner.formats.read_records(path, options):
                 has_rows = True
                 yield record
             if not has_rows:
                 raise TrialError(f"{path}: has no rows. Give a file with at least one.")
 
     def label_names(column: str) -> tuple[str, ...]:
-        found = {
-            path: ner.formats.class_names(path, column)
-            for path in paths
-            if (config.file_format or ner.formats.format_of(path)) == "parquet"
-        }
-        return _only_names({str(path): names for path, names in found.items() if names})
+        tables = [path for path in paths if (options.file_format or ner.formats.format_of(path)) == "parquet"]
+        return _agree({str(path): ner.formats.class_names(path, column) for path in tables}, options)
 
     def fingerprint() -> str:
-        digest = hashlib.sha256(f"{config.file_format} {given}".encode())
+        digest = hashlib.sha256(repr(options).encode())
         for path in paths:
             digest.update(str(path).encode())
             try:
@@ -169,16 +131,15 @@ def source_of_files(key: str, pattern: str, config: NERDataConfig, *, min_column
                     while block := file.read(1 << 20):
                         digest.update(block)
             except OSError as error:
-                raise TrialError(
-                    f"{key}: {path}: cannot be read: {error.strerror}. Check its owner and permissions."
-                ) from None
+                reason = f"cannot be read: {error.strerror}. Check its owner and permissions."
+                raise TrialError(f"{key}: {path}: {reason}") from None
         return digest.hexdigest()
 
-    return Source(pattern, records, fingerprint, label_names)
+    return Source(pattern, options, records, fingerprint, label_names)
 
 
-def source_of_rows(name: str, rows: datasets.Dataset) -> Source:
-    """The rows of a split that the datasets library has loaded."""
+def source_of_rows(name: str, rows: datasets.Dataset, options: ReadOptions) -> Source:
+    """Make a source of the rows of a split that the datasets library has loaded."""
 
     def records() -> Iterator[Record]:
         for number, cells in enumerate(rows, start=1):
@@ -187,141 +148,7 @@ def source_of_rows(name: str, rows: datasets.Dataset) -> Source:
     def label_names(column: str) -> tuple[str, ...]:
         return ner.formats.names_of_feature(rows.features.get(column))
 
-    return Source(name, records, lambda: rows._fingerprint, label_names)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where the records hold their words and tags."""
-
-    text: str
-    label: str | None
-    """None where there are no tags, in text to predict on."""
-    sentence: str | None = None
-    """The sentence's id, where a record is a word."""
-    has_spans: bool = False
-    """Whether the label column holds the entities of a text."""
-    num_unnamed: int = 0
-    """How many columns there are, where they have no names."""
-
-
-def find_columns(
-    first: Record,
-    config: NERDataConfig,
-    task: str,
-    like: Columns | None = None,
-    *,
-    needs_tags: bool = True,
-    following: Sequence[Record] = (),
-) -> Columns:
-    """Find the columns of words and tags by their configured, else their usual names, else their places.
-
-    The order of these is that of Hugging Face's run_ner.py (Apache-2.0,
-    https://github.com/huggingface/transformers/tree/main/examples/pytorch/token-classification), whose only usual names
-    are tokens and {task}_tags.
-
-    Args:
-        first: The first record of the source.
-        config: The `data` section.
-        task: `finetuning_task`, whose tags are looked for in the column `{task}_tags`.
-        like: The columns of the train split. Where they have names, another split has to have them too.
-        needs_tags: Whether there has to be a column of tags; if not, only one with a usual or configured name is.
-        following: The next records, as far as they are at hand.
-
-    Raises:
-        TrialError: If there is no such column.
-    """
-    names, records = list(first.cells), [first, *following]
-    if any(re.search(r"(^|\s)(O|[BIESLUMW]-\S+)($|\s)|[\[{]", name) for name in names):
-        raise TrialError(
-            f"{first.place}: the line before holds {join_names(names)[:60]!r}, which looks like data; accepted is a "
-            "first line with the columns' names."
-        )
-    numbered = bool(first.places) and names[0] == "0"
-    by_lower = {name.strip().lower(): name for name in reversed(names)}
-
-    def find(key: str, usual: Sequence[str], place: str | None, holds: str) -> Any:
-        given: Any = getattr(config, key)
-        if isinstance(given, int) or (given is not None and numbered and re.fullmatch(r"-?\d+", given)):
-            found = names[int(given)] if -len(names) <= int(given) < len(names) else None
-        elif given is not None:
-            found = given if given in names else None
-        else:
-            found = next((by_lower[name] for name in usual if name in by_lower), place)
-        if found is None and (needs_tags or given is not None or key != "label_column_name"):
-            missing = repr(usual[0] if given is None else given)
-            raise TrialError(
-                f"{first.place}: no column {missing}; found {join_names(names)}. Set data.{key} to the column that "
-                f"holds the {holds}."
-            )
-        return found
-
-    sentence = None
-    if config.sentence_column_name is not None:
-        sentence = find("sentence_column_name", SENTENCE_NAMES, None, "sentence's id")
-    elif not first.places:
-        sentence = next((by_lower[name] for name in SENTENCE_NAMES if name in by_lower), None)
-    text_names: Sequence[str] = TEXT_NAMES
-    label_names: Sequence[str] = (f"{task}_tags", *LABEL_NAMES)
-    others = [name for name in names if name != sentence and not re.match("$|Unnamed: ", name)]
-    if not numbered and like is not None and not like.text.isdigit():
-        text_names, label_names, others = (like.text.lower(),), (str(like.label).lower(),), []
-    text = find("text_column_name", text_names, _place_of_words(records, others), "words of each sentence")
-    place = _place_of_tags(records, others, text, needs_tags=needs_tags)
-    label = find("label_column_name", label_names, place, "tags of each sentence")
-    if label in SPAN_NAMES and config.text_column_name is None and "text" in names:
-        text = "text"  # an annotation tool's tokens hold more than the words
-    if text == label:
-        raise TrialError(
-            f"{first.place}: {label!r} is the column of the words and of the tags; found {join_names(names)}. Set "
-            "data.text_column_name and data.label_column_name to two columns."
-        )
-    cells = [(record.cells.get(text), record.cells.get(str(label))) for record in records]
-    one_word = all(_is_word(word) and _is_tag(word if label is None else tag) for word, tag in cells)
-    if config.sentence_column_name is None and not one_word:
-        sentence = None  # a row is a sentence, and this is its number
-    has_spans = holds_spans(*next((pair for pair in cells if pair[1] != []), cells[0]))
-    return Columns(text, label, sentence, has_spans, len(names) if numbered else 0)
-
-
-def _is_word(cell: Any) -> bool:
-    """Whether a cell can be one word; a quote that is left open makes several lines of it."""
-    return cell is None or (isinstance(cell, (str, int, float)) and not re.search(r"[\t\r\n]", str(cell)))
-
-
-def _is_tag(cell: Any) -> bool:
-    return _is_word(cell) and not re.search(r"^\[| ", str(cell))
-
-
-def _place_of_words(records: Sequence[Record], names: Sequence[str]) -> str | None:
-    """The first column; of CoNLL columns the one after a count of the words. Other numbers are neither, nor words."""
-    ids = [record.cells.get(names[0], []) for record in records] if records[0].places and len(names) > 2 else []
-    if not ids or not all(str(cell).isdigit() for cells in ids for cell in cells):
-        return names[0] if names else None
-    is_count = all(cells in ([str(i + start) for i in range(len(cells))] for start in (0, 1)) for cells in ids)
-    return names[1] if is_count else None
-
-
-def _place_of_tags(records: Sequence[Record], names: Sequence[str], text: str, *, needs_tags: bool) -> str | None:
-    """The second column, unless only others hold tags; of CoNLL columns the last one that does, or the last one."""
-    rest = list(names[names.index(text) + 1 :]) if records[0].places and text in names else list(names[1:])
-    tagged = [name for name in rest if name != text and _holds_tags(records, name)]
-    if not records[0].places:
-        return (tagged[-1] if tagged and rest[0] not in tagged else rest[0]) if rest and needs_tags else None
-    used = [name for name in rest if any(re.search(r"[^\W_]", cell) for cell in _items(records, name))]
-    return tagged[-1] if tagged else used[-1] if used and needs_tags and names[0] != "ID" else None
-
-
-def _holds_tags(records: Sequence[Record], name: str) -> bool:
-    items = _items(records, name)
-    return bool(items) and 2 * sum(bool(re.match("[0O]$|[BIESLUMW]-", item)) for item in items) >= len(items)
-
-
-def _items(records: Sequence[Record], name: str) -> list[str]:
-    """What the cells of a column hold, whatever way they are written."""
-    cells = [record.cells.get(name) for record in records]
-    lists = (cell if isinstance(cell, list) else re.findall(r"""[^\s\[\]'",]+""", str(cell)) for cell in cells)
-    return [str(item) for items in lists for item in items if item is not None]
+    return Source(name, options, records, lambda: rows._fingerprint, label_names)
 
 
 def read_splits(
@@ -343,88 +170,94 @@ def read_splits(
     """
     if "train" not in splits:
         raise TrialError(f"There is no train split; found are {', '.join(splits) or 'none'}.")
-    name = config.dataset_name or "the data set"
+    name, options = config.dataset_name or "the data set", read_options(config)
     sources = {
-        split: rows if isinstance(rows, Source) else source_of_rows(f"{name} ({split} split)", rows)
+        split: rows if isinstance(rows, Source) else source_of_rows(f"{name} ({split} split)", rows, options)
         for split, rows in splits.items()
     }
     columns: dict[str, Columns] = {}
     for split, source in sorted(sources.items(), key=lambda item: item[0] != "train"):
-        first = list(itertools.islice(source.records(), NUM_FIRST))
-        if not first:
-            raise TrialError(f"{source.name}: has no rows. Give a file with at least one.")
-        columns[split] = find_columns(first[0], config, task, columns.get("train"), following=first[1:])
+        columns[split] = find_columns(source.first_records(), options, task, columns.get("train"))
     named = {source.name: source.label_names(str(columns[split].label)) for split, source in sources.items()}
     named["data.label_list"] = tuple(config.label_list or ())
-    label_names = _only_names(named) or None
+    label_names = _agree(named, options) or None
     rows = {}
     for split, source in sources.items():
         where = columns[split]
         logger.info("%s: words are in the column %r, tags in %r.", source.name, where.text, where.label)
         arguments = {"source": source, "columns": where, "label_names": label_names}
-        rows[split] = _cached(split, config, [source.fingerprint(), where, label_names], arguments)
+        rows[split] = _build_rows(split, config, [source.fingerprint(), where, label_names], arguments)
     return datasets.DatasetDict(rows), label_names
 
 
-def _only_names(named: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """What numbers stand for; TrialError if not all that say so say the same."""
+def _agree(named: Mapping[str, tuple[str, ...]], options: ReadOptions) -> tuple[str, ...]:
+    """Return what numbers stand for. Raise a TrialError if two sources disagree."""
     sources = {names: name for name, names in named.items() if names}
     if len(sources) > 1:
-        different = "; ".join(f"{name} has {', '.join(names)[:150]}" for names, name in list(sources.items())[:2])
+        different = "; ".join(f"{name} has {join_names(names)}" for names, name in list(sources.items())[:2])
         raise TrialError(
             f"The numbers among the tags stand for different tags: {different}. Save all splits with the same "
-            "ClassLabel, and remove data.label_list."
+            f"ClassLabel, and remove {options.names.label_list}."
         )
     return next(iter(sources), ())
 
 
-def _cached(split: str, config: NERDataConfig, key: list[Any], arguments: dict[str, Any]) -> datasets.Dataset:
-    code = [Path(str(file)).read_bytes() for file in (__file__, ner.cells.__file__, ner.formats.__file__)]
+def _build_rows(split: str, config: NERDataConfig, key: list[Any], arguments: dict[str, Any]) -> datasets.Dataset:
+    """Generate the rows of a split, or find them in the cache under a hash of `key` and of the code that reads them."""
+    modules = (__file__, ner.cells.__file__, ner.columns.__file__, ner.formats.__file__)
+    fingerprint = Hasher.hash([split, key, [Path(str(file)).read_bytes() for file in modules]])
 
-    def build(cache_dir: str | None) -> Generator:
-        builder = Generator(
-            generator=read_sentences,
-            gen_kwargs=arguments,
-            features=SENTENCE_FEATURES,
-            split=datasets.NamedSplit(split),
-            config_id=datasets.fingerprint.Hasher.hash([split, key, code]),
-            cache_dir=cache_dir,
-        )
+    def build(cache_dir: str | None) -> datasets.Dataset:
         try:
-            builder.download_and_prepare()
+            return datasets.Dataset.from_generator(
+                _generate_rows,
+                features=SENTENCE_FEATURES,
+                cache_dir=cache_dir,
+                gen_kwargs=arguments,
+                split=datasets.NamedSplit(split),
+                fingerprint=fingerprint,
+            )
         except datasets.exceptions.DatasetGenerationError as error:
             raise error.__cause__ or error from None
-        return builder
 
     if config.overwrite_cache:
-        _replace_cached(Path(config.cache_dir or datasets.config.HF_DATASETS_CACHE), build)
-    return build(config.cache_dir).as_dataset(split)
-
-
-def _replace_cached(cache: Path, build: Callable[[str], Generator]) -> None:
-    """Read anew, and replace the old files one by one: other processes tokenize in the folder that they are in."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as own:
-        new = Path(build(own).cache_dir)
-        folder = cache / new.relative_to(own)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            new.rename(folder)
-        except OSError:  # it is there
-            for file in new.iterdir():
+        # The new files replace the old ones one by one: other processes tokenize in the folder that they are in.
+        cache = Path(config.cache_dir or datasets.config.HF_DATASETS_CACHE)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as own:
+            new = Path(build(own).cache_files[0]["filename"]).parent
+            folder = cache / new.relative_to(own)
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in sorted(new.iterdir(), reverse=True):  # dataset_info.json, which says that all is there, is last
                 file.replace(folder / file.name)
+    return build(config.cache_dir)
 
 
-def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    """The checked sentences of a source, one after the other."""
-    records, names = source.records(), (columns.text, str(columns.label))
+def _generate_rows(**arguments: Any) -> Iterator[dict[str, Any]]:
+    for sentence in read_sentences(**arguments):
+        yield {"tokens": sentence.words, "tags": sentence.gold, "place": sentence.place}
+
+
+def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] | None) -> Iterator[Sentence]:
+    """Yield the checked sentences of a source, with gold tags where it has them.
+
+    Args:
+        source: Its options say whether every sentence needs tags.
+        columns: From `find_columns`.
+        label_names: What numbers among the tags stand for, and what texts have to be among.
+
+    Raises:
+        TrialError: At the first sentence that is not right.
+    """
+    records, needs_tags = source.records(), source.options.needs_tags
     if columns.sentence is not None:
         records = join_words(records, columns)
-    only_words, num_sentences = True, 0
+    needed = [columns.text, str(columns.label)] if needs_tags else [columns.text]
+    tags_from = "" if columns.label is None else f", tags from {columns.label!r}"
+    only_words, num_sentences = needs_tags, 0
     for record in records:
         num_sentences += 1
-        missing = [name for name in names if name not in record.cells]
-        if missing:
+        if missing := [name for name in needed if name not in record.cells]:
             found = join_names(record.cells)
             raise TrialError(f"{record.place}: no column {missing[0]!r} as in the first row; found {found}.")
         if columns.num_unnamed not in (0, len(record.cells)):
@@ -432,61 +265,84 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
                 f"{record.place}: found {len(record.cells)} columns, but {columns.num_unnamed} in the first sentence. "
                 "Give all files of a split the same columns."
             )
-        text, label = (record.cells[name] for name in names)
         try:
-            words, tags = parse_cells(text, label, label_names, has_spans=columns.has_spans)
+            sentence = _parse_record(record, columns, label_names, source.options)
         except ValueError as error:
+            problem = "found half of a character." if isinstance(error, UnicodeError) else error
             raise TrialError(
-                f"{record.place_of(error)}: {error} (Words are read from the column {names[0]!r}, tags from "
-                f"{names[1]!r}.)"
+                f"{record.place_of(error)}: {problem} (Words are read from the column {columns.text!r}{tags_from}.)"
             ) from None
-        only_words = only_words and words == [text] and not columns.has_spans
-        yield {"tokens": words, "tags": tags, "place": record.place}
+        only_words = only_words and sentence.words == [record.cells[columns.text]] and not columns.has_spans
+        yield sentence
     if only_words and num_sentences > 1:
         raise TrialError(
             f"{source.name}: every row is a single word. If rows are words, name the column of the sentence's id with "
-            "data.sentence_column_name; without one, write CoNLL columns with a blank line between sentences."
+            f"{source.options.names.sentence_column}; without one, write CoNLL columns with a blank line between "
+            "sentences."
         )
 
 
+def _parse_record(
+    record: Record, columns: Columns, label_names: Sequence[str] | None, options: ReadOptions
+) -> Sentence:
+    text: Any = record.cells[columns.text]
+    label = None if columns.label is None else record.cells.get(columns.label)
+    is_running = columns.has_spans or options.file_format == "text"
+    is_text = isinstance(text, str) and (is_running or not LIST_TEXT.match(text))
+    sentence = Sentence.of_text(text) if is_text else Sentence([])
+    if label is not None or options.needs_tags:
+        name = options.names.label_list
+        words, gold = parse_cells(text, label, label_names, has_spans=columns.has_spans, label_list=name)
+        "".join(gold).encode()  # fails at half of a character
+        if sentence.words != words:  # blanks separate the words of a text that has a tag for each
+            sentence = Sentence(words)
+        sentence.gold = gold
+    elif not is_text and text not in ([], "[]"):
+        sentence.words = read_words(text)
+    sentence.place = record.place
+    return sentence
+
+
 def join_words(records: Iterator[Record], columns: Columns) -> Iterator[Record]:
-    """Sentences from records that are words; where the id is missing, the word goes with the one before."""
-    sentence = str(columns.sentence)
+    """Join records that are words to sentences. A word without a sentence's id belongs to the sentence before it."""
     names = [name for name in (columns.text, columns.label) if name is not None]
-    seen: set[Any] = set()
-    current: Any = None
-    places, cells = list[str](), dict[str, list[Any]]()
-    for record in records:
-        if places and places[0].rpartition(", ")[0] != record.place.rpartition(", ")[0]:
-            current, seen = None, set()  # another file, which may count anew
-        for name in names:
-            cell = record.cells.get(name)
-            is_one = _is_tag(cell) if name == columns.label else _is_word(cell)
-            if not is_one or not isinstance(cell, (str, int)) or str(cell).strip(BLANKS) == "":
-                raise TrialError(
-                    f"{record.place}: found {format_value('', cell)} in the column {name!r}; accepted is one word and "
-                    f"its tag, since the column {sentence!r} says that a row is a word."
-                )
-        identity = record.cells.get(sentence)
-        identity = identity.strip() if isinstance(identity, str) else identity
-        if isinstance(identity, (list, dict)):
-            raise TrialError(
-                f"{record.place}: found {format_value('', identity)} in the column {sentence!r}; number it."
-            )
-        if identity is None or identity in ("", current) or identity != identity:  # NaN, as pandas fills up
-            if current is None:
-                raise TrialError(f"{record.place}: found no sentence's id in the column {sentence!r}; number it.")
-        else:
-            if identity in seen:
+    for _, of_file in itertools.groupby(records, key=lambda record: record.place.rpartition(", ")[0]):
+        seen: set[Any] = set()  # another file may count anew
+        current: Any = None
+        places, cells = list[str](), dict[str, list[Any]]()
+        for record in of_file:
+            identity = _check_word(record, columns)
+            if identity is None or identity in ("", current) or identity != identity:  # NaN, as pandas fills up
+                if current is None:
+                    problem = f"found no sentence's id in the column {columns.sentence!r}; number it."
+                    raise TrialError(f"{record.place}: {problem}")
+            elif identity in seen:
                 raise TrialError(
                     f"{record.place}: the sentence {identity!r} goes on here, after another one. Put the words of each "
                     "sentence one after the other, and give each sentence an id of its own."
                 )
-            if cells:
-                yield Record(places[0], cells, places)
-            seen.add(identity)
-            current, places, cells = identity, [], {name: [] for name in names}
-        places.append(record.place)
-        for name in names:
-            cells[name].append(record.cells[name])
-    yield Record(places[0], cells, places)
+            else:
+                if places:
+                    yield Record(places[0], cells, places)
+                seen.add(identity)
+                current, places, cells = identity, [], {name: [] for name in names}
+            places.append(record.place)
+            for name in names:
+                cells[name].append(record.cells[name])
+        yield Record(places[0], cells, places)
+
+
+def _check_word(record: Record, columns: Columns) -> Any:
+    """Return the id of the sentence that a word belongs to, if the record is one word with its tag and id."""
+    for name, fits in ((columns.text, is_word), (columns.label, is_tag)):
+        cell = None if name is None else record.cells.get(name)
+        if name is not None and (not fits(cell) or not isinstance(cell, (str, int)) or not str(cell).strip(BLANKS)):
+            raise TrialError(
+                f"{record.place}: found {format_value('', cell)} in the column {name!r}; accepted is one word and its "
+                f"tag, since the column {columns.sentence!r} says that a row is a word."
+            )
+    identity = record.cells.get(str(columns.sentence))
+    if isinstance(identity, (list, dict)):
+        found = format_value("", identity)
+        raise TrialError(f"{record.place}: found {found} in the column {columns.sentence!r}; number it.")
+    return identity.strip() if isinstance(identity, str) else identity

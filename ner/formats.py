@@ -1,7 +1,7 @@
-"""Files in, records out: the formats that people keep tagged words in, read line by line, each record with its place.
+"""Read the files that people keep tagged words in, line by line: each record knows its file and line.
 
-The datasets library's own readers of csv and json guess types, pad short rows and know no line numbers, and its reader
-of CoNLL columns (version 5 only) pads and cuts lines without a word: none of them is used here.
+The datasets library's readers of csv and json guess types, pad short rows and know no line numbers. Its reader of CoNLL
+columns, in version 5 only, pads and cuts lines silently. So none of them is used here.
 """
 
 import csv
@@ -12,16 +12,18 @@ import logging
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import pyarrow
 from pyarrow import parquet
 
-from ner.cells import TAGGED_LINE, WordError
-from transformer_trial.errors import TrialError
+from ner.cells import TAGGED_LINE, join_names
+from ner.columns import ReadOptions, Record
+from ner.config import FORMAT_NAMES
+from transformer_trial.errors import TrialError, format_value
 
 FILE_FORMATS = {
     ".json": "json",
@@ -33,9 +35,7 @@ FILE_FORMATS = {
     ".conllu": "conllu",
     **dict.fromkeys((".conll", ".txt", ".bio", ".iob", ".iob2"), "conll"),
 }
-"""The format that a file's ending stands for, in upper or lower case, before .gz."""
-
-FORMAT_NAMES = ("json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu")
+"""The format of each ending, in upper or lower case, before .gz."""
 
 CONLLU_COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 
@@ -52,60 +52,35 @@ WORD_RANGE = re.compile(r"\d+[-.]\d+")
 logger = logging.getLogger(__name__)
 
 STANDARD_INPUT = Path("standard input")
-"""Stands for that, in messages too."""
+"""A path that stands for standard input, in messages too."""
 
 csv.field_size_limit(sys.maxsize)  # else a cell of 128 KiB is an error
 
 
-class Record(NamedTuple):
-    """A row of a table, or a sentence of CoNLL columns."""
-
-    place: str
-    """File and line, or row where there are no lines."""
-    cells: dict[str, Any]
-    """By column; of CoNLL columns each is the list of the words' cells, None where there is nothing."""
-    places: Sequence[str] = ()
-    """Of CoNLL columns, and of rows of words joined, the place of each word."""
-
-    def place_of(self, error: Exception) -> str:
-        """What an error is about: a word's own place, where it is about a word that has one."""
-        number = error.number if isinstance(error, WordError) else 1
-        return self.places[number - 1] if self.places else self.place
-
-
-def read_records(
-    path: Path, file_format: str | None, count_names: Callable[[list[str]], int], *, min_columns: int = 2
-) -> Iterator[Record]:
+def read_records(path: Path, options: ReadOptions) -> Iterator[Record]:
     """Read a file, plain or gzipped.
 
-    Args:
-        path: The file.
-        file_format: One of FORMAT_NAMES, or "text", lines of which each is a sentence; None goes by the file's ending.
-        count_names: Tells how many of these cells, the first line of a .tsv file or of CoNLL columns, are names of
-            columns. One makes the former a table, unless there are tags; two are refused in the latter.
-        min_columns: A table or CoNLL columns with fewer are refused: words need tags, but for predictions.
-
     Raises:
-        TrialError: If the file cannot be read in that format. It names the line, what is there and what to do.
+        TrialError: If the file cannot be read in its format. It names the line, what is there and what to do.
     """
-    kind = file_format or format_of(path)
+    kind = options.file_format or format_of(path, options.names.file_format)
     try:
         if kind == "parquet":
             yield from _read_parquet(path)
             return
-        lines = read_lines(path)
+        lines = read_lines(path, options.names.file_format)
         if not kind:
             first = next(lines, "")
-            kind = "tsv" if count_names(first.rstrip("\r\n").split("\t")) else "conll"
-            lines = read_lines(path)
+            kind = "tsv" if options.count_column_names(first.rstrip("\r\n").split("\t")) else "conll"
+            lines = itertools.chain([first], lines)
         if kind in ("csv", "tsv"):
-            yield from _read_table(path, lines, "," if kind == "csv" else "\t", min_columns)
+            yield from _read_table(path, lines, options, "," if kind == "csv" else "\t")
         elif kind == "text":
             yield from (
                 Record(f"{path}, line {i}", {"text": line.rstrip("\r\n")}) for i, line in enumerate(lines, start=1)
             )
         elif kind in ("conll", "conllu"):
-            yield from _read_columns(path, lines, count_names, min_columns, is_conllu=kind == "conllu")
+            yield from _read_columns(path, lines, options, is_conllu=kind == "conllu")
         else:
             yield from _read_json(path, lines)
     except (OSError, EOFError, zlib.error) as error:
@@ -114,11 +89,11 @@ def read_records(
         raise TrialError(f"{path}: cannot be read: {reason or error}. {advice}") from None
 
 
-def format_of(path: Path) -> str:
-    """The format that the file's ending stands for, "" where its first line decides.
+def format_of(path: Path, setting: str = "data.file_format") -> str:
+    """Return the format of the file's ending, or "" where its first line decides.
 
     Raises:
-        TrialError: If it stands for none.
+        TrialError: If it stands for none; it names the setting that could say more.
     """
     name = path.name.lower().removesuffix(".gz")
     for ending, file_format in FILE_FORMATS.items():
@@ -127,12 +102,12 @@ def format_of(path: Path) -> str:
     found = f"ends in {Path(name).suffix!r}" if Path(name).suffix else "has no ending"
     raise TrialError(
         f"{path}: {found}; accepted are {', '.join(FILE_FORMATS)}, each with or without .gz. Or say what it is with "
-        f"data.file_format: one of {', '.join(FORMAT_NAMES)}."
+        f"{setting}: one of {', '.join(FORMAT_NAMES)}."
     )
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """The lines with their ends, which are line feeds only: a word may hold any other separator of Unicode."""
+def read_lines(path: Path, setting: str = "data.file_format") -> Iterator[str]:
+    """Yield the lines with their ends. Only line feeds end lines: a word may hold any other separator of Unicode."""
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -144,8 +119,8 @@ def read_lines(path: Path) -> Iterator[str]:
                 encoding = "utf-16" if b"\0" in line else "latin1"
                 raise TrialError(
                     f"{path}, line {number}: found {problem}; accepted is text in UTF-8. If it is text, convert it, "
-                    f"from {encoding}, say: iconv -f {encoding} -t utf-8 OLD > NEW. If not, its ending or "
-                    "data.file_format is wrong."
+                    f"from {encoding}, say: iconv -f {encoding} -t utf-8 OLD > NEW. If not, its ending or {setting} is "
+                    "wrong."
                 )
             yield text
 
@@ -174,7 +149,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
 
 
 def class_names(path: Path, column: str) -> tuple[str, ...]:
-    """What the numbers of a parquet file's column stand for, where the datasets library wrote it down."""
+    """Return what the numbers of a parquet file's column stand for, if the datasets library wrote it there."""
     with _open(path) as file:
         schema = parquet.read_schema(file)
     if b"huggingface" not in (schema.metadata or {}):
@@ -196,18 +171,12 @@ def _unreadable(place: str, kind: str, error: Any) -> TrialError:
     return TrialError(f"{place}: not readable as {kind}: {reason}. {ADVICE[kind]}")
 
 
-def join_names(names: Iterable[str]) -> str:
-    """Names of columns as a message shows them: on one line, and not at length."""
-    text = " ".join(", ".join(names).split())
-    return text if len(text) <= 150 else text[:147] + "..."
-
-
 def _refuse_twice(place: Path, names: list[str]) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise TrialError(f"{place}: the column {twice[0]!r} stands there twice; give each column a name of its own.")
 
 
-def _read_table(path: Path, lines: Iterator[str], delimiter: str, min_columns: int) -> Iterator[Record]:
+def _read_table(path: Path, lines: Iterator[str], options: ReadOptions, delimiter: str) -> Iterator[Record]:
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
@@ -223,11 +192,11 @@ def _read_table(path: Path, lines: Iterator[str], delimiter: str, min_columns: i
         if header is None:
             header = cells
             _refuse_twice(path, header)
-            if len(header) < min_columns or (len(header) == 1 and re.search("[,;|\t]", header[0])):
+            if len(header) == 1 and (options.needs_tags or re.search("[,;|\t]", header[0])):
                 given, other = ("commas", "tsv for TABs") if delimiter == "," else ("TABs", "csv for commas")
                 raise TrialError(
-                    f"{place}: found one column, {header[0][:60]!r}; accepted are cells with {given} between them. "
-                    f"Write it so, or say data.file_format: {other}."
+                    f"{place}: found one column, {format_value('', header[0])}; accepted are cells with {given} "
+                    f"between them. Write it so, or say {options.names.file_format}: {other}."
                 )
         elif len(cells) != len(header):
             raise TrialError(
@@ -239,7 +208,7 @@ def _read_table(path: Path, lines: Iterator[str], delimiter: str, min_columns: i
 
 
 def _read_json(path: Path, lines: Iterator[str]) -> Iterator[Record]:
-    """JSON objects on lines of their own; or, if the first line is none, one list of them or one after the other."""
+    """Read JSON objects, one on each line; or, if the first line is none, one list or one sequence of them."""
     decoder = json.JSONDecoder(object_pairs_hook=_object)
     numbered = ((number, line) for number, line in enumerate(lines, start=1))
     start, first = next(((number, line) for number, line in numbered if line.strip()), (1, ""))
@@ -291,14 +260,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _json_record(place: str, value: Any) -> Record:
     if not isinstance(value, dict):
-        raise TrialError(f"{place}: found {str(value)[:60]!r}; accepted is an object. {ADVICE['json']}")
+        raise TrialError(f"{place}: found {format_value('', value)}; accepted is an object. {ADVICE['json']}")
     return Record(place, value)
 
 
-def _read_columns(
-    path: Path, lines: Iterator[str], count_names: Callable[[list[str]], int], min_columns: int, *, is_conllu: bool
-) -> Iterator[Record]:
-    """CoNLL columns: a word a line, separated by TABs, or by spaces if the first line has no TAB.
+def _read_columns(path: Path, lines: Iterator[str], options: ReadOptions, *, is_conllu: bool) -> Iterator[Record]:
+    """Read CoNLL columns: a word on each line, columns separated by TABs, or by spaces if the first line has no TAB.
 
     Sentences end at blank lines, also of blanks, and at -DOCSTART-; for comments see `_is_comment`. Of CoNLL-U, ranges
     (1-2) and empty nodes (1.1) are not words. Columns are called by their names where the format or a comment
@@ -316,7 +283,7 @@ def _read_columns(
         line = line if tabs and line.strip(" \t") else line.strip(" \t")
         if not line or line.startswith("-DOCSTART-"):
             if words:
-                yield _sentence(words, names)
+                yield _sentence(words, names, options)
                 words = {}
             continue
         cells = line.split("\t") if tabs else re.split(" +", line)
@@ -327,20 +294,21 @@ def _read_columns(
             elif len(cells) == len(names) and "=" not in line:
                 doubtful.append(place)
             continue
-        if not names and count_names(cells) > 1:
+        if not names and options.count_column_names(cells) > 1:
             raise TrialError(
-                f"{place}: found the columns' names, {line[:60]!r}; accepted are words and tags. Write the names as a "
-                f'comment, "# global.columns = {" ".join(cells)[:60]}", or, of a table, say data.file_format: tsv.'
+                f"{place}: found the columns' names, {format_value('', line)}; accepted are words and tags. Write them "
+                f'as a comment, "# global.columns = {" ".join(cells)[:60]}", or, if it is a table, say '
+                f"{options.names.file_format}: tsv."
             )
         separator = "\t" if tabs else " "
         names = names or [str(i) for i in range(len(cells))]
-        if len(cells) != len(names) or len(cells) < min_columns or (not tabs and "\t" in line):
+        expected = max(len(names), 1 + options.needs_tags)
+        if len(cells) != len(names) or len(cells) < expected or (not tabs and "\t" in line):
             others = ' Name others in a first line such as "# global.columns = ID FORM NER".' if is_conllu else ""
-            expected = max(len(names), min_columns)
             raise TrialError(
-                f"{place}: found {len(cells)} columns ({line[:60]!r}) where {expected} are expected, separated by "
-                f"{'TABs' if tabs else 'spaces'} as in the first line.{others} Give every word all its columns, and "
-                "write a blank line between sentences."
+                f"{place}: found {len(cells)} columns ({format_value('', line)}) where {expected} are expected, "
+                f"separated by {'TABs' if tabs else 'spaces'} as in the first line.{others} Give every word all its "
+                "columns, and write a blank line between sentences."
             )
         if names[0] == "ID" and WORD_RANGE.fullmatch(cells[0]):
             continue
@@ -352,7 +320,7 @@ def _read_columns(
 
 
 def _is_comment(line: str, cells: list[str], names: list[str], last_cells: set[str], *, tabs: bool) -> bool:
-    """Whether a line that begins with #, at a sentence's beginning, is no word: "#" and "#tag" are words, too.
+    """Tell whether a line that begins with #, before a sentence, is a comment: "#" and "#tag" can be words.
 
     Comments have a space, but no TAB where columns are separated by TABs. Among spaces they have one after #, no tag
     with a prefix, and do not end as lines of words do.
@@ -368,7 +336,7 @@ def _is_comment(line: str, cells: list[str], names: list[str], last_cells: set[s
     return line[1] == " " and not is_word
 
 
-def _sentence(words: dict[str, list[str | None]], names: list[str]) -> Record:
+def _sentence(words: dict[str, list[str | None]], names: list[str], options: ReadOptions) -> Record:
     places = list(words)
     columns = [list(cells) for cells in zip(*words.values())]
     if str(columns[0][0]).startswith("1"):
@@ -376,6 +344,6 @@ def _sentence(words: dict[str, list[str | None]], names: list[str]) -> Record:
         if 1 < len(count) < len(places) and count == [str(i + 1) for i in range(len(count))]:
             raise TrialError(
                 f"{places[0]}: found ranges such as 1-2 in a column that counts the words, as CoNLL-U has them; say "
-                "data.file_format: conllu."
+                f"{options.names.file_format}: conllu."
             )
     return Record(places[0], dict(zip(names, columns)), places)

@@ -1,16 +1,15 @@
-"""A look at the data before training: what there is in each split, and what is odd about it. Pure functions."""
+"""A look at the data before training: what each split holds, and what is odd about it. No Determined here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow
-import pyarrow.compute
+import pyarrow.compute as compute
 
 from ner.labels import EncodedTags, EntityMarks, encode_tags, find_entity_types
+from ner.report import format_table
 from ner.windows import NO_POSITION
-from ner_utils import DatasetMetadata
 from transformer_trial.errors import printable
 
 RARE_ENTITIES = 10
@@ -21,46 +20,43 @@ LONG_WORD = 100
 
 
 def describe_data(
-    rows: datasets.DatasetDict, tokenized: datasets.DatasetDict, metadata: DatasetMetadata
+    rows: datasets.DatasetDict, tokenized: datasets.DatasetDict, labels: Sequence[str], label_scheme: str
 ) -> dict[str, Any]:
     """Count what the splits hold.
 
     Args:
         rows: Checked rows, with the columns `tokens`, `tags` and `place`.
         tokenized: The same, tokenized.
-        metadata: Of all rows, those included that are not trained on.
+        labels: All tags, in the order of their ids; also those of rows that are not trained on.
+        label_scheme: The scheme by which they mark entities.
 
     Returns:
         `labels`, `label_scheme`, `warnings` (sentences), and `splits`: for each the numbers that `format_data` shows.
     """
     tags = {split: encode_tags(rows[split]) for split in rows}
-    scheme = metadata.label_scheme
-    entities = {split: tags[split].entities(scheme) for split in rows}
-    splits = {split: _count(rows[split], tokenized[split], entities[split].counts) for split in rows}
-    warnings: list[str] = []
     hashes = {split: _hash_sentences(rows[split]) for split in rows}
+    splits: dict[str, dict[str, Any]] = {}
+    warnings: list[str] = []
     for split, found in hashes.items():
-        splits[split]["duplicate sentences"] = len(found) - len(np.unique(found))
-        if split != "train":
-            splits[split]["sentences that train has too"] = int(np.isin(found, hashes["train"]).sum())
-    learned = splits["train"]["entities"]
-    for split, counts in splits.items():
+        entities = tags[split].entities(label_scheme)
+        splits[split] = counts = _count(rows[split], tokenized[split], entities.counts)
+        counts["duplicate sentences"] = len(found) - len(np.unique(found))
         if unlearned := sorted(set(tags[split].names) - set(tags["train"].names)):
             warnings.append(f"{split} has tags that train has none of, which cannot be learned: {_listed(unlearned)}.")
-        if counts.get("sentences that train has too"):
-            warnings.append(
-                f"{counts['sentences that train has too']} of {counts['sentences']} sentences of {split} are in train "
-                "too: scores on them say little about new text."
-            )
+        if split != "train":
+            counts["sentences that train has too"] = shared = int(np.isin(found, hashes["train"]).sum())
+            if shared:
+                of_all = f"{shared} of {counts['sentences']} sentences of {split}"
+                warnings.append(f"{of_all} are in train too: scores on them say little about new text.")
         if counts["long words"]:
             warnings.append(f"{split} has {counts['long words']} words of more than {LONG_WORD} characters.")
-        warnings += _odd_tags(split, tags[split], entities[split], scheme)
+        warnings += _odd_tags(split, tags[split], entities, label_scheme)
     if duplicates := splits["train"]["duplicate sentences"]:
         warnings.append(f"{duplicates} sentences of train are there more than once.")
-    types = find_entity_types(metadata.label_list, scheme)  # those included that no split has an entity of
-    if rare := [name for name in types if learned.get(name, 0) < RARE_ENTITIES]:
+    types = find_entity_types(labels, label_scheme)  # those included that no split has an entity of
+    if rare := [name for name in types if splits["train"]["entities"].get(name, 0) < RARE_ENTITIES]:
         warnings.append(f"train has fewer than {RARE_ENTITIES} entities of these types: {_listed(rare)}.")
-    return {"label_scheme": scheme, "labels": metadata.label_list, "splits": splits, "warnings": warnings}
+    return {"label_scheme": label_scheme, "labels": [*labels], "splits": splits, "warnings": warnings}
 
 
 def _listed(names: list[str]) -> str:
@@ -68,7 +64,6 @@ def _listed(names: list[str]) -> str:
 
 
 def _count(rows: datasets.Dataset, tokenized: datasets.Dataset, entities: dict[str, int]) -> dict[str, Any]:
-    compute = pyarrow.compute
     tokens = rows.with_format("arrow")[:]["tokens"]
     lengths = compute.list_value_length(tokens)
     characters = compute.utf8_length(compute.list_flatten(tokens))
@@ -94,7 +89,7 @@ def _hash_sentences(rows: datasets.Dataset) -> np.ndarray[Any, Any]:
 
 
 def _odd_tags(split: str, tags: EncodedTags, entities: EntityMarks, label_scheme: str) -> list[str]:
-    """What is said about tags that go on where nothing has begun, or stop where nothing has ended."""
+    """Warnings of tags that continue an entity that has not begun, or that leave one without its end."""
     inside = np.isin(entities.prefixes, ["I", "E"])
     goes_on = inside & entities.continues & np.isin(entities.before, ["B", "I"])
     unended = np.isin(entities.prefixes, ["B", "I"]) & ~np.append(goes_on[1:], False)
@@ -113,15 +108,13 @@ def _odd_tags(split: str, tags: EncodedTags, entities: EntityMarks, label_scheme
 def format_data(description: Mapping[str, Any]) -> str:
     """The description as a table with a column for each split, and the warnings below."""
     splits = description["splits"]
-    names = [name for name in splits["train"] if name != "entities"]
-    names += [name for name in next(reversed(splits.values())) if name not in (*names, "entities")]
+    names = dict.fromkeys(name for counts in splits.values() for name in counts if name != "entities")
     types = sorted({entity for counts in splits.values() for entity in counts["entities"]})
-    table = [[name, *(counts.get(name, "") for counts in splits.values())] for name in names]
-    table.append(["entities", *(sum(counts["entities"].values()) for counts in splits.values())])
-    table += [[f"  {entity}", *(counts["entities"].get(entity, 0) for counts in splits.values())] for entity in types]
-    cells = [["", *splits], *([row[0], *(f"{n:,}" if n != "" else "-" for n in row[1:])] for row in table)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [row[0].ljust(widths[0]) + "".join(f"  {c.rjust(w)}" for c, w in zip(row[1:], widths[1:])) for row in cells]
+    rows = [["", *splits]]
+    rows += [[name, *(f"{counts[name]:,}" if name in counts else "-" for counts in splits.values())] for name in names]
+    rows.append(["entities", *(f"{sum(counts['entities'].values()):,}" for counts in splits.values())])
+    rows += [[f"- {name}", *(f"{counts['entities'].get(name, 0):,}" for counts in splits.values())] for name in types]
+    lines = format_table([[printable(cell) for cell in row] for row in rows]).split("\n")
     lines.append(f"The labels' scheme is {description['label_scheme']}: {', '.join(description['labels'])}")
     lines += [f"Warning: {warning}" for warning in description["warnings"]]
     return "\n".join(map(printable, lines))

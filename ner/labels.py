@@ -1,4 +1,4 @@
-"""Labels and the schemes by which they mark entities: recognised, checked, counted. Pure functions."""
+"""Labels, and the schemes by which they mark entities: recognised and checked. Nothing here imports Determined."""
 
 import re
 from collections.abc import Mapping, Sequence, Set
@@ -29,19 +29,19 @@ PREFIXES = {
     "BILOU": "BILU",
     "plain": "",
 }
-"""How the tags of each scheme may begin, before a dash and the type."""
+"""The letters that a tag of each scheme may begin with, before a dash and the type."""
 
 PREFIXED = re.compile(r"[BIESLUMW]-.")
 
 SEQEVAL_PREFIXES = {"M": "I", "W": "S", "L": "E", "U": "S"}
-"""Other letters for what seqeval's default mode reads only in those of BIOES."""
+"""seqeval's default mode knows the letters of BIOES only; these are other letters for them."""
 
 SEQEVAL_SCHEMES = {"BIOES": "IOBES", "BILOU": "IOBES", "plain": "IOB1"}
-"""What seqeval calls a scheme, if not by its name, once `entity_tag` has been at the tags."""
+"""seqeval's names of schemes that it calls otherwise, or that `entity_tag` converts to another."""
 
 
 def entity_tag(label: str, label_scheme: str | None = None) -> str:
-    """The label as seqeval reads it in either mode; a type without a prefix is inside an entity of that type.
+    """The label as both modes of seqeval can read it; a type without a prefix becomes I- and the type.
 
     Example:
         >>> [entity_tag(label) for label in ("B-PER", "L-PER", "PER", "O")]
@@ -59,7 +59,7 @@ def find_entity_types(label_list: Sequence[str], label_scheme: str | None = None
 
 
 def find_entities(tags: list[str], mode: str = "default", scheme: str | None = None) -> list[Entity]:
-    """The entities of a sentence, as seqeval finds them.
+    """Find the entities of a sentence by seqeval.
 
     Args:
         tags: As `entity_tag` writes them.
@@ -74,7 +74,7 @@ def find_entities(tags: list[str], mode: str = "default", scheme: str | None = N
     if tags.count(OUTSIDE) == len(tags):  # as in many sentences
         return []
     if mode != "strict":
-        # Here, as it imports scikit-learn: half a second that the first batch need not wait for.
+        # Imported here, as it imports scikit-learn: half a second that the first batch need not wait for.
         from seqeval.metrics.sequence_labeling import get_entities
 
         return get_entities(tags)
@@ -82,30 +82,24 @@ def find_entities(tags: list[str], mode: str = "default", scheme: str | None = N
     return [(entity.tag, entity.start, entity.end - 1) for entity in found]
 
 
-def precision_recall_f1(correct: int, predicted: int, support: int) -> dict[str, float]:
-    """Precision, recall and F1 of so many entities, 0 where seqeval would divide by zero."""
-    precision, recall = correct / max(predicted, 1), correct / max(support, 1)
-    f1 = 2 * precision * recall / (precision + recall) if correct else 0.0
-    return {"precision": precision, "recall": recall, "f1": f1}
-
-
 @dataclass(frozen=True)
 class EncodedTags:
-    """The tags of a split as arrays, which hold a word in a few bytes."""
+    """The tags of all words of a split, one sentence after the other, as numbers: a word takes a few bytes."""
 
     names: list[str]
-    """Every tag that there is."""
+    """The different tags."""
     ids: Array
-    """Of each word the place of its tag in `names`, (words,)."""
+    """For each word the index of its tag in `names`, (words,)."""
     starts: Array
-    """Of each sentence the place of its first word in `ids`, (sentences,)."""
+    """For each sentence the index of its first word in `ids`, (sentences,)."""
     rows: datasets.Dataset
+    """The split itself, for the places of sentences."""
 
     def entities(self, label_scheme: str | None) -> "EntityMarks":
-        """What seqeval's default mode sees."""
+        """Find the entities as seqeval's default mode does, for all words at once."""
         tags = [entity_tag(name, label_scheme) for name in self.names]
-        types = sorted({tag[2:] for tag in tags if tag != OUTSIDE})
-        # The types' ids begin with 1, and 0 is outside. Before a sentence, too, is outside.
+        types = find_entity_types(self.names, label_scheme)
+        # The ids of types begin with 1; 0 is outside, as is what stands before a sentence.
         type_ids = np.array([types.index(tag[2:]) + 1 if tag != OUTSIDE else 0 for tag in tags])[self.ids]
         prefixes = np.array([tag[0] for tag in tags])[self.ids]
         before_type, before = np.roll(type_ids, 1), np.roll(prefixes, 1)
@@ -116,25 +110,27 @@ class EncodedTags:
         return EntityMarks(dict(zip(types, counts.tolist())), prefixes, before, continues)
 
     def place_of(self, words: Array) -> str:
-        """Where the first of these words, a mask, is: its sentence's place."""
+        """The place of the sentence that holds the first of these words, a mask of (words,)."""
         sentence = int(np.searchsorted(self.starts, np.flatnonzero(words)[0], side="right")) - 1
         return str(self.rows[sentence]["place"])
 
 
 @dataclass(frozen=True)
 class EntityMarks:
+    """What the tags of a split say of its entities, in the letters that seqeval reads."""
+
     counts: dict[str, int]
-    """By type."""
+    """Number of entities by type."""
     prefixes: Array
-    """Of each word the first letter of its tag, as seqeval reads it, (words,)."""
+    """The first letter of each word's tag, (words,)."""
     before: Array
-    """Of each word that of the word before; O at the beginning of a sentence, (words,)."""
+    """The first letter of the tag before each word; O at the beginning of a sentence, (words,)."""
     continues: Array
-    """Whether the word before has the same type, (words,)."""
+    """Whether the word before has a tag of the same type, (words,)."""
 
 
 def encode_tags(rows: datasets.Dataset) -> EncodedTags:
-    """The column `tags` of checked rows."""
+    """Encode the column `tags` of checked rows."""
     column = rows.with_format("arrow")[:]["tags"]
     lengths = pyarrow.compute.list_value_length(column).to_numpy()
     encoded = pyarrow.compute.list_flatten(column).dictionary_encode().combine_chunks()
@@ -147,10 +143,10 @@ def encode_tags(rows: datasets.Dataset) -> EncodedTags:
 
 
 def find_label_scheme(splits: Mapping[str, EncodedTags], requested: str | None) -> str:
-    """The scheme that the tags follow: as requested, or what they look like.
+    """Find the scheme that the tags follow: the requested one, or the one that they look like.
 
-    That is plain without any prefix, else the scheme of their prefixes; B- and I- alone are IOB1 where B- only ever
-    parts an entity from one of the same type before it, and entities begin with I-, else IOB2.
+    Tags without any prefix are plain. Otherwise their letters tell the scheme. B- and I- alone are IOB1 if every B-
+    stands right after a word of its own type, else IOB2.
 
     Args:
         splits: The tags of each split.
@@ -181,20 +177,18 @@ def find_label_scheme(splits: Mapping[str, EncodedTags], requested: str | None) 
         )
     if requested is not None:
         return requested
-    looks = {split: guess_scheme(tags, schemes) for split, tags in splits.items()}
-    found = {split: look for split, look in looks.items() if look is not None}
-    if len(set(found.values())) > 1:
-        different = ", ".join(f"{split} like {look}" for split, look in found.items())
+    looks = {split: look for split, tags in splits.items() if (look := guess_scheme(tags, schemes))}
+    if len(set(looks.values())) > 1:
+        different = ", ".join(f"{split} like {look}" for split, look in looks.items())
         raise TrialError(
             f"The splits mark entities in different schemes: {different}. In IOB2 each entity begins with B-, in IOB1 "
             "only one right after another of its type. Convert one of them, or name one scheme with data.label_scheme."
         )
-    look = next(iter(found.values()), None)
-    return look if look in schemes else schemes[0]
+    return next((look for look in looks.values() if look in schemes), schemes[0])
 
 
 def _find_first(splits: Mapping[str, EncodedTags], names: Set[str]) -> tuple[str, str]:
-    """The first of these tags that there is, and its place."""
+    """The tag and the place of the first word that has one of these tags."""
     for tags in splits.values():
         words = np.isin(tags.ids, [i for i, name in enumerate(tags.names) if name in names])
         if words.any():
@@ -203,7 +197,7 @@ def _find_first(splits: Mapping[str, EncodedTags], names: Set[str]) -> tuple[str
 
 
 def guess_scheme(tags: EncodedTags, schemes: Sequence[str]) -> str | None:
-    """Which of these schemes, those with the letters of all splits, a split looks like; None if it has no entity."""
+    """Which of the schemes a split looks like, of those that have the letters of all splits; None without an entity."""
     entities = tags.entities(None)
     if not entities.counts:
         return None
@@ -219,7 +213,7 @@ def guess_scheme(tags: EncodedTags, schemes: Sequence[str]) -> str | None:
 
 
 def choose_metric_scheme(label_list: Sequence[str], label_scheme: str, requested: str | None) -> str:
-    """seqeval's name of the scheme that mode "strict" goes by: as requested, or the tags' own.
+    """Choose the scheme that mode "strict" goes by, by seqeval's name: the requested one, or that of the tags.
 
     Raises:
         ConfigError: If seqeval would refuse the tags.

@@ -29,6 +29,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any],
     return json.loads(file.read_text()), process.stdout
 
 
+@pytest.mark.slow
 def test_all_contenders_train_on_the_same_sentences(benchmark: tuple[dict[str, Any], str]) -> None:
     (training,) = benchmark[0]["training"].values()
 
@@ -40,6 +41,7 @@ def test_all_contenders_train_on_the_same_sentences(benchmark: tuple[dict[str, A
         assert all(0 < r["real_tokens"] <= 1 and r["sentences_per_second"] > 0 for r in rounds)
 
 
+@pytest.mark.slow
 def test_parts_of_a_step_add_up(benchmark: tuple[dict[str, Any], str]) -> None:
     (training,) = benchmark[0]["training"].values()
 
@@ -51,6 +53,7 @@ def test_parts_of_a_step_add_up(benchmark: tuple[dict[str, Any], str]) -> None:
         assert parts["forward"] + parts["backward"] > parts["clipping"]
 
 
+@pytest.mark.slow
 def test_evaluations_come_to_the_same_metrics(benchmark: tuple[dict[str, Any], str]) -> None:
     (evaluation,) = benchmark[0]["evaluation"].values()
 
@@ -60,6 +63,7 @@ def test_evaluations_come_to_the_same_metrics(benchmark: tuple[dict[str, Any], s
     assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_tables_name_contenders_and_ratios(benchmark: tuple[dict[str, Any], str]) -> None:
     for name in CONTENDERS[1:]:
         assert f"NERTrial / {name} " in benchmark[1]

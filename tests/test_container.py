@@ -7,7 +7,6 @@ given up that right of root's (CAP_DAC_OVERRIDE).
 import base64
 import ctypes
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -22,8 +21,8 @@ import pytest
 import transformers
 from conftest import PROJECT, SAMPLE_DATA, SAMPLE_MODEL
 from determined.common import context
-from test_security import RUN_CASES, YAML, Outcome, copy_project
-from test_startup_hook import CLUSTER_IMAGE, WITH_TRANSFORMERS_4, Workshop, assert_one_message
+from test_security import TOKEN, YAML, copy_project, run_cases
+from test_startup_hook import OUTDATED_IMAGE, Workshop, assert_one_message
 from test_startup_hook import workshop as workshop  # a fixture
 
 import ner.data
@@ -34,8 +33,6 @@ SECONDS = 120
 
 FONTS = matplotlib.get_cachedir()
 """Where Matplotlib keeps its list of fonts, which takes seconds to make."""
-
-TOKEN = "hf_" + "PlantedByATest" * 2
 
 
 def write_as_an_ordinary_user() -> None:
@@ -144,27 +141,15 @@ def test_nothing_starts_after_a_hook_that_fails(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("shell", ["sh", "bash --posix"])
-def test_the_hook_needs_no_more_than_a_posix_shell(shell: str) -> None:
-    result = subprocess.run(
-        [*shell.split(), "-c", "set -ex; . ./startup-hook.sh; echo $-"],
-        cwd=PROJECT,
-        env={**os.environ, "DET_PYTHON_EXECUTABLE": sys.executable, "PIP_NO_INDEX": "1"},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert result.returncode == 0, result.stderr
-    assert set("ex") <= set(result.stdout.strip())
-
-
 def test_the_hook_says_what_it_may_not_write_to(workshop: Workshop, read_only: Path) -> None:
-    python = workshop.make_environment({**CLUSTER_IMAGE, **WITH_TRANSFORMERS_4, "seqeval": "0.0.1"})
+    python = workshop.make_environment(OUTDATED_IMAGE)
     folders = [path for path in python.parents[1].rglob("*") if path.is_dir()]
     for folder in folders:
         folder.chmod(0o555)
     try:
-        result = source_hook(workshop, python, HOME=str(read_only), PYTHONUSERBASE=str(read_only / "base"))
+        result = workshop.source_hook(
+            python, preexec_fn=write_as_an_ordinary_user, HOME=str(read_only), PYTHONUSERBASE=str(read_only / "base")
+        )
     finally:
         for folder in folders:
             folder.chmod(0o755)
@@ -172,49 +157,17 @@ def test_the_hook_says_what_it_may_not_write_to(workshop: Workshop, read_only: P
 
 
 def test_the_hook_repeats_no_password_of_the_package_index(workshop: Workshop) -> None:
-    python = workshop.make_environment({**CLUSTER_IMAGE, **WITH_TRANSFORMERS_4, "seqeval": "0.0.1"})
+    python = workshop.make_environment(OUTDATED_IMAGE)
     index = f"http://me:{TOKEN}@127.0.0.1:9/simple"  # where nobody listens
-    options = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": index, "PIP_FIND_LINKS": "", "PIP_RETRIES": "0"}
-    result = source_hook(workshop, python, **options)
+    result = workshop.source_hook(python, PIP_NO_INDEX="0", PIP_INDEX_URL=index, PIP_FIND_LINKS="", PIP_RETRIES="0")
     assert_one_message(result, "seqeval", "PIP_INDEX_URL")
     assert TOKEN not in result.stdout + result.stderr
-
-
-def source_hook(workshop: Workshop, python: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """As `Workshop.source_hook`, for a user who may write to few folders."""
-    return subprocess.run(
-        ["bash", "-c", "set -e; source startup-hook.sh; echo sourced"],
-        cwd=workshop.project,
-        env={
-            "PATH": os.environ["PATH"], "HOME": str(workshop.root), "DET_PYTHON_EXECUTABLE": str(python),
-            "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1", "PIP_NO_INDEX": "1",
-            "PIP_FIND_LINKS": str(workshop.index), **environment,
-        },
-        preexec_fn=write_as_an_ordinary_user,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------- folders to write to
 
 
-def run_cases(project: Path, cases: dict[str, list[str]], **environment: str) -> dict[str, Outcome]:
-    """Run these command lines as a user who may write to few folders, one after the other in one process."""
-    (project / "cases.json").write_text(json.dumps(cases))
-    subprocess.run(
-        [sys.executable, "-c", RUN_CASES],
-        cwd=project,
-        env={**os.environ, **environment},
-        preexec_fn=write_as_an_ordinary_user,
-        check=True,
-        timeout=SECONDS,
-    )
-    results = json.loads((project / "results.json").read_text())
-    return {case: Outcome(*values) for case, values in results.items()}
-
-
+@pytest.mark.slow
 def test_folders_that_are_not_writable_are_named_or_do_without(tmp_path: Path, read_only: Path) -> None:
     project = copy_project(tmp_path / "project")
     own_cache = ["--config", f"data.cache_dir={tmp_path / 'cache'}"]
@@ -229,8 +182,9 @@ def test_folders_that_are_not_writable_are_named_or_do_without(tmp_path: Path, r
     }  # fmt: skip
     home = str(read_only)
     outcomes = run_cases(
-        project, cases, HOME=home, HF_HOME=home, HF_DATASETS_CACHE=f"{home}/datasets", MPLCONFIGDIR=FONTS
-    )
+        project, cases, preexec_fn=write_as_an_ordinary_user,
+        HOME=home, HF_HOME=home, HF_DATASETS_CACHE=f"{home}/datasets", MPLCONFIGDIR=FONTS,
+    )  # fmt: skip
     outcomes["the default cache"].refused(f"'{home}/datasets'", "Permission denied")
     outcomes["data.cache_dir"].refused(f"'{home}/cache", "Permission denied")
     outcomes["the output"].refused(f"'{home}/run'", "Permission denied")
@@ -255,19 +209,13 @@ for case, options in {"empty": [], "anew": ["--config", "data.overwrite_cache=tr
 """
 
 
+@pytest.mark.slow
 def test_two_containers_share_a_cache(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_CACHE": str(tmp_path / "hf/datasets")}
     arguments = [str(tmp_path), YAML, "--test", "--config", "checkpoint_policy=none"]
-    containers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RUN_TOGETHER, *names, *arguments],
-            cwd=PROJECT,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for names in (("a", "b"), ("b", "a"))
-    ]
+    commands = [[sys.executable, "-c", RUN_TOGETHER, *names, *arguments] for names in (("a", "b"), ("b", "a"))]
+    options: dict[str, Any] = {"cwd": PROJECT, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    containers = [subprocess.Popen(command, **options) for command in commands]
     try:
         said = [container.communicate(timeout=SECONDS)[1] for container in containers]
     finally:
@@ -279,7 +227,7 @@ def test_two_containers_share_a_cache(tmp_path: Path) -> None:
     assert len(set(weights)) == 1
 
 
-def read_and_tokenize(config: ner.data.NERDataConfig) -> list[list[int]]:
+def read_and_tokenize(config: ner.config.NERDataConfig) -> list[list[int]]:
     """The sub-tokens that a training gets to see."""
     rows, label_names = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     metadata = ner_utils.get_dataset_metadata(rows, label_names, None)
@@ -291,9 +239,9 @@ def read_and_tokenize(config: ner.data.NERDataConfig) -> list[list[int]]:
     return [list(ids) for ids in tokenized["train"]["input_ids"]]
 
 
-def data_config(folder: Path, **options: Any) -> ner.data.NERDataConfig:
+def data_config(folder: Path, **options: Any) -> ner.config.NERDataConfig:
     options = {"train_file": str(SAMPLE_DATA / "train.json"), "cache_dir": str(folder / "cache"), **options}
-    return ner.data.NERDataConfig(**options)
+    return ner.config.NERDataConfig(**options)
 
 
 def test_who_reads_anew_leaves_alone_who_tokenizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,6 +290,7 @@ print(len(read_and_tokenize(data_config(folder, train_file=sys.argv[4]))))
 """
 
 
+@pytest.mark.slow
 def test_what_killed_processes_leave_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text((SAMPLE_DATA / "train.json").read_text() * 3)  # several batches of 1,000
     arguments = [PROJECT, PROJECT / "tests", tmp_path, tmp_path / "train.json"]

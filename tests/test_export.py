@@ -26,13 +26,14 @@ from hypothesis import strategies as st
 from stand_in import stand_in_cluster
 from test_callbacks import script_f1
 from test_ner_report import Page
-from test_predict import FIXED, read_lines
+from test_predict import read_lines
 from test_tokenizers import KINDS, LABELS, save_kind
 
 import ner.card
 import ner.report
 import predict
-from ner.data import NERDataConfig
+from ner.config import NERDataConfig
+from ner.sentences import Sentence
 from ner.windows import prepare_tokenizer
 from ner_trial import NERTrial
 from transformer_trial.checkpoints import export_model, recipe
@@ -86,7 +87,7 @@ def test_export_model_false_leaves_reports_only(small: dict[str, Any], fit: Call
     assert {path.name for path in fit(small).output_dir.iterdir()} == {"metrics.jsonl", "report", "test"}
 
 
-def test_pipeline_gives_the_tags_of_ner_predict(small: dict[str, Any], fit: Callable[..., Any]) -> None:
+def test_pipeline_gives_the_tags_of_predict(small: dict[str, Any], fit: Callable[..., Any]) -> None:
     small["data"] |= {"max_train_samples": 400}
     small["searcher"]["max_length"]["batches"] = 50
     folder = fit(small).output_dir / "model"
@@ -154,22 +155,11 @@ def check_scores(card: str, reports: dict[str, Any]) -> None:
 
 any_name = st.text(min_size=1, max_size=12).filter(lambda text: text.strip() and max(text) < "\ud800")
 HOSTILE = [
-    "<script>alert(1)</script>",
-    "a|b",
-    "`x`",
-    "*_~~x~~_*",
-    "[l](javascript:1)",
-    "\x1b[31m",
-    "\u202eX",
-    "#",
-    "&lt;",
-]
-
-
+    "<script>alert(1)</script>", "a|b", "`x`", "*_~~x~~_*", "[l](javascript:1)", "\x1b[31m", "\u202eX", "#", "&lt;",
+]  # fmt: skip
 PLAIN_TAGS = {"h1", "h2", "p", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
 
 
-@FIXED
 @given(types=st.lists(any_name | st.sampled_from(HOSTILE), min_size=1, max_size=4, unique=True), title=any_name)
 def test_names_in_the_card_are_neither_markdown_nor_html(types: list[str], title: str) -> None:
     types = [name.strip() for name in types]
@@ -254,9 +244,8 @@ def test_each_checkpoint_of_a_cluster_holds_its_own_model_and_the_best_their_rep
     }
     assert sorted(checkpoints) == [2, 4, 6, 8]
     for (batches, folder), is_best in zip(sorted(checkpoints.items()), (True, False, True, False)):
-        assert {"model", "report", "test"} & {path.name for path in folder.iterdir()} == (
-            {"model"} if export else set()
-        ) | ({"report", "test"} if is_best else set())
+        expected = [*(["model"] if export else []), *(["report", "test"] if is_best else [])]
+        assert sorted({"model", "report", "test"} & {path.name for path in folder.iterdir()}) == expected
         reports = {split: folder / part / "report.json" for split, part in REPORT_FOLDERS.items()} if is_best else {}
         if is_best:
             assert len(read_lines(folder / "test" / "predictions.jsonl")) == 200
@@ -307,7 +296,7 @@ def export_kinds(folder: Path) -> dict[str, Any]:
 
 
 def tag_sentences(tagger: predict.Tagger) -> list[tuple[list[str], list[float | None]]]:
-    rows = map(tagger.as_json, tagger.tag(map(predict.Sentence, SENTENCES)))
+    rows = (sentence.as_json(tagger.settings.label_scheme) for sentence in tagger.tag(map(Sentence, SENTENCES)))
     return [(row["tags"], row["scores"]) for row in rows]
 
 

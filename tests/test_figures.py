@@ -62,20 +62,12 @@ def test_draws_loss_accuracy_and_f1_and_marks_validations(script: Any, tmp_path:
         assert named == [line.get_label() for line in panel.lines]
 
 
-@pytest.mark.parametrize(
-    ("reports", "names"),
-    [
-        pytest.param(REPORTS[:1], ["loss: training (last: 2.500)"], id="no validation yet"),
-        pytest.param(REPORTS[-1:], [], id="neither training nor validation"),
-    ],
-)
-def test_draws_what_a_short_run_has(
-    script: Any, reports: list[dict[str, Any]], names: list[str], tmp_path: Path
-) -> None:
-    path = write_metrics(tmp_path, reports)
-    assert list(read_curves(script.draw(script.read_reports(path)))) == names
-    script.main([str(path), "--output", str(tmp_path / "figure.png")])
-    assert (tmp_path / "figure.png").stat().st_size > 0
+def test_draws_what_a_short_run_has(script: Any, tmp_path: Path) -> None:
+    for reports, names in ((REPORTS[:1], ["loss: training (last: 2.500)"]), (REPORTS[-1:], [])):
+        path = write_metrics(tmp_path, reports)
+        assert list(read_curves(script.draw(script.read_reports(path)))) == names
+        script.main([str(path), "--output", str(tmp_path / "figure.png")])
+        assert (tmp_path / "figure.png").stat().st_size > 0
 
 
 def test_command_writes_an_image(tmp_path: Path) -> None:
@@ -118,9 +110,10 @@ def test_a_file_that_is_no_run_ends_in_a_sentence(script: Any, content: str, mes
     assert not (tmp_path / "figure.png").exists()
 
 
-def test_a_missing_file_or_folder_ends_in_a_sentence(tmp_path: Path) -> None:
+def test_a_missing_file_or_folder_ends_in_a_sentence(script: Any, tmp_path: Path) -> None:
     path = write_metrics(tmp_path, REPORTS)
     missing, output = tmp_path / "missing.jsonl", tmp_path / "missing" / "figure.png"
     for arguments, named in (([missing], missing), ([path, "--output", output], output)):
-        found = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
-        assert (found.returncode, found.stdout, found.stderr) == (1, "", f"{named}: No such file or directory.\n")
+        with pytest.raises(SystemExit) as exit_:
+            script.main([*map(str, arguments)])
+        assert exit_.value.code == f"{named}: No such file or directory."

@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import random
-import shutil
 import subprocess
 import sys
 import termios
@@ -18,9 +17,13 @@ import pytest
 import torch
 from conftest import PROJECT, SAMPLE_MODEL, SHARED_DATA, needs_wnut
 
+import ner.cells
+import ner.columns
 import ner.data
-from ner.data import Columns, NERDataConfig, find_columns
-from ner.formats import Record
+import ner.formats
+from ner.columns import Columns, ReadOptions, Record, find_columns
+from ner.config import NERDataConfig
+from ner.sentences import Sentence
 from transformer_trial.errors import TrialError
 
 NAMES = ["O", "B-PER", "I-PER", "B-ORG"]
@@ -73,9 +76,9 @@ def columns(*cells: str, names: str = "") -> Record:
         pytest.param(table("mots", "sorte", "id"), {}, "ner", ("mots", "sorte"), id="first and second"),
         pytest.param(table("mots", "x", "ner_tags"), {}, "ner", ("mots", "ner_tags"), id="first and usual"),
         pytest.param(table("tokens", "sorte", "id"), {}, "ner", ("tokens", "sorte"), id="usual and second"),
-        pytest.param(table("tokens", "ner_tags", "w"), {"text_column_name": "w"}, "ner", ("w", "ner_tags"), id="words"),
-        pytest.param(table("tokens", "ner_tags", "t"), {"label_column_name": "t"}, "ner", ("tokens", "t"), id="tags"),
-        pytest.param(table("a", "b", "c"), {"label_column_name": -1}, "ner", ("a", "c"), id="by number"),
+        pytest.param(table("tokens", "ner_tags", "w"), {"text_column": "w"}, "ner", ("w", "ner_tags"), id="words"),
+        pytest.param(table("tokens", "ner_tags", "t"), {"label_column": "t"}, "ner", ("tokens", "t"), id="tags"),
+        pytest.param(table("a", "b", "c"), {"label_column": -1}, "ner", ("a", "c"), id="by number"),
         # What the tables of others have.
         pytest.param(table("Tags", "Words"), {}, "ner", ("Words", "Tags"), id="in capitals"),
         pytest.param(table("", "mots", "x"), {}, "ner", ("mots", "x"), id="after the index of pandas"),
@@ -85,7 +88,7 @@ def columns(*cells: str, names: str = "") -> Record:
         ),
         pytest.param(table("sentence_id", "tokens", "tags"), {}, "ner", ("tokens", "tags"), id="an id of sentences"),
         pytest.param(
-            table("doc", "word", "tag", cell="y"), {"sentence_column_name": "doc"}, "ner", ("word", "tag", "doc"),
+            table("doc", "word", "tag", cell="y"), {"sentence_column": "doc"}, "ner", ("word", "tag", "doc"),
             id="an id by its name",
         ),
         pytest.param(
@@ -114,26 +117,27 @@ def columns(*cells: str, names: str = "") -> Record:
         pytest.param(columns("0 1", "EU is", "B-ORG O"), {}, "ner", ("1", "2"), id="a count from 0"),
         pytest.param(columns("1 2", "O O"), {}, "ner", ("0", "1"), id="numbers that are words"),
         pytest.param(
-            columns("O", "B-X"), {"text_column_name": 1, "label_column_name": "0"}, "ner", ("1", "0"), id="numbers"
+            columns("O", "B-X"), {"text_column": 1, "label_column": "0"}, "ner", ("1", "0"), id="numbers"
         ),
         pytest.param(columns("a", "O", names="FORM NER"), {}, "ner", ("FORM", "NER"), id="names of columns"),
         pytest.param(columns("1", "a", "X", "O", names="ID FORM UPOS MISC"), {}, "ner", ("FORM", "MISC"), id="CoNLL-U"),
     ],
 )  # fmt: skip
 def test_columns_are_found(first: Record, options: dict[str, Any], task: str, expected: tuple[str, ...]) -> None:
-    found = find_columns(first, NERDataConfig(dataset_name="d", **options), task)
+    found = find_columns([first], ReadOptions(**options), task)
     assert (found.text, found.label, *([found.sentence] if found.sentence else [])) == expected
 
 
 def test_text_to_predict_on_needs_no_column_of_tags() -> None:
+    options = ReadOptions(needs_tags=False)
     for first in (columns("EU is", "NNP VB"), table("text", "x"), table("text")):
-        assert find_columns(first, NERDataConfig(), "ner", needs_tags=False).label is None
-    assert find_columns(columns("EU is", "B-ORG O"), NERDataConfig(), "ner", needs_tags=False).label == "1"
+        assert find_columns([first], options, "ner").label is None
+    assert find_columns([columns("EU is", "B-ORG O")], options, "ner").label == "1"
 
 
 def test_more_sentences_than_the_first_tell_a_count_from_words() -> None:
     single, other = columns("1", "CD", "O"), columns("EU is", "NN VB", "B-ORG O")
-    assert find_columns(single, NERDataConfig(), "ner", following=[other]) == Columns("0", "2", num_unnamed=3)
+    assert find_columns([single, other], ReadOptions(), "ner") == Columns("0", "2", num_unnamed=3)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +152,7 @@ def test_more_sentences_than_the_first_tell_a_count_from_words() -> None:
     ],
 )
 def test_a_header_is_told_from_words(cells: list[str], expected: bool) -> None:
-    assert (ner.data.names_columns(cells) >= 2) == expected
+    assert (ReadOptions().count_column_names(cells) >= 2) == expected
 
 
 def test_splits_may_have_different_formats(tmp_path: Path) -> None:
@@ -212,49 +216,36 @@ def test_numbers_that_stand_for_different_tags_are_refused(
 # ---------------------------------------------------------------------------------------------------------- data sets
 
 
-def folder_without_train(folder: Path) -> str:
-    folder.mkdir()
-    (folder / "test.jsonl").write_text(LINE)
-    return str(folder)
-
-
-def folder_of_nothing(folder: Path) -> str:
-    folder.mkdir()
-    return str(folder)
-
-
-def folder_with_a_script(folder: Path) -> str:
-    folder.mkdir()
-    (folder / f"{folder.name}.py").write_text("import datasets\n")
-    return str(folder)
-
-
-def folder_with_broken_state(folder: Path) -> str:
+def save_with_broken_state(folder: Path) -> None:
     datasets.DatasetDict({"train": class_labels()}).save_to_disk(folder)
     (folder / "train" / "state.json").write_text("{")
-    return str(folder)
 
 
-def folder_with_a_bad_row(folder: Path) -> str:
+def save_with_a_bad_row(folder: Path) -> None:
     rows = datasets.Dataset.from_list([ROWS[0], {"tokens": ["a"], "ner_tags": [""]}])
     datasets.DatasetDict({"train": rows}).save_to_disk(folder)
-    return str(folder)
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        pytest.param(folder_without_train, ["has no train split", "it has test"], id="no train split"),
-        pytest.param(folder_of_nothing, ["cannot load", "a local folder"], id="empty folder"),
-        pytest.param(folder_with_a_script, ["needs a loading script", "refs/convert/parquet"], id="script"),
-        pytest.param(folder_with_broken_state, ["cannot load", "a local folder"], id="broken state"),
-        pytest.param(folder_with_a_bad_row, ["(train split), row 2: tag 1 is missing"], id="bad row"),
-        pytest.param(str, ["cannot load", "a local folder"], id="no folder"),
-        pytest.param(lambda _: "lhoestq/conll2003", ["cannot load", "HF_TOKEN", "in the cache"], id="hub"),
+        pytest.param({"test.jsonl": LINE}, ["has no train split", "it has test"], id="no train split"),
+        pytest.param({}, ["cannot load", "a local folder"], id="empty folder"),
+        pytest.param({"folder.py": "import datasets\n"}, ["loading script", "refs/convert/parquet"], id="script"),
+        pytest.param(save_with_broken_state, ["cannot load", "a local folder"], id="broken state"),
+        pytest.param(save_with_a_bad_row, ["(train split), row 2: tag 1 is missing"], id="bad row"),
+        pytest.param(None, ["cannot load", "a local folder"], id="no folder"),
+        pytest.param("lhoestq/conll2003", ["cannot load", "HF_TOKEN", "in the cache"], id="hub"),
     ],
 )
-def test_a_data_set_that_does_not_load_is_named(make: Callable[[Path], str], said: list[str], tmp_path: Path) -> None:
-    name = make(tmp_path / "folder")
+def test_a_data_set_that_does_not_load_is_named(make: Any, said: list[str], tmp_path: Path) -> None:
+    name = make if isinstance(make, str) else str(tmp_path / "folder")
+    if callable(make):
+        make(tmp_path / "folder")
+    elif isinstance(make, dict):
+        (tmp_path / "folder").mkdir()
+        for file, content in make.items():
+            (tmp_path / "folder" / file).write_text(content)
     with pytest.raises(TrialError) as raised:
         read(NERDataConfig(dataset_name=name))
     assert_says(raised.value, [name, *said])
@@ -289,27 +280,6 @@ def test_rows_of_ones_own_are_checked(splits: dict[str, Any], said: list[str]) -
     assert_says(raised.value, said)
 
 
-def conflicts(**options: Any) -> Iterator[str]:
-    return NERDataConfig(train_file="a.json", validation_file="b.json", **options).conflicts()
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        pytest.param({"metric_scheme": "IOB2"}, ["data.metric_scheme: IOB2", "metric_mode: strict"], id="scheme"),
-        pytest.param({"label_list": ["O", "B-X", "O"]}, ["data.label_list: O stands there twice"], id="twice"),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused(options: dict[str, Any], said: list[str]) -> None:
-    (problem,) = conflicts(**options)
-    assert [text for text in said if text not in problem] == []
-
-
-@pytest.mark.parametrize("options", [{}, {"metric_mode": "strict", "metric_scheme": "IOB2"}, {"label_list": NAMES}])
-def test_settings_that_agree_are_accepted(options: dict[str, Any]) -> None:
-    assert list(conflicts(**options)) == []
-
-
 # -------------------------------------------------------------------------------------------------------------- cache
 
 
@@ -321,7 +291,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, lis
     def count_reads(file: Path, **options: Any) -> tuple[int, list[Any]]:
         calls = []
 
-        def counting(**arguments: Any) -> Iterator[dict[str, Any]]:
+        def counting(**arguments: Any) -> Iterator[Sentence]:
             calls.append(1)
             return original(**arguments)
 
@@ -383,26 +353,46 @@ def test_the_cache_is_used_unless_something_changed(
     assert fresh == (1, rows)
 
 
-READ_WITH_COPY = """
-import sys, ner.cells, ner.data
-config = ner.data.NERDataConfig(train_file=sys.argv[1], cache_dir=sys.argv[2])
+@pytest.mark.parametrize("module", [ner.cells, ner.columns, ner.data, ner.formats])
+def test_changed_code_reads_anew(
+    module: Any, count_reads: Callable[..., tuple[int, list[Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_text(LINE)
+    assert count_reads(tmp_path / "a.jsonl")[0] == 1
+    (tmp_path / "changed.py").write_text(Path(module.__file__).read_text() + "# changed\n")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "changed.py"))
+    assert count_reads(tmp_path / "a.jsonl")[0] == 1
+
+
+READ_FROM_CACHE = """
+import sys, ner.data
+ner.data.read_sentences = None  # what is called only if nothing is in the cache
+config = ner.config.NERDataConfig(train_file=sys.argv[1], cache_dir=sys.argv[2])
 print(ner.data.read_splits(ner.data.load_splits(config), config, "ner")[0]["train"]["tokens"][0])
 """
 
 
-def test_changed_code_reads_anew(tmp_path: Path) -> None:
+def test_another_process_finds_the_cache_also_one_made_anew(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(LINE)
-    for package in ("ner", "transformer_trial"):
-        shutil.copytree(PROJECT / package, tmp_path / package)
-    command = [sys.executable, "-c", READ_WITH_COPY, "a.jsonl", "cache"]
-    found = []
-    for addition in ("", "\n_words = read_words\ndef read_words(cell): return [w.lower() for w in _words(cell)]\n"):
-        with (tmp_path / "ner/cells.py").open("a") as module:
-            module.write(addition)
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        found.append(result.stdout.strip())
-    assert found == ["['EU', 'rejects']", "['eu', 'rejects']"]
+    for anew in (False, True):
+        read(
+            NERDataConfig(train_file=str(tmp_path / "a.jsonl"), cache_dir=str(tmp_path / "cache"), overwrite_cache=anew)
+        )
+    command = [sys.executable, "-c", READ_FROM_CACHE, str(tmp_path / "a.jsonl"), str(tmp_path / "cache")]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert result.stdout.strip() == "['EU', 'rejects']", result.stderr
+
+
+def test_reading_anew_heeds_what_the_key_cannot_tell(
+    count_reads: Callable[..., tuple[int, list[Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as another version of a library: the old rows are gone, also for whoever reads from the cache next."""
+    (tmp_path / "a.jsonl").write_text(LINE)
+    assert count_reads(tmp_path / "a.jsonl") == (1, [(["EU", "rejects"], ["B-ORG", "O"])])
+    monkeypatch.setattr(ner.data, "parse_cells", lambda *_, **__: (["others"], ["O"]))
+    assert count_reads(tmp_path / "a.jsonl") == (0, [(["EU", "rejects"], ["B-ORG", "O"])])
+    assert count_reads(tmp_path / "a.jsonl", overwrite_cache=True) == (1, [(["others"], ["O"])])
+    assert count_reads(tmp_path / "a.jsonl") == (0, [(["others"], ["O"])])
 
 
 # ------------------------------------------------------------------------------------------ memory, processes, progress
@@ -413,7 +403,7 @@ sys.path.insert(0, sys.argv[1])
 import ner.data, ner_utils, transformers
 tokenizer, peaks = transformers.AutoTokenizer.from_pretrained(sys.argv[2]), []
 for file in sys.argv[4:]:
-    config = ner.data.NERDataConfig(train_file=file, cache_dir=sys.argv[3])
+    config = ner.config.NERDataConfig(train_file=file, cache_dir=sys.argv[3])
     rows, _ = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     tokenized = ner_utils.build_tokenized_datasets(rows, tokenizer, ["O", "B-PER"], 128, 64, num_workers=2)
     usage = [resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -431,6 +421,7 @@ def write_columns(path: Path, num_words: int) -> None:
     path.write_text("".join(lines))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file_and_the_terminal_shows_progress(tmp_path: Path) -> None:
     files = [tmp_path / "small.conll", tmp_path / "large.conll"]
     for file, num_words in zip(files, (40_000, 240_000)):
@@ -474,7 +465,11 @@ WNUT = SHARED_DATA / "wnut17"
 @needs_wnut
 @pytest.mark.parametrize(
     ("split", "num_sentences", "num_words"),
-    [("train", 3394, 62730), ("validation", 1009, 15733), ("test", 1287, 23394)],
+    [
+        pytest.param("train", 3394, 62730, marks=pytest.mark.slow),
+        ("validation", 1009, 15733),
+        pytest.param("test", 1287, 23394, marks=pytest.mark.slow),
+    ],
 )
 def test_wnut_is_the_same_as_columns_and_as_json(split: str, num_sentences: int, num_words: int) -> None:
     files = (WNUT / "conll" / f"{split}.conll", WNUT / f"{split}.json")
@@ -486,6 +481,7 @@ def test_wnut_is_the_same_as_columns_and_as_json(split: str, num_sentences: int,
 
 
 @needs_wnut
+@pytest.mark.slow
 def test_wnut_trains_to_the_same_weights_from_columns_and_from_json(
     config: dict[str, Any], fit: Callable[..., Any]
 ) -> None:

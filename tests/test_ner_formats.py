@@ -1,11 +1,12 @@
-"""The same sentences in every format and shape are the same tokenized rows; any words that a format holds survive."""
+"""The same sentences in every format and shape are the same rows; any words that a format holds survive."""
 
 import ast
 import csv
+import dataclasses
 import gzip
 import io
-import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,15 +15,15 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
-import transformers
-from conftest import SAMPLE_DATA, SAMPLE_MODEL
+from conftest import PROJECT, SAMPLE_DATA
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import ner.cells
 import ner.data
 import ner.formats
-import ner_utils
+from ner.columns import ReadOptions, find_columns
+from ner.data import read_sentences
 
 Sentence = tuple[list[str], list[str]]
 """Words and tags."""
@@ -286,51 +287,42 @@ def write_file(path: Path, content: Any) -> None:
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
-def read_files(pattern: Path, **options: Any) -> list[Sentence]:
-    """As `read_splits` reads them, but past the cache."""
-    config = ner.data.NERDataConfig(train_file=str(pattern), **options)
-    source = ner.data.source_of_files("data.train_file", str(pattern), config)
-    first, *following = itertools.islice(source.records(), ner.data.NUM_FIRST)
-    columns = ner.data.find_columns(first, config, "ner", following=following)
+def read_files(pattern: Path, *, needs_tags: bool = True, **options: Any) -> list[Sentence]:
+    """As `read_splits` and `predict.py` read them, but past the cache."""
+    config = ner.config.NERDataConfig(train_file=str(pattern), **options)
+    how = dataclasses.replace(ner.data.read_options(config), needs_tags=needs_tags)
+    source = ner.data.source_of_files("data.train_file", str(pattern), how)
+    columns = find_columns(source.first_records(), source.options, "ner")
     names = source.label_names(str(columns.label)) or config.label_list
-    return [(row["tokens"], row["tags"]) for row in ner.data.read_sentences(source, columns, names)]
+    return [(sentence.words, sentence.gold or []) for sentence in read_sentences(source, columns, names)]
 
 
 def held(case: Case) -> list[Sentence]:
     return [sentence for sentence in SENTENCES if case.holds(sentence[0])]
 
 
-@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gz"])
-@pytest.mark.parametrize("file_format", [False, True], ids=["by ending", "by file_format"])
-@pytest.mark.parametrize("num_files", [1, 3])
+@pytest.mark.parametrize(
+    ("num_files", "compressed", "by_ending", "needs_tags"),
+    [
+        pytest.param(1, False, True, True, id="a file by its ending"),
+        pytest.param(1, False, True, False, id="a file to predict on"),
+        pytest.param(3, True, True, True, id="packed files by their ending"),
+        pytest.param(1, True, False, True, id="a packed file by file_format"),
+        pytest.param(3, False, False, True, id="files by file_format"),
+    ],
+)
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
 def test_every_format_and_shape_gives_the_same_sentences(
-    case: Case, num_files: int, file_format: bool, compressed: bool, tmp_path: Path
+    case: Case, num_files: int, compressed: bool, by_ending: bool, needs_tags: bool, tmp_path: Path
 ) -> None:
     sentences, size = held(case), -(-len(held(case)) // num_files)
     assert len(sentences) >= 3
-    ending = ("." + ("data" if file_format else case.ending)) + ".gz" * compressed
+    ending = ("." + (case.ending if by_ending else "data")) + ".gz" * compressed
     for i in range(num_files):
         write_file(tmp_path / f"part{i}{ending}", case.write(sentences[i * size : (i + 1) * size]))
-    options = case.options | ({"file_format": case.file_format} if file_format else {})
-    assert read_files(tmp_path / ("part*" if num_files > 1 else f"part0{ending}"), **options) == sentences
-
-
-def tokenize(rows: datasets.DatasetDict) -> list[dict[str, Any]]:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(SAMPLE_MODEL)
-    tokenized = ner_utils.build_tokenized_datasets(rows, tokenizer, sorted(NAMES), 16, 4)
-    found: list[dict[str, Any]] = tokenized["train"].to_list()
-    return found
-
-
-@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
-def test_every_format_and_shape_gives_the_same_tokenized_rows(case: Case, tmp_path: Path) -> None:
-    sentences = held(case)
-    write_file(tmp_path / f"a.{case.ending}", case.write(sentences))
-    config = ner.data.NERDataConfig(train_file=str(tmp_path / f"a.{case.ending}"), **case.options)
-    rows, _ = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
-    expected = [{"tokens": words, "tags": tags} for words, tags in sentences]
-    assert tokenize(rows) == tokenize(datasets.DatasetDict({"train": datasets.Dataset.from_list(expected)}))
+    options = case.options | ({} if by_ending else {"file_format": case.file_format})
+    pattern = tmp_path / ("part*" if num_files > 1 else f"part0{ending}")
+    assert read_files(pattern, needs_tags=needs_tags, **options) == sentences
 
 
 @pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
@@ -339,6 +331,17 @@ def test_the_sample_is_the_same_in_every_format(split: str, ending: str) -> None
     lines = (SAMPLE_DATA / f"{split}.json").read_text(encoding="utf-8").splitlines()
     expected = [(row["tokens"], row["ner_tags"]) for row in map(json.loads, lines)]
     assert read_files(SAMPLE_DATA / f"{split}.{ending}") == expected
+
+
+DOCUMENTATION = (PROJECT / "docs" / "data.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```(json|csv|)\n(\{.*?|\w.*?|-DOCSTART.*?)```", DOCUMENTATION, re.DOTALL)
+
+
+@pytest.mark.parametrize(("kind", "content"), [e for e in EXAMPLES if e[0] or e[1].startswith("-DOCSTART")])
+def test_the_examples_of_the_documentation_are_read(kind: str, content: str, tmp_path: Path) -> None:
+    write_file(tmp_path / f"a.{kind or 'conll'}", content)
+    words, tags = read_files(tmp_path / f"a.{kind or 'conll'}")[0]
+    assert words[0] == "Ada" and tags[0] == "B-PER"
 
 
 TYPES = st.sampled_from(["PER", "ORG"])
@@ -359,7 +362,7 @@ def arbitrary_sentences(draw: st.DrawFn, alphabet: str | None) -> list[Sentence]
     return sentences
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))  # one folder serves all examples
 @given(data=st.data())
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
 def test_any_words_survive_every_format(case: Case, data: st.DataObject, tmp_path: Path) -> None:
@@ -373,7 +376,6 @@ def test_any_words_survive_every_format(case: Case, data: st.DataObject, tmp_pat
         assert read_files(tmp_path / f"a.{case.ending}", **case.options) == sentences
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
 @given(cell=st.text() | st.text(alphabet="[]{}()'\", 1:\\\n-O"))
 @example("[" * 10_000)
 @example("['EU' 'rejects']")
@@ -401,7 +403,7 @@ def test_a_text_is_read_as_the_list_that_it_writes_down_or_at_its_spaces_or_refu
 def test_a_word_has_the_place_of_its_line_and_a_sentence_that_of_its_first(tmp_path: Path) -> None:
     file = tmp_path / "a.conll"
     write_file(file, "# x = y\n\nEU\tO\nrejects\tO\n\n\nAda\tB-PER\n")
-    records = list(ner.formats.read_records(file, None, ner.data.names_columns))
+    records = list(ner.formats.read_records(file, ReadOptions()))
     assert [record.place for record in records] == [f"{file}, line 3", f"{file}, line 7"]
     assert [record.places for record in records] == [[f"{file}, line 3", f"{file}, line 4"], [f"{file}, line 7"]]
 

@@ -1,10 +1,9 @@
-"""Labels: schemes recognised, entities counted and scored as seqeval does, and what becomes of them in a model."""
+"""Labels: schemes recognised, entities counted as seqeval does, and what becomes of them in a model."""
 
 import copy
 import itertools
 import json
 import logging
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,20 +15,21 @@ import pytest
 import torch
 import transformers
 from conftest import SHARED_DATA, needs_wnut, read_metrics
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
 from seqeval.metrics.sequence_labeling import get_entities
 
-from ner.labels import PREFIXES, choose_metric_scheme, encode_tags, entity_tag, find_entity_types, find_label_scheme
-from ner.windows import NO_POSITION, WORD_FILLS
-from ner_trial import WordPredictions
+from ner.labels import (
+    PREFIXES,
+    choose_metric_scheme,
+    encode_tags,
+    entity_tag,
+    find_entities,
+    find_entity_types,
+    find_label_scheme,
+)
 from transformer_trial.errors import TrialError
-
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:numpy")  # seqeval's, where nothing keeps the rules
-
-FIXED = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 Span = tuple[int, int, str]
 """First and last word of an entity, and its type."""
@@ -95,26 +95,6 @@ def annotated(types: Sequence[str] = TYPES) -> st.SearchStrategy[list[Sentence]]
     )
 
 
-@st.composite
-def gold_and_predicted(draw: st.DrawFn, types: Sequence[str] = TYPES) -> tuple[list[Sentence], list[Sentence]]:
-    """Sentences, and their entities as a model may see them: mostly right, some missed, split or of another type."""
-    types = draw(st.sampled_from([types, types[:2]]))
-    gold = draw(st.lists(segments(types), min_size=1, max_size=5))
-    predicted = []
-    for sentence in gold:
-        seen: Segments = []
-        for length, name in sentence:
-            choices: list[Segments] = [[(length, name)]] * 3 + [
-                [(length, None)],
-                [(length, draw(st.sampled_from(types)))],
-            ]
-            if length > 1:
-                choices.append([(1, name), (length - 1, name)])
-            seen += draw(st.sampled_from(choices))
-        predicted.append(seen)
-    return [place_spans(sentence) for sentence in gold], [place_spans(sentence) for sentence in predicted]
-
-
 def merge_neighbours(sentence: Sentence) -> Sentence:
     """What plain tags can say: entities of one type side by side are one."""
     length, spans = sentence
@@ -142,7 +122,6 @@ def scheme_of(splits: Mapping[str, Tagged], requested: str | None = None) -> str
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@FIXED
 @given(splits=st.dictionaries(st.sampled_from(["train", "validation", "test"]), annotated(), min_size=1))
 def test_the_scheme_is_recognised_wherever_it_shows(scheme: str, splits: dict[str, list[Sentence]]) -> None:
     written = {name: [write_tags(sentence, scheme) for sentence in split] for name, split in splits.items()}
@@ -172,7 +151,6 @@ def test_the_requested_scheme_overrides_unless_tags_cannot_be_of_it(scheme: str,
             scheme_of(dict(train=[tags], validation=[["O"]]), requested)
 
 
-@FIXED
 @given(sentences=annotated(LOOK_ALIKES))
 def test_plain_takes_types_that_look_like_prefixes(sentences: list[Sentence]) -> None:
     tags = [write_tags(sentence, "plain") for sentence in sentences]
@@ -254,8 +232,10 @@ def test_tags_without_an_entity_are_fine(requested: str | None) -> None:
 LETTERS = str.maketrans("MWLU", "ISES")
 
 
-def converted(tags: Sequence[str]) -> list[str]:
+def converted(tags: Sequence[str], scheme: str | None = None) -> list[str]:
     """With the prefixes of BIOES, which are all that seqeval's default mode knows."""
+    if scheme == "plain":
+        return [tag if tag == "O" else f"I-{tag}" for tag in tags]
     return [tag[0].translate(LETTERS) + tag[1:] for tag in tags]
 
 
@@ -268,7 +248,6 @@ def count_entities(sentences: Sequence[Sequence[str]]) -> dict[str, int]:
     return dict(Counter(name for tags in sentences for name, _, _ in get_entities(converted(tags))))
 
 
-@FIXED
 @given(sentences=any_tags("BIESLUMW"), data=st.data())
 def test_entities_are_counted_as_seqeval_does(sentences: list[list[str]], data: st.DataObject) -> None:
     rows = make_rows(sentences)
@@ -300,157 +279,29 @@ def test_a_place_is_that_of_the_sentence_of_the_first_such_word() -> None:
     assert [tags.place_of(words == name)[-1] for name in ("O", "B-X", "B-Y")] == ["1", "2", "4"]
 
 
-# -------------------------------------------------------------------------------------------------------------- scores
-
-
-def reduce_words(
-    gold: list[list[str]], predicted: list[list[str]], label_list: Sequence[str], label_scheme: str, **options: Any
-) -> dict[str, float]:
-    """Metrics by the way that evaluation takes: windows of a few words, in batches, on two slots."""
-    reducers = [WordPredictions(label_list, label_scheme, options) for _ in range(2)]
-    ids = {label: i for i, label in enumerate(label_list)}
-    windows: list[Any] = []
-    for number, (real, claimed) in enumerate(zip(gold, predicted)):
-        for start in range(0, len(real), 3):
-            words = range(start, min(start + 3, len(real)))
-            # A word that the tokenizer drops is predicted as nothing, which stands for O.
-            claims = [NO_POSITION if claimed[w] == "O" and w % 2 else ids[claimed[w]] for w in words]
-            windows.append((list(words), claims, [ids[real[w]] for w in words], number))
-    batches = [windows[i : i + 2] for i in range(0, len(windows), 2)]
-    for i, batch in enumerate(batches[::-1]):
-        columns = {
-            name: torch.tensor([row[place] + [fill] * (3 - len(row[place])) for row in batch])
-            for place, (name, fill) in enumerate(WORD_FILLS.items())
-        }
-        columns["sentence_id"] = torch.tensor([number for *_, number in batch])
-        reducers[i % 2].update(columns, columns["word_positions"], torch.tensor(0.0))
-    slots = [reducer.per_slot_reduce() for reducer in reducers if reducer.words]
-    return reducers[0].cross_slot_reduce(slots)
-
-
-def seqeval_scores(gold: list[list[str]], predicted: list[list[str]], **options: Any) -> dict[str, float]:
-    """Scores over all types, and by type, from seqeval's single functions."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy, where there is no entity
-        names = ("precision", "recall", "f1")
-        scores = {
-            name: float(getattr(seqeval_metrics, f"{name}_score")(gold, predicted, zero_division=0, **options))
-            for name in names
-        }
-        report: Mapping[str, Any] = {}
-        if any(tag != "O" for tags in (*gold, *predicted) for tag in tags):
-            report = seqeval_metrics.classification_report(
-                gold, predicted, output_dict=True, zero_division=0, **options
-            )
-    for entity, row in report.items():
-        if not entity.endswith(" avg"):
-            values = (row["precision"], row["recall"], row["f1-score"], row["support"])
-            scores |= {f"{entity}_{name}": float(value) for name, value in zip((*names, "number"), values)}
-    return scores
-
-
-def strict_options(scheme: str) -> dict[str, Any]:
-    """How seqeval reads raw tags of a scheme strictly."""
-    return {
-        "mode": "strict",
-        "scheme": getattr(seqeval_schemes, {"BIOES": "IOBES", "plain": "IOB1"}.get(scheme, scheme)),
-    }
-
-
-def assert_scores(metrics: dict[str, float], expected: dict[str, float]) -> None:
-    """Equal for every type; a type that seqeval saw nothing of has zeros."""
-    assert metrics.pop("validation_loss") == 0
-    metrics.pop("accuracy_score")
-    assert metrics == pytest.approx(dict.fromkeys(metrics, 0.0) | expected, abs=1e-12)
-    assert set(expected) <= set(metrics)
-
-
 def labels_of(*sentences: list[list[str]]) -> list[str]:
     return sorted({tag for part in sentences for tags in part for tag in tags} | {"O"}, reverse=True)
 
 
-def check_scores(scheme: str, gold: list[Sentence], predicted: list[Sentence], *, types: bool = True) -> None:
-    """Through the reducer, tags score as seqeval scores their entities in IOB2, and strictly the tags as they are."""
-    name = NAMES[scheme]
-    real, claimed = ([write_tags(sentence, scheme) for sentence in part] for part in (gold, predicted))
-    label_list = labels_of(real, claimed)
-    entity_types = find_entity_types(label_list, name) if types else []
-    if scheme == "plain":
-        gold, predicted = (list(map(merge_neighbours, part)) for part in (gold, predicted))
-    in_iob2 = [[write_tags(sentence, "IOB2") for sentence in part] for part in (gold, predicted)]
-    expected = seqeval_scores(*in_iob2)
-    if not types:
-        expected = {key: expected[key] for key in ("precision", "recall", "f1")}
-    metrics = reduce_words(real, claimed, label_list, name, entity_types=entity_types)
-    words = [(r, c) for reals, claims in zip(real, claimed) for r, c in zip(reals, claims)]
-    assert metrics["accuracy_score"] == pytest.approx(sum(r == c for r, c in words) / len(words))
-    assert_scores(metrics, expected)
-    strict = reduce_words(
-        real, claimed, label_list, name, mode="strict", scheme=choose_metric_scheme(label_list, name, None)
-    )
-    if scheme not in ("BMES", "BMEWO", "plain"):  # seqeval reads the raw tags
-        expected = seqeval_scores(real, claimed, **strict_options(scheme))
-    assert_scores(strict, {key: expected[key] for key in ("precision", "recall", "f1")})
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-@FIXED
-@given(sentences=gold_and_predicted())
-def test_valid_tags_of_every_scheme_score_as_seqeval_scores_their_entities(
-    scheme: str, sentences: tuple[list[Sentence], list[Sentence]]
-) -> None:
-    check_scores(scheme, *sentences)
-
-
-@FIXED
-@given(sentences=gold_and_predicted(LOOK_ALIKES))
-def test_plain_types_that_look_like_prefixes_score_as_seqeval_scores_their_entities(
-    sentences: tuple[list[Sentence], list[Sentence]],
-) -> None:
-    check_scores("plain", *sentences)
-
-
-ANY_TAGS = {**PREFIXES, "BMES": "BMES", "BMEWO": "BMEW", "BIOES": "BIES", "plain": ""}
-
-
-@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "plain"])
-@FIXED
-@given(data=st.data())
-def test_tags_against_the_rules_score_as_seqeval_scores_them(scheme: str, data: st.DataObject) -> None:
-    gold = data.draw(any_tags(ANY_TAGS[scheme]))
-    tag = st.sampled_from(labels_of(gold))
-    predicted = [[data.draw(st.just(real) | tag) for real in tags] for tags in gold]
-    label_list, name = labels_of(gold, predicted), NAMES[scheme]
-    types = find_entity_types(label_list, name)
-    metrics = reduce_words(gold, predicted, label_list, name, entity_types=types)
-    assert_scores(metrics, seqeval_scores(list(map(converted, gold)), list(map(converted, predicted))))
-    if scheme not in ("BMES", "BMEWO"):
-        strict_scheme = choose_metric_scheme(label_list, name, None)
-        strict = reduce_words(
-            gold, predicted, label_list, name, mode="strict", scheme=strict_scheme, entity_types=types
-        )
-        assert_scores(strict, seqeval_scores(gold, predicted, **strict_options(scheme)))
+def count(tags: list[str], scheme: str) -> dict[str, int]:
+    return encode_tags(make_rows([tags])).entities(scheme).counts
 
 
 def test_without_conversion_seqeval_misreads_bilou_and_plain_tags() -> None:
     """Which is why tags are converted: as they are, entities run together, and begin where none does."""
-    gold, predicted = [["U-PER", "U-PER", "O"]], [["U-PER", "O", "O"]]
+    tags = ["B-PER", "L-PER", "U-PER", "B-PER", "L-PER"]
     with pytest.warns(UserWarning, match="seems not to be NE tag"):
-        assert seqeval_metrics.recall_score(gold, predicted) == 0
-    assert reduce_words(gold, predicted, ["O", "U-PER"], "BILOU")["recall"] == 0.5
-    with pytest.warns(UserWarning, match="seems not to be NE tag"):
-        assert get_entities(["B-PER", "L-PER", "U-PER", "B-PER", "L-PER"]) == [("PER", 3, 4)]
-    assert encode_tags(make_rows([["B-PER", "L-PER", "U-PER", "B-PER", "L-PER"]])).entities("BILOU").counts == {
-        "PER": 3
-    }
+        assert get_entities(tags) == [("PER", 3, 4)]
+    assert count(tags, "BILOU") == {"PER": 3}
     with pytest.warns(UserWarning, match="seems not to be NE tag"):
         assert get_entities(["PER", "PER"])[0][0] == "ER"
+    assert count(["PER", "PER"], "plain") == {"PER": 1}
 
 
 def test_plain_tags_cannot_part_neighbours_of_one_type() -> None:
     sentence = (2, [(0, 0, "PER"), (1, 1, "PER")])
-    counts = {s: encode_tags(make_rows([write_tags(sentence, s)])).entities(NAMES[s]).counts["PER"] for s in SCHEMES}
-    assert counts == {**dict.fromkeys(SCHEMES, 2), "plain": 1}
+    counts = {scheme: count(write_tags(sentence, scheme), NAMES[scheme]) for scheme in SCHEMES}
+    assert counts == {scheme: {"PER": 1 if scheme == "plain" else 2} for scheme in SCHEMES}
 
 
 def test_seqeval_reads_ioe1_wrongly_in_its_strict_mode() -> None:
@@ -458,7 +309,7 @@ def test_seqeval_reads_ioe1_wrongly_in_its_strict_mode() -> None:
     tags = [write_tags((2, [(0, 0, "PER"), (1, 1, "PER")]), "IOE1")]
     assert tags == [["E-PER", "I-PER"]]
     assert len(seqeval_schemes.Entities(tags, seqeval_schemes.IOE1).entities[0]) == 1
-    assert encode_tags(make_rows(tags)).entities("IOE1").counts == {"PER": 2}
+    assert count(tags[0], "IOE1") == {"PER": 2}
 
 
 def read_wnut() -> Iterator[Sentence]:
@@ -479,22 +330,14 @@ def read_wnut() -> Iterator[Sentence]:
 
 @needs_wnut
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_wnut_in_every_scheme_is_recognised_counted_and_scored(scheme: str) -> None:
-    gold = list(read_wnut())
-    random = np.random.default_rng(0)
-    predicted = []
-    for length, spans in gold:
-        kept = [span for span in spans if random.random() < 0.7]
-        seen = [(first, last, name if random.random() < 0.8 else "person") for first, last, name in kept]
-        free = set(range(length)) - {word for first, last, _ in seen for word in range(first, last + 1)}
-        predicted.append((length, sorted([*seen, *((w, w, "product") for w in free if random.random() < 0.02)])))
-    tags = [write_tags(sentence, scheme) for sentence in gold]
+def test_wnut_in_every_scheme_is_recognised_and_counted(scheme: str) -> None:
+    sentences = list(read_wnut())
+    tags = [write_tags(sentence, scheme) for sentence in sentences]
     assert scheme_of(dict(train=tags)) == NAMES[scheme]
     counts = encode_tags(make_rows(tags)).entities(NAMES[scheme]).counts
-    spans_read = [merge_neighbours(sentence) if scheme == "plain" else sentence for sentence in gold]
-    assert counts == Counter(name for _, spans in spans_read for _, _, name in spans)
+    as_read = [merge_neighbours(sentence) if scheme == "plain" else sentence for sentence in sentences]
+    assert counts == Counter(name for _, spans in as_read for _, _, name in spans)
     assert sum(counts.values()) > 800
-    check_scores(scheme, gold, predicted)
 
 
 # ------------------------------------------------------------------------------------------------------- strict scheme
@@ -524,7 +367,7 @@ def test_the_strict_scheme_is_as_requested_or_the_tags_own(
     scheme = choose_metric_scheme(labels, label_scheme, requested)
     assert scheme == expected
     for tags in itertools.product(labels, repeat=3):  # then seqeval refuses no tags, whatever turns up
-        reduce_words([list(tags)], [list(tags)], labels, label_scheme, mode="strict", scheme=scheme)
+        find_entities([entity_tag(tag, label_scheme) for tag in tags], "strict", scheme)
 
 
 @pytest.mark.parametrize(
@@ -600,7 +443,7 @@ def test_the_requested_scheme_and_order_are_the_models(small: dict[str, Any], fi
     trial = fit(small)
     assert trial.label_list == names
     exported = transformers.AutoConfig.from_pretrained(trial.output_dir / "model")
-    assert exported.ner["label_scheme"] == trial.label_scheme == "plain"
+    assert exported.ner["label_scheme"] == "plain"
     (metrics,) = read_metrics(trial.output_dir, "validation")
     assert metrics["B-ORG_number"] == metrics["L-ORG_number"] == 1
 

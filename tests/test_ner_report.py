@@ -5,28 +5,45 @@ import functools
 import html.parser
 import itertools
 import json
-import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
+import numpy as np
 import pytest
-from conftest import PROJECT
-from hypothesis import HealthCheck, given, settings
+from conftest import PROJECT, needs_wnut
+from hypothesis import given
 from hypothesis import strategies as st
 from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
+from test_ner_labels import (
+    LOOK_ALIKES,
+    NAMES,
+    SCHEMES,
+    TYPES,
+    Segments,
+    Sentence,
+    converted,
+    labels_of,
+    merge_neighbours,
+    place_spans,
+    read_wnut,
+    write_tags,
+)
 
-from ner.labels import Entity, entity_tag
+import ner.drawing
+from ner.labels import PREFIXES, Entity, choose_metric_scheme, entity_tag
 from ner.report import (
     COUNTS,
-    MAX_DRAWN_TYPES,
     NUM_WORST_SENTENCES,
+    SCORES,
     ErrorReport,
     is_invalid,
     match_entities,
@@ -36,33 +53,12 @@ from ner.report import (
 )
 from transformer_trial.errors import JOINERS, printable
 
-FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-
-PREFIXES = {"IOB1": "BI", "IOB2": "BI", "IOE1": "IE", "IOE2": "IE", "BIOES": "BIES", "BILOU": "BILU", None: "BIESLU"}
-STRICT_SCHEMES = {
-    "IOB1": "IOB1", "IOB2": "IOB2", "IOE1": "IOE1", "IOE2": "IOE2", "BIOES": "IOBES", "BILOU": "IOBES", "plain": "IOB1",
-}  # fmt: skip
-SETTINGS = [
-    *((scheme, "default", None) for scheme in [*PREFIXES, "plain"]),
-    *((scheme, "strict", strict) for scheme, strict in STRICT_SCHEMES.items()),
-]
-
 HOSTILE = [
-    *("<script>alert(1)</script>", "\"'><img src=http://x.test onerror=alert(1)>", "</style>", "&lt;", "{{ 7 * 7 }}"),
-    *(
-        "\u202eevil\u202c",
-        "\u2066x",
-        "\x1b[31mred",
-        "\x1b]0;title\x07",
-        "a\nb\r\tc",
-        "\x00",
-        "\x85",
-        "\u2028",
-        "\ufeff",
-    ),
-    *("\ufffe", "\ud800", "$\\frac{1}{0}$", "$", "_x", "日本語", "שלום", "👩\u200d👩\u200d👧", "z" + "\u0301" * 20),
-    *("x" * 400, "", " "),
-]
+    "<script>alert(1)</script>", "\"'><img src=http://x.test onerror=alert(1)>", "</style>", "&lt;", "{{ 7 * 7 }}",
+    "\u202eevil\u202c", "\u2066x", "\x1b[31mred", "\x1b]0;title\x07", "a\nb\r\tc", "\x00", "\x85", "\u2028", "\ufeff",
+    "\ufffe", "\ud800", "$\\frac{1}{0}$", "$", "_x", "日本語", "שלום", "👩\u200d👩\u200d👧", "z" + "\u0301" * 20,
+    "x" * 400, "", " ",
+]  # fmt: skip
 
 
 def pair(words: Sequence[str], place: str) -> tuple[Sequence[str], str]:
@@ -78,52 +74,153 @@ def make_report(sentences: Sequence[tuple[str, str]], scheme: str | None = "IOB2
     return report.as_dict()
 
 
-# ------------------------------------------------------------------------------------------------------------- numbers
+# ------------------------------------------------------------------------------- numbers: the one proof against seqeval
+
+RAW_CLASSES = {
+    name: getattr(seqeval_schemes, "IOBES" if name == "BIOES" else name) for name in PREFIXES if name != "plain"
+}
+"""The classes by which seqeval reads tags strictly as they are."""
+
+LETTERS_USED = PREFIXES | {"BIOES": "BIES", "BMES": "BMES", "BMEWO": "BMEW"}
 
 
-@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")  # seqeval's, without entities
-@pytest.mark.parametrize(("scheme", "mode", "strict_scheme"), SETTINGS)
-@FIXED
+def assert_seqeval_agrees(
+    report: ErrorReport, gold: list[list[str]], predicted: list[list[str]], **options: Any
+) -> dict[str, float]:
+    """Metrics and report say what seqeval finds in these tags, which it can read, to the last bit."""
+    options["zero_division"] = 0
+    names = (*SCORES, "number")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's, where there is no entity
+        expected = {"accuracy_score": seqeval_metrics.accuracy_score(gold, predicted)}
+        expected |= {name: getattr(seqeval_metrics, f"{name}_score")(gold, predicted, **options) for name in SCORES}
+        try:
+            found = seqeval_metrics.classification_report(gold, predicted, output_dict=True, **options)
+        except ValueError:  # how seqeval says that there is no entity
+            found = {}
+    types = {name: dict(zip(names, row.values())) for name, row in found.items() if not name.endswith(" avg")}
+    expected |= {f"{name}_{score}": value for name, row in types.items() for score, value in row.items()}
+    none = {f"no such type_{name}": 0.0 for name in names}
+    metrics = report.metrics([*types, "no such type"])
+    assert metrics == expected | none
+    assert {type(value) for value in metrics.values()} == {float}
+
+    as_dict = report.as_dict()
+    assert json.loads(json.dumps(as_dict)) == as_dict
+    assert [as_dict["accuracy"], *(as_dict["overall"][name] for name in SCORES)] == [*metrics.values()][:4]
+    assert [*as_dict["types"]] == [*types]
+    for name, row in types.items():
+        assert [as_dict["types"][name][key] for key in (*SCORES, "support")] == [*row.values()]
+    assert as_dict["sentences"] == len(gold) and as_dict["words"] == sum(map(len, gold))
+    assert all(isinstance(as_dict["overall"][name], int) for name in COUNTS)
+    return metrics
+
+
+def count(
+    scheme: str | None, gold: list[list[str]], predicted: list[list[str]], strict_scheme: str | None = None
+) -> ErrorReport:
+    report = ErrorReport(scheme, "strict" if strict_scheme else "default", strict_scheme)
+    for sentence in zip(gold, predicted, strict=True):
+        report.add(*sentence)
+    return report
+
+
+def check_scores(scheme: str, gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
+    """Compare the scores of tags of a scheme, in both modes, and return the metrics of mode "default"."""
+    name = NAMES[scheme]
+    as_read = [[converted(tags, scheme) for tags in part] for part in (gold, predicted)]
+    strict_scheme = choose_metric_scheme(labels_of(gold, predicted), name, None)
+    strict = count(name, gold, predicted, strict_scheme)
+    if scheme in RAW_CLASSES:
+        assert_seqeval_agrees(strict, gold, predicted, mode="strict", scheme=RAW_CLASSES[scheme])
+    else:
+        assert_seqeval_agrees(strict, *as_read, mode="strict", scheme=getattr(seqeval_schemes, strict_scheme))
+    return assert_seqeval_agrees(count(name, gold, predicted), *as_read)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 @given(data=st.data())
-def test_scores_are_exactly_those_of_seqeval_on_all_sentences_at_once(
-    data: st.DataObject, scheme: str | None, mode: str, strict_scheme: str | None
+def test_any_tags_score_exactly_as_seqeval_scores_them(scheme: str, data: st.DataObject) -> None:
+    types = [*TYPES[:3], "B-X"]
+    prefixed = [f"{prefix}-{name}" for prefix in LETTERS_USED[scheme] for name in types]
+    tag = st.sampled_from(["O", *(prefixed or types)])
+    gold = data.draw(st.lists(st.lists(tag, min_size=1, max_size=8), min_size=1, max_size=8))
+    predicted = [[data.draw(st.just(real) | tag) for real in sentence] for sentence in gold]
+    check_scores(scheme, gold, predicted)
+    if scheme != "plain":  # also where the scheme is not known
+        as_read = [[converted(tags) for tags in part] for part in (gold, predicted)]
+        assert_seqeval_agrees(count(None, gold, predicted), *as_read)
+
+
+def check_entities(scheme: str, *sentences: list[Sentence]) -> dict[str, float]:
+    """Entities written in a scheme score as seqeval scores the tags, and just as they do when written in IOB2."""
+    gold, predicted = ([write_tags(sentence, scheme) for sentence in part] for part in sentences)
+    as_read = ([merge_neighbours(s) if scheme == "plain" else s for s in part] for part in sentences)
+    in_iob2 = [[write_tags(sentence, "IOB2") for sentence in part] for part in as_read]
+    metrics = check_scores(scheme, gold, predicted)
+    expected = count("IOB2", in_iob2[0], in_iob2[1]).metrics(TYPES) | {"accuracy_score": metrics["accuracy_score"]}
+    assert count(NAMES[scheme], gold, predicted).metrics(TYPES) == expected
+    return metrics
+
+
+type_or_none = st.none() | st.sampled_from(TYPES[:2]) | st.sampled_from([*TYPES, *LOOK_ALIKES])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@given(st.lists(st.lists(st.tuples(st.integers(1, 3), type_or_none, type_or_none), min_size=1, max_size=6), min_size=1))
+def test_entities_score_alike_in_whatever_scheme_they_are_written(
+    scheme: str, sentences: list[list[tuple[int, str | None, str | None]]]
 ) -> None:
-    types = ["PER", "LOC", "B-X", "a-b"]
-    tags = st.sampled_from(
-        ["O", *([f"{p}-{t}" for p in PREFIXES[scheme] for t in types] if scheme in PREFIXES else types)]
-    )
-    words = st.lists(st.tuples(tags, tags), min_size=1, max_size=8)
-    sentences = [
-        ([g for g, _ in row], [p for _, p in row]) for row in data.draw(st.lists(words, min_size=1, max_size=8))
-    ]
-    report = ErrorReport(scheme, mode, strict_scheme)
-    for gold, predicted in sentences:
-        report.add(gold, predicted)
-    found = report.as_dict()
-
-    gold_tags, predicted_tags = ([[entity_tag(tag, scheme) for tag in s[i]] for s in sentences] for i in (0, 1))
-    options: dict[str, Any] = {"zero_division": 0, "output_dict": True}
-    if mode == "strict":
-        options |= {"mode": "strict", "scheme": getattr(seqeval_schemes, str(strict_scheme))}
-    try:
-        expected = seqeval_metrics.classification_report(gold_tags, predicted_tags, **options)
-    except ValueError:  # how seqeval says that there is no entity
-        assert not found["types"]
-        assert found["overall"] == dict.fromkeys(found["overall"], 0)
-        return
-    overall = expected.pop("micro avg")
-    for name in ("macro avg", "weighted avg"):
-        del expected[name]
-    assert list(found["types"]) == list(expected)
-    for row, scores in [(found["overall"], overall), *((found["types"][name], expected[name]) for name in expected)]:
-        assert [row["precision"], row["recall"], row["f1"], row["support"]] == [*scores.values()]
-        assert isinstance(row["support"], int)
-    assert found["accuracy"] == seqeval_metrics.accuracy_score(gold_tags, predicted_tags)
-    assert found["words"] == sum(len(gold) for gold, _ in sentences)
-    assert found["sentences"] == len(sentences)
+    gold = [place_spans([(length, name) for length, name, _ in rows]) for rows in sentences]
+    predicted = [place_spans([(length, name) for length, _, name in rows]) for rows in sentences]
+    check_entities(scheme, gold, predicted)
 
 
-@FIXED
+@needs_wnut
+@pytest.mark.parametrize(
+    "scheme", [pytest.param(s, marks=[] if s in ("IOB1", "BILOU", "plain") else pytest.mark.slow) for s in SCHEMES]
+)
+def test_wnut_in_every_scheme_scores_exactly_as_seqeval_scores_it(scheme: str) -> None:
+    gold, random = list(read_wnut()), np.random.default_rng(0)
+    predicted = []
+    for length, spans in gold:
+        kept = [span for span in spans if random.random() < 0.7]
+        seen = [(first, last, name if random.random() < 0.8 else "person") for first, last, name in kept]
+        free = set(range(length)) - {word for first, last, _ in seen for word in range(first, last + 1)}
+        predicted.append((length, sorted([*seen, *((w, w, "product") for w in free if random.random() < 0.02)])))
+    assert 0.2 < check_entities(scheme, gold, predicted)["f1"] < 0.8
+
+
+@pytest.mark.parametrize(("gold", "predicted"), [(["O", "B-X"], ["O"]), (["O"], ["O", "B-X"])])
+def test_tags_that_do_not_go_together_are_not_scored(gold: list[str], predicted: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"zip\(\) argument 2 is (shorter|longer)"):
+        ErrorReport("IOB2").add(gold, predicted)
+
+
+def test_without_an_entity_nothing_warns(recwarn: pytest.WarningsRecorder) -> None:
+    for mode in ("default", "strict"):
+        report = ErrorReport("IOB2", mode, "IOB2")
+        assert set(report.metrics(["X"]).values()) == {0.0}
+        report.add(["O", "O"], ["O", "B-X"])
+        assert report.metrics() == {"accuracy_score": 0.5, "precision": 0.0, "recall": 0.0, "f1": 0.0}
+    assert not recwarn.list
+
+
+def test_a_sentence_is_described_only_where_it_is_among_the_worst() -> None:
+    report, described = ErrorReport("IOB2"), list[int]()
+
+    def describe(number: int) -> tuple[list[str], str]:
+        described.append(number)
+        return ["word"], f"line {number}"
+
+    for i in range(200):
+        length = i % 100 + 1
+        predicted = "O" if i % 2 else "B-PER"
+        report.add(["B-PER"] * length, [predicted] * length, functools.partial(describe, i))
+    # The first fifty wrong sentences, and of the others those that are worse than one of the fifty worst so far.
+    assert described == [*range(1, 100, 2), *range(103, 200, 2)]
+
+
 @given(st.lists(st.tuples(*[st.sampled_from(["O", "B-A", "I-A", "B-B", "I-B", "B-C"])] * 2), max_size=30))
 def test_each_entity_has_one_outcome(words: list[tuple[str, str]]) -> None:
     report = make_report([(" ".join(gold), " ".join(predicted)) for gold, predicted in [list(zip(*words)) or ([], [])]])
@@ -184,45 +281,25 @@ def test_entities_match_by_span_then_overlap_then_type(
 # --------------------------------------------------------------------------------------------------------- transitions
 
 
-def encode(parts: Sequence[tuple[str, int]], scheme: str) -> list[str]:
-    """The tags of parts of a sentence, each a type, or none, and its number of words."""
-    tags: list[str] = []
-    for i, (part, size) in enumerate(parts):
-        before, after = parts[i - 1][0] if i else "", parts[i + 1][0] if i + 1 < len(parts) else ""
-        first, inside, last, only = {
-            "IOB1": "BIIB" if before == part else "IIII",
-            "IOB2": "BIIB",
-            "IOE1": "IIEE" if after == part else "IIII",
-            "IOE2": "IIEE",
-            "BIOES": "BIES",
-            "BILOU": "BILU",
-        }[scheme]
-        prefixes = only if size == 1 else first + inside * (size - 2) + last
-        tags += [f"{prefix}-{part}" if part else "O" for prefix in prefixes]
-    return tags
-
-
-def split(num_words: int) -> Iterator[list[tuple[str, int]]]:
+def split(num_words: int) -> Iterator[Segments]:
     """All ways to cover words with entities of two types, and with words outside."""
     if num_words == 0:
         yield []
     for size in range(1, num_words + 1):
-        for part in ("X", "Y", "")[: 3 if size == 1 else 2]:
-            yield from ([(part, size), *rest] for rest in split(num_words - size))
+        for part in ("X", "Y", None)[: 3 if size == 1 else 2]:
+            yield from ([(size, part), *rest] for rest in split(num_words - size))
 
 
-@pytest.mark.parametrize("scheme", [scheme for scheme in PREFIXES if scheme])
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "plain"])
 def test_a_sentence_has_invalid_transitions_unless_it_encodes_entities(scheme: str) -> None:
-    all_tags = ["O", *(f"{prefix}-{part}" for prefix in PREFIXES[scheme] for part in "XY")]
-    num_checked = 0
+    all_tags = ["O", *(f"{prefix}-{part}" for prefix in LETTERS_USED[scheme] for part in "XY")]
     for num_words in (1, 2, 3, 4):
-        valid = {tuple(encode(parts, scheme)) for parts in split(num_words)}
+        valid = {tuple(write_tags(place_spans(parts), scheme)) for parts in split(num_words)}
+        assert len(valid) > 2**num_words
         for tags in itertools.product(all_tags, repeat=num_words):
-            converted = ["O", *(entity_tag(tag, scheme) for tag in tags), "O"]
-            broken = any(is_invalid(*step, scheme) for step in itertools.pairwise(converted))
+            converted = ["O", *(entity_tag(tag, NAMES[scheme]) for tag in tags), "O"]
+            broken = any(is_invalid(*step, NAMES[scheme]) for step in itertools.pairwise(converted))
             assert broken == (tags not in valid), tags
-            num_checked += 1
-    assert num_checked >= 5 + 5**2 + 5**3 + 5**4
 
 
 def test_invalid_transitions_are_counted_by_side_with_the_users_tags() -> None:
@@ -285,23 +362,25 @@ def test_what_is_kept_does_not_grow_with_the_number_of_sentences() -> None:
 
 def test_text_is_a_table_for_the_terminal() -> None:
     report = make_report([("B-PER I-PER O B-人名", "B-PER O O B-PER"), ("O B-PER", "I-PER B-PER")])
-    assert report_text(report) == (
-        "6 words in 2 sentences: accuracy 0.500. Entities, in seqeval's default mode: precision 0.250, recall 0.333, "
-        "f1 0.286.\n"
-        "\n"
-        "Entities by type\n"
-        "type       precision  recall     f1  support  predicted  correct  boundary  confused  missed  spurious\n"
-        "PER            0.250   0.500  0.333        2          4        1         1         0       0         1\n"
-        "人名           0.000   0.000  0.000        1          0        0         0         1       0         0\n"
-        "all types      0.250   0.333  0.286        3          4        1         1         1       0         1\n"
-        "\n"
-        "Confusions of types, commonest first\n"
-        "gold  predicted  same span  other span\n"
-        "人名  PER                1           0\n"
-        "\n"
-        "Invalid transitions: 1 in predicted tags, 0 in gold tags\n"
-        "tags       tag      next tag  count\n"
-        "predicted  (start)  I-PER         1\n"
+    assert (
+        report_text(report)
+        == """
+6 words in 2 sentences: accuracy 0.500. Entities, in seqeval's default mode: precision 0.250, recall 0.333, f1 0.286.
+
+Entities by type
+type       precision  recall     f1  support  predicted  correct  boundary  confused  missed  spurious
+PER            0.250   0.500  0.333        2          4        1         1         0       0         1
+人名           0.000   0.000  0.000        1          0        0         0         1       0         0
+all types      0.250   0.333  0.286        3          4        1         1         1       0         1
+
+Confusions of types, commonest first
+gold  predicted  same span  other span
+人名  PER                1           0
+
+Invalid transitions: 1 in predicted tags, 0 in gold tags
+tags       tag      next tag  count
+predicted  (start)  I-PER         1
+""".lstrip("\n")
     )
 
 
@@ -320,15 +399,12 @@ def is_harmless(text: str) -> bool:
 
 
 @given(st.text(alphabet=st.characters()))
-@FIXED
 def test_printable_keeps_what_can_be_seen_and_shows_the_rest(text: str) -> None:
     shown = printable(text)
     assert is_harmless(shown)
-    assert "\n" not in shown
     assert all(c.isprintable() or c in JOINERS for c in shown)
     assert printable(shown) == shown
-    if text.isprintable():
-        assert shown == text
+    assert shown == text or not text.isprintable()
     shown.encode()  # lone surrogates are shown, too
 
 
@@ -336,6 +412,7 @@ def test_printable_keeps_joined_emoji() -> None:
     assert printable("👩\u200d👧 می\u200cخواهم") == "👩\u200d👧 می\u200cخواهم"
 
 
+@functools.cache
 def make_hostile_report() -> dict[str, Any]:
     """Words, types and places of all hostile texts: a sentence with each as types, and with all of them as words."""
     report = ErrorReport("IOB2")
@@ -350,13 +427,12 @@ def make_hostile_report() -> dict[str, Any]:
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser makes of a page: its elements with their attributes, and its text."""
+    """What a browser makes of a page: its elements with their attributes, and the text that each begins with."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.elements, self.texts = list[tuple[str, dict[str, str]]](), list[tuple[str, str]]()
         self.open: list[str] = []
-        self.texts: list[tuple[str, str]] = []  # the element, and the text that begins in it
         self.feed(page)
         self.close()
         assert not self.open, "elements that are never closed"
@@ -374,21 +450,26 @@ class Page(html.parser.HTMLParser):
         if self.open and self.texts[-1][0] == self.open[-1]:
             self.texts[-1] = (self.open[-1], self.texts[-1][1] + data)
 
-    def find(self, tag: str, **attributes: str) -> list[dict[str, str]]:
-        found = [attrs for name, attrs in self.elements if name == tag]
-        return [attrs for attrs in found if all(attrs.get(name) == value for name, value in attributes.items())]
+    def find(self, tag: str) -> list[dict[str, str]]:
+        return [attrs for name, attrs in self.elements if name == tag]
 
     def text_of(self, tag: str) -> list[str]:
         return [text for name, text in self.texts if name == tag]
 
-    def figures(self) -> list[str]:
+    def figures(self) -> list[ElementTree.Element]:
+        """Both images, parsed."""
         prefix = "data:image/svg+xml;base64,"
         sources = [attrs["src"] for attrs in self.find("img")]
-        assert all(source.startswith(prefix) for source in sources)
-        return [base64.b64decode(source.removeprefix(prefix), validate=True).decode() for source in sources]
+        assert len(sources) == 2 and all(source.startswith(prefix) for source in sources)
+        codes = [base64.b64decode(source.removeprefix(prefix), validate=True) for source in sources]
+        return [ElementTree.fromstring(code.decode()) for code in codes]
 
 
-def make_many_types(number: int) -> dict[str, Any]:
+def read_texts(figure: ElementTree.Element) -> list[str]:
+    return [element.text or "" for element in figure.iter() if element.tag.endswith("}text")]
+
+
+def make_many_types(number: int = 4) -> dict[str, Any]:
     names = [f"type{i:03}" for i in range(number)]
     rows = [(f"B-{name} I-{name} O O", f"B-{names[i - 1]} I-{names[i - 1]} B-{name} O") for i, name in enumerate(names)]
     return make_report(rows)
@@ -396,13 +477,10 @@ def make_many_types(number: int) -> dict[str, Any]:
 
 def test_hostile_text_is_in_the_page_only_as_text() -> None:
     report = make_hostile_report()
-    title = "<b>report</b> \x1b[1m\u202e"
-    source = report_html(report, title)
+    source = report_html(report, "<b>report</b> \x1b[1m\u202e")
     page = Page(source)
-    allowed = (
-        "html head meta title style body h1 h2 h3 p div figure figcaption img table thead tbody tr th td ol li span bdi"
-    )
-    assert {tag for tag, _ in page.elements} == set(allowed.split())
+    allowed = "html head meta title style body h1 h2 h3 p div figure figcaption img table thead tbody tr th td ol li"
+    assert {tag for tag, _ in page.elements} == {*allowed.split(), "span", "bdi"}
     allowed_attributes = "lang charset name content http-equiv class role aria-label tabindex src alt scope dir"
     assert {name for _, attrs in page.elements for name in attrs} == set(allowed_attributes.split())
     assert is_harmless(source)
@@ -413,22 +491,16 @@ def test_hostile_text_is_in_the_page_only_as_text() -> None:
     assert {text.rpartition(": ")[0] for text in page.text_of("h3")} == {printable(text) for text in HOSTILE}
 
 
-@pytest.mark.parametrize(
-    "report", [make_hostile_report(), make_many_types(4), make_many_types(40)], ids=["hostile", "4", "40"]
-)
-def test_page_refers_to_nothing_outside(report: dict[str, Any]) -> None:
-    source = report_html(report, "Report")
-    page = Page(source)
+@pytest.mark.parametrize("report_of", [make_hostile_report, make_many_types])
+def test_page_refers_to_nothing_outside(report_of: Callable[[], dict[str, Any]]) -> None:
+    page = Page(report_html(report_of(), "Report"))
     assert not page.find("script") and not page.find("link")
-    assert [
-        attrs["content"] for attrs in page.find("meta") if attrs.get("http-equiv") == "Content-Security-Policy"
-    ] == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    policies = [attrs["content"] for attrs in page.find("meta") if attrs.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
     assert "url(" not in "".join(page.text_of("style")) and "@import" not in "".join(page.text_of("style"))
     assert all("href" not in attrs and attrs.get("src", "data:").startswith("data:") for _, attrs in page.elements)
-    figures = page.figures()
-    assert len(figures) == 2
-    for figure in figures:
-        for element in ElementTree.fromstring(figure).iter():
+    for figure in page.figures():
+        for element in figure.iter():
             assert element.tag.split("}")[-1] not in ("script", "foreignObject", "a")
             for name, value in element.attrib.items():
                 assert not name.startswith("on")
@@ -438,72 +510,55 @@ def test_page_refers_to_nothing_outside(report: dict[str, Any]) -> None:
 
 
 def test_figures_show_the_types_as_they_are_spelled(recwarn: pytest.WarningsRecorder) -> None:
-    names = ["$x^2$", "$", "\\frac", "_hidden", "<b>&\"'", "日本語", "العربية", "a\x1bb", "n" * 30, "名" * 13]
-    report = make_report([(f"B-{name}", f"B-{name}") for name in names])
+    shown = ["$x^2$", "$", "\\frac", "_hidden", "<b>&\"'", "日本語", "العربية"]
+    report = make_report([(f"B-{name}", f"B-{name}") for name in [*shown, "a\x1bb", "n" * 30, "名" * 13]])
+    shown += ["a⟨U+001B⟩b", "n" * 23 + "…", "名" * 11 + "…"]
     before = dict(matplotlib.rcParams)
-    bars, heat_map = Page(report_html(report, "Report")).figures()
-    shown = {label for label in names if len(label) < 10 and label != "a\x1bb"} | {
-        "a⟨U+001B⟩b",
-        "n" * 23 + "…",
-        "名" * 11 + "…",
-    }
-    for figure, times in ((bars, 1), (heat_map, 2)):
-        texts = [element.text for element in ElementTree.fromstring(figure).iter() if element.tag.endswith("}text")]
-        assert {label: texts.count(label) for label in shown} == dict.fromkeys(shown, times)
+    bars, heat_map = map(read_texts, Page(report_html(report, "Report")).figures())
+    assert {label: (bars.count(label), heat_map.count(label)) for label in shown} == dict.fromkeys(shown, (1, 2))
     assert not recwarn.list
     assert dict(matplotlib.rcParams) == before
 
 
 def test_heat_map_counts_each_outcome() -> None:
     report = make_report([("B-PER I-PER O B-LOC", "B-PER O O B-PER")] * 12_345 + [("B-PER O", "B-PER B-LOC")] * 77)
-    (_, heat_map) = Page(report_html(report, "Report")).figures()
-    texts = [element.text for element in ElementTree.fromstring(heat_map).iter() if element.tag.endswith("}text")]
-    assert sorted(text for text in texts if text and text[0].isdigit()) == ["12k", "12k", "77", "77"]
+    texts = read_texts(Page(report_html(report, "Report")).figures()[1])
+    assert sorted(text for text in texts if text[:1].isdigit()) == ["12k", "12k", "77", "77"]
 
 
 def test_figures_do_not_depend_on_the_users_style() -> None:
-    report = make_many_types(4)
-    expected = report_html(report, "Report")
+    expected = report_html(make_many_types(), "Report")
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "svg.fonttype": "path"}):
-        assert report_html(report, "Report") == expected
+        assert report_html(make_many_types(), "Report") == expected
 
 
-def test_figures_leave_out_the_rarest_types() -> None:
-    report = make_many_types(MAX_DRAWN_TYPES + 1)
+def test_figures_leave_out_the_rarest_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ner.drawing, "MAX_DRAWN_TYPES", 8)
+    report = make_many_types(9)
     report["types"]["type007"]["support"] = 0
     page = Page(report_html(report, "Report"))
-    assert len(page.find("tr")) > MAX_DRAWN_TYPES
+    assert len(page.find("tr")) > 9
     for figure in page.figures():
-        assert "type007" not in figure
-        assert all(f"type{i:03}" in figure for i in range(MAX_DRAWN_TYPES + 1) if i != 7)
+        assert {text for text in read_texts(figure) if "type" in text} == {f"type{i:03}" for i in range(9) if i != 7}
 
 
-def test_page_can_be_used_without_seeing_it() -> None:
+def test_page_can_be_used_without_seeing_it_or_its_colors() -> None:
     report = make_report([("B-PER I-PER O B-LOC", "B-PER O O B-PER"), ("O", "I-PER")])
     page = Page(report_html(report, "Report"))
-    assert page.find("html", lang="en")
-    assert all(attrs["alt"] for attrs in page.find("img")) and len(page.find("img")) == 2
-    assert {attrs["scope"] for attrs in page.find("th")} == {"col", "row"}
+    assert page.find("html") == [{"lang": "en"}]
+    assert all(attrs["alt"] for attrs in page.find("img"))
+    assert all(attrs["aria-label"] for attrs in page.find("div"))
     num_columns, num_names = 11 + 4 + 4, 3 * 1 + 1 * 2 + 1 * 3
-    assert len(page.find("th", scope="col")) == num_columns
-    assert len(page.find("th", scope="row")) == num_names
-    assert all(attrs["aria-label"] for attrs in page.find("div", role="region"))
-
-
-def test_wrong_words_are_marked_beside_color() -> None:
-    report = make_report([("B-PER I-PER O B-LOC", "B-PER O O B-PER")])
-    page = Page(report_html(report, "Report"))
-    assert [attrs.get("class") for attrs in page.find("li")] == [None, "wrong", None, "wrong"]
-    assert page.text_of("bdi") == ["B-PER", "B-PER", "I-PER", "✗ O", "O", "O", "B-LOC", "✗ B-PER"]
-    assert page.text_of("span") == ["word0", "word1", "word2", "word3"]
+    assert Counter(attrs["scope"] for attrs in page.find("th")) == {"col": num_columns, "row": num_names}
+    assert [attrs.get("class") for attrs in page.find("li")] == [None, "wrong", None, "wrong", "wrong"]
+    assert page.text_of("bdi")[:8] == ["B-PER", "B-PER", "I-PER", "✗ O", "O", "O", "B-LOC", "✗ B-PER"]
+    assert page.text_of("span") == ["word0", "word1", "word2", "word3", "word0"]
 
 
 @pytest.mark.parametrize("sentences", [[], [("O O", "O O")], [("B-PER O", "B-PER O")], [("", "")]])
 def test_a_report_of_nothing_or_no_error_is_whole(sentences: list[tuple[str, str]]) -> None:
-    report = make_report(sentences)
-    assert report_text(report).startswith(
-        f"{sum(len(g.split()) for g, _ in sentences)} words in {len(sentences)} sentences"
-    )
+    report, num_words = make_report(sentences), sum(len(gold.split()) for gold, _ in sentences)
+    assert report_text(report).startswith(f"{num_words} words in {len(sentences)} sentences")
     assert not Page(report_html(report, "Report")).find("li")
 
 
@@ -511,24 +566,20 @@ def test_a_report_of_nothing_or_no_error_is_whole(sentences: list[tuple[str, str
 
 
 def test_files_hold_the_report(tmp_path: Path) -> None:
-    report = make_hostile_report()
-    write_report(report, tmp_path / "new" / "report", "Title")
-    assert sorted(path.name for path in (tmp_path / "new" / "report").iterdir()) == ["report.html", "report.json"]
-    text = (tmp_path / "new" / "report" / "report.json").read_text()
+    report, folder = make_hostile_report(), tmp_path / "new" / "report"
+    write_report(report, folder, "Title")
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json"]
+    text = (folder / "report.json").read_text()
     assert text.isascii() and is_harmless(text)
     assert json.loads(text) == report
-    page = (tmp_path / "new" / "report" / "report.html").read_text(encoding="utf-8")
-    assert page == report_html(json.loads(text), "Title") + "\n"  # what json keeps is all that there is
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page == report_html(json.loads(text), "Title")  # what json keeps is all that there is
 
 
 def test_a_killed_process_leaves_the_last_whole_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_report(make_many_types(2), tmp_path, "First")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-    def die(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", die)
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write_report(make_many_types(3), tmp_path, "Second")
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
@@ -536,6 +587,6 @@ def test_a_killed_process_leaves_the_last_whole_report(tmp_path: Path, monkeypat
 
 def test_importing_the_module_loads_no_drawing_library() -> None:
     unwanted = ("matplotlib", "jinja2", "torch", "determined")
-    code = f"import sys, ner.report; print([name for name in {unwanted} if name in sys.modules])"
+    code = f"import sys, ner.report, ner.card; print([name for name in {unwanted} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"

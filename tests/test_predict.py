@@ -1,6 +1,5 @@
 """predict.py: the tags of training for every word of every kind of file, and whole lines whatever happens."""
 
-import csv
 import gzip
 import io
 import json
@@ -31,12 +30,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from seqeval import metrics as seqeval_metrics
+from test_ner_formats import as_lines, as_table
 
 import ner.data
 import ner.formats
 import predict as predict_module
+from ner.columns import ReadOptions
+from ner.sentences import Sentence
 from ner_trial import NERTrial
-from predict import Sentence, Tagger, as_columns, predict
+from predict import Tagger, predict
 from transformer_trial import local as run_module
 from transformer_trial.errors import TrialError
 
@@ -44,6 +46,8 @@ FIXED = settings(max_examples=150, deadline=None, derandomize=True, suppress_hea
 SCORES = {"accuracy_score": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1"}
 TIE = 1e-5
 """Two labels whose logits are closer than that: sums in another order may rank them otherwise."""
+
+Tag = Callable[..., list[dict[str, Any]]]
 
 # ------------------------------------------------------------------------------------------------------------- helpers
 
@@ -94,11 +98,33 @@ def tagger(model: Path) -> Tagger:
 
 
 @pytest.fixture
-def tag(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def command() -> Iterator[Callable[..., None]]:
     """`predict.py` with these arguments, in this process."""
     handlers, level = logging.root.handlers[:], logging.root.level
     yield lambda *arguments: predict_module.main([str(argument) for argument in arguments])
     logging.root.handlers[:], logging.root.level = handlers, level
+
+
+@pytest.fixture
+def tag(command: Callable[..., None], model: Path, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
+    """Tags a file, or what is to be written to a file, and returns the rows of the output, out.jsonl."""
+
+    def tag(file: Path | str, contents: Any = None, *options: Any, model: Path = model) -> list[dict[str, Any]]:
+        if contents is not None:
+            (tmp_path / file).write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+        command("--model", model, "--input", tmp_path / file, "--output", tmp_path / "out.jsonl", *options)
+        return read_lines(tmp_path / "out.jsonl")
+
+    return tag
+
+
+def change_settings(model: Path, folder: Path, **settings: Any) -> Path:
+    """A copy of an exported model that was trained with other settings, as its config says."""
+    copied = Path(shutil.copytree(model, folder / "changed"))
+    config = json.loads((copied / "config.json").read_text())
+    config["ner"] |= settings
+    (copied / "config.json").write_text(json.dumps(config))
+    return copied
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -164,7 +190,7 @@ def tags_by_hand(
     [pytest.param({}, id="whole-sentences"), pytest.param({"max_seq_length": 12, "doc_stride": 4}, id="windows")],
 )
 def test_metrics_at_the_best_validation_are_those_of_the_output_at_any_batch_size(
-    window: dict[str, int], tiny_model: Path, run: Path, tmp_path: Path, tag: Callable[..., None]
+    window: dict[str, int], tiny_model: Path, run: Path, tmp_path: Path, command: Callable[..., None]
 ) -> None:
     folder = train(tiny_model, tmp_path, **window) if window else run
     validations = read_metrics(folder, "validation")
@@ -178,7 +204,7 @@ def test_metrics_at_the_best_validation_are_those_of_the_output_at_any_batch_siz
         output = tmp_path / f"{batch_size}" / "predictions.jsonl"
         output.parent.mkdir()
         options = ("--input", SAMPLE_DATA / "validation.json", "--output", output, "--batch-size", batch_size)
-        tag("--model", folder / "model", *options)
+        command("--model", folder / "model", *options)
         rows = read_lines(output)
         assert [row["tokens"] for row in rows] == sentences
         assert [row["gold"] for row in rows] == [row["ner_tags"] for row in gold]
@@ -246,7 +272,7 @@ def test_offsets_are_those_of_the_words_in_the_text(tagger: Tagger, text: str, d
     if data is not None:  # whatever the tags are
         size = len(sentence.words)
         sentence.tags = data.draw(st.lists(st.sampled_from(BIO), min_size=size, max_size=size))
-    row = tagger.as_json(sentence)
+    row = sentence.as_json(tagger.settings.label_scheme)
     assert row["text"] == text and next(iter(row)) == "text"
     words = set()
     for span in row["spans"]:
@@ -277,97 +303,51 @@ TEXTS = ["Ada Lovelace lived in London.", "Nobody came!", "(東京) and Rome"]
 SPANS = [[(0, 12, "PER"), (22, 28, "LOC")], [], [(1, 3, "LOC"), (9, 13, "LOC")]]
 
 
-def as_json(tagged: bool, *, lines: bool) -> bytes:
-    rows = [{"tokens": words} | ({"ner_tags": tags} if tagged else {}) for words, tags in ROWS]
-    return ("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows, indent=1)).encode()
+def columns(separator: str, *, start: str = "", count: bool = False, tagged: bool = False) -> str:
+    sentences = []
+    for words, tags in ROWS:
+        cells = [[*([str(i)] * count), w, "POS", *([t] * tagged)] for i, (w, t) in enumerate(zip(words, tags), 1)]
+        sentences.append("\n".join(map(separator.join, cells)))
+    return start + "\n\n".join(sentences) + "\n"
 
 
-def as_spans(tagged: bool, *, style: str) -> bytes:
-    entities: Any = SPANS
-    if style == "entities":
-        entities = [[{"start": s, "end": e, "label": t} for s, e, t in spans] for spans in SPANS]
-    rows = [{"text": text} | ({style: spans} if tagged else {}) for text, spans in zip(TEXTS, entities)]
-    return "\n".join(map(json.dumps, rows)).encode()
-
-
-def as_table(tagged: bool, *, style: Callable[[list[str]], str] = json.dumps, delimiter: str = ",") -> bytes:
-    file = io.StringIO()
-    cells = [[style(words), style(tags)] for words, tags in ROWS]
-    csv.writer(file, delimiter=delimiter).writerows([*row[: 1 + tagged], "x"] for row in [["tokens", "tags"], *cells])
-    return file.getvalue().encode()
-
-
-def as_words(tagged: bool) -> bytes:
-    file = io.StringIO()
-    lines: list[list[Any]] = [[i, word, tag] for i, (words, tags) in enumerate(ROWS) for word, tag in zip(words, tags)]
-    csv.writer(file).writerows(line[: 2 + tagged] for line in [["Sentence #", "Word", "Tag"], *lines])
-    return file.getvalue().encode()
-
-
-def as_conll(tagged: bool, *, separator: str = "\t", start: str = "") -> bytes:
-    cells = [[[word, "POS", *([tag] if tagged else [])] for word, tag in zip(words, tags)] for words, tags in ROWS]
-    return (start + "\n\n".join("\n".join(map(separator.join, words)) for words in cells) + "\n").encode()
-
-
-def as_conllu(tagged: bool) -> bytes:
-    start = f"# global.columns = ID FORM{' NER' if tagged else ''} MISC\n"
-    sentences = [
-        "\n".join("\t".join([str(i + 1), word, *([tag] if tagged else []), "_"]) for i, (word, tag) in enumerate(pairs))
-        for pairs in (zip(words, tags) for words, tags in ROWS)
-    ]
-    return (start + "\n\n".join(sentences) + "\n").encode()
-
-
-def as_parquet(tagged: bool) -> bytes:
-    columns = dict(zip(("tokens", "ner_tags"), zip(*ROWS)))
+def parquet_of_words() -> bytes:
     file = io.BytesIO()
-    parquet.write_table(pyarrow.table({name: columns[name] for name in list(columns)[: 1 + tagged]}), file)
+    parquet.write_table(pyarrow.table({"tokens": [words for words, _ in ROWS]}), file)
     return file.getvalue()
 
 
-# What each file holds, and whether lines of output have the text that it was in.
-FORMATS: dict[str, tuple[str, Callable[[bool], bytes], bool]] = {
-    "json": ("rows.json", lambda tagged: as_json(tagged, lines=False), False),
-    "json lines": ("rows.jsonl", lambda tagged: as_json(tagged, lines=True), False),
-    "gzip": ("rows.json.gz", lambda tagged: gzip.compress(as_json(tagged, lines=True)), False),
-    "csv of json": ("rows.csv", as_table, False),
-    "csv of python": ("rows.csv", lambda tagged: as_table(tagged, style=str), False),
-    "csv of text": ("rows.csv", lambda tagged: as_table(tagged, style=" ".join), True),
-    "tsv": ("rows.tsv", lambda tagged: as_table(tagged, delimiter="\t"), False),
-    "a row per word": ("rows.csv", as_words, False),
-    "parquet": ("rows.parquet", as_parquet, False),
-    "conll": ("rows.conll", as_conll, False),
-    "conll with spaces": ("rows.iob2", lambda tagged: as_conll(tagged, separator=" "), False),
-    "conll-u": ("rows.conllu", as_conllu, False),
-    "entities": ("rows.jsonl", lambda tagged: as_spans(tagged, style="entities"), True),
-    "doccano": ("rows.jsonl", lambda tagged: as_spans(tagged, style="label"), True),
-}
-TEXT_FORMATS = {
-    "text": ("rows.txt", "\n".join(TEXTS).encode()),
-    "text, gzip": ("rows.txt.gz", gzip.compress("\n".join(TEXTS).encode())),
-    "json of text": ("rows.json", json.dumps([{"text": text} for text in TEXTS]).encode()),
-    "csv of text": ("rows.csv", "id,text\n1,Ada Lovelace lived in London.\n2,Nobody came!\n3,(東京) and Rome".encode()),
-}
-CASES = [
-    *((name, file, contents(tagged), has_text, tagged) for name, (file, contents, has_text) in FORMATS.items()
-      for tagged in (True, False)),
-    ("conll .txt", "rows.txt", as_conll(True, start="-DOCSTART-\n\n"), False, True),
-    *((name, file, contents, True, False) for name, (file, contents) in TEXT_FORMATS.items()),
-]  # fmt: skip
+TAGGED_LINES = as_lines([{"tokens": words, "ner_tags": tags} for words, tags in ROWS])
+WORDS = as_lines([{"tokens": words} for words, _ in ROWS])
+WORD_ROWS = "Sentence #,Word\n" + "".join(f"{i},{word}\n" for i, (words, _) in enumerate(ROWS) for word in words)
+SPAN_ROWS = as_lines([{"text": text, "label": spans} for text, spans in zip(TEXTS, SPANS)])
+
+# What a file holds, whether it has the text that words were split from, and whether it has tags.
+FILES = {
+    "json": ("rows.json", json.dumps([{"tokens": words} for words, _ in ROWS], indent=1), False, False),
+    "json, tagged": ("rows.json", TAGGED_LINES, False, True),
+    "json lines, gzip": ("rows.jsonl.gz", gzip.compress(WORDS.encode()), False, False),
+    "csv of json": ("a.csv", as_table(["tokens"], [[json.dumps(words)] for words, _ in ROWS]), False, False),
+    "csv of text": ("a.csv", as_table(["id", "text"], [["1", text] for text in TEXTS]), True, False),
+    "tsv": ("a.tsv", as_table(["tokens", "id"], [[str(w), "1"] for w, _ in ROWS], delimiter="\t"), False, False),
+    "a row per word": ("a.csv", WORD_ROWS, False, False),
+    "parquet": ("a.parquet", parquet_of_words(), False, False),
+    "conll": ("a.conll", columns("\t"), False, False),
+    "conll with spaces": ("a.iob2", columns(" "), False, False),
+    "conll .txt, tagged": ("a.txt", columns("\t", start="-DOCSTART-\n\n", tagged=True), False, True),
+    "conll-u": ("a.conllu", columns("\t", start="# global.columns = ID FORM MISC\n", count=True), False, False),
+    "entities, untagged": ("a.jsonl", as_lines([{"text": text} for text in TEXTS]), True, False),
+    "entities": ("a.jsonl", SPAN_ROWS, True, True),
+    "text": ("a.txt", "\n".join(TEXTS), True, False),
+    "text, gzip": ("a.txt.gz", gzip.compress("\n".join(TEXTS).encode()), True, False),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("file", "contents", "has_text", "tagged"),
-    [pytest.param(*case, id=f"{name}, {'tagged' if case[-1] else 'untagged'}") for name, *case in CASES],
-)
+@pytest.mark.parametrize(("file", "contents", "has_text", "tagged"), [pytest.param(*v, id=k) for k, v in FILES.items()])
 def test_every_format_has_the_tags_of_its_words(
-    file: str, contents: bytes, has_text: bool, tagged: bool, tagger: Tagger, model: Path, tmp_path: Path,
-    tag: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(Tagger, "load", lambda *_: tagger)
-    (tmp_path / file).write_bytes(contents)
-    tag("--model", model, "--input", tmp_path / file, "--output", tmp_path / "out.jsonl")
-    found, expected = read_lines(tmp_path / "out.jsonl"), list(predict(model, [words for words, _ in ROWS]))
+    file: str, contents: Any, has_text: bool, tagged: bool, model: Path, tmp_path: Path, tag: Tag
+) -> None:
+    found, expected = tag(file, contents), list(predict(model, [words for words, _ in ROWS]))
     assert [row["tokens"] for row in found] == [words for words, _ in ROWS]
     assert [row["tags"] for row in found] == [row["tags"] for row in expected]
     assert [row.get("gold") for row in found] == [tags if tagged else None for _, tags in ROWS]
@@ -380,14 +360,13 @@ def test_every_format_has_the_tags_of_its_words(
             assert has_text == ("start" in span)
             if has_text:
                 assert row["text"][span["start"] : span["end"]] == span["text"]
-                assert text.replace(" ", "") == row["text"].replace(" ", "")
+                assert text == row["text"]
 
 
-def test_a_glob_is_read_in_the_order_of_its_names(model: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
+def test_a_glob_is_read_in_the_order_of_its_names(tmp_path: Path, tag: Tag) -> None:
     for name, text in {"b.txt": "second\n", "a.txt": "first\n\nof two\n", "c.txt": "third\n"}.items():
         (tmp_path / name).write_text(text)
-    tag("--model", model, "--input", tmp_path / "*.txt", "--output", tmp_path / "out.jsonl")
-    assert [row["text"] for row in read_lines(tmp_path / "out.jsonl")] == ["first", "", "of two", "second", "third"]
+    assert [row["text"] for row in tag("*.txt")] == ["first", "", "of two", "second", "third"]
 
 
 @pytest.mark.parametrize(
@@ -398,70 +377,48 @@ def test_a_glob_is_read_in_the_order_of_its_names(model: Path, tmp_path: Path, t
         pytest.param("We drove I-95\nand home\n", [["We", "drove", "I", "-", "95"], ["and", "home"]], id="text"),
     ],
 )
-def test_text_is_told_from_columns(
-    content: str, expected: list[list[str]], model: Path, tmp_path: Path, tag: Callable[..., None]
-) -> None:
-    (tmp_path / "a.txt").write_text(content)
-    tag("--model", model, "--input", tmp_path / "a.txt", "--output", tmp_path / "out.jsonl")
-    assert [row["tokens"] for row in read_lines(tmp_path / "out.jsonl")] == expected
+def test_text_is_told_from_columns(content: str, expected: list[list[str]], tag: Tag) -> None:
+    assert [row["tokens"] for row in tag("a.txt", content)] == expected
 
 
 def test_numbers_among_gold_tags_are_what_they_were_in_training_or_what_is_given(
-    model: Path, tmp_path: Path, tag: Callable[..., None]
+    model: Path, tmp_path: Path, tag: Tag
 ) -> None:
-    names = ["O", "B-PER"]
-    (tmp_path / "a.jsonl").write_text('{"tokens": ["EU", "a"], "ner_tags": [1, 0]}')
-    options = ("--input", tmp_path / "a.jsonl", "--output", tmp_path / "out.jsonl")
-    tag("--model", model, *options, "--label-list", *names)
-    assert read_lines(tmp_path / "out.jsonl")[0]["gold"] == ["B-PER", "O"]
-    numbered = Path(shutil.copytree(model, tmp_path / "model"))
-    config = json.loads((numbered / "config.json").read_text())
-    config["ner"]["label_names"] = names
-    (numbered / "config.json").write_text(json.dumps(config))
-    tag("--model", numbered, *options)
-    assert read_lines(tmp_path / "out.jsonl")[0]["gold"] == ["B-PER", "O"]
+    numbers, names = '{"tokens": ["EU", "a"], "ner_tags": [1, 0]}', ["O", "B-PER"]
+    assert tag("a.jsonl", numbers, "--label-list", *names)[0]["gold"] == ["B-PER", "O"]
+    numbered = change_settings(model, tmp_path, label_names=names)
+    assert tag("a.jsonl", numbers, model=numbered)[0]["gold"] == ["B-PER", "O"]
 
 
 def test_gold_tags_that_the_model_does_not_know_are_told_or_refused_where_scores_are_strict(
-    model: Path, tmp_path: Path, tag: Callable[..., None], capfd: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, tag: Tag, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "a.jsonl").write_text('{"tokens": ["EU"], "ner_tags": ["S-ORG"]}\n' * 3)
-    options = ("--input", tmp_path / "a.jsonl", "--output", tmp_path / "out.jsonl")
-    tag("--model", model, *options)
-    assert (
-        "The model knows nothing of these gold tags, and their scores may mean little: S-ORG (3)"
-        in capfd.readouterr().err
-    )
+    rows = '{"tokens": ["EU"], "ner_tags": ["S-ORG"]}\n' * 3
+    tag("a.jsonl", rows)
+    warning = "The model knows nothing of these gold tags, and their scores may mean little: S-ORG (3)"
+    assert warning in capfd.readouterr().err
     before = (tmp_path / "out.jsonl").read_bytes()
-    strict = Path(shutil.copytree(model, tmp_path / "model"))
-    config = json.loads((strict / "config.json").read_text())
-    config["ner"]["metric_options"] = {"mode": "strict", "scheme": "IOB2"}
-    (strict / "config.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit):
-        tag("--model", strict, *options)
+        tag(
+            "a.jsonl", rows, model=change_settings(model, tmp_path, metric_options={"mode": "strict", "scheme": "IOB2"})
+        )
     assert "a.jsonl, line 1: the tag 'S-ORG' is none of the model's, B-LOC" in capfd.readouterr().err
     assert (tmp_path / "out.jsonl").read_bytes() == before, "a mistake has emptied an older output"
 
 
-def test_the_report_of_a_training_is_not_replaced(run: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
-    folder = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))
-    before = (folder / "report" / "report.json").read_bytes()
-    tag("--model", folder / "model", "--input", SAMPLE_DATA / "test.json", "--output", folder / "found.jsonl")
-    assert (folder / "report" / "report.json").read_bytes() == before
-    assert json.loads((folder / "found-report" / "report.json").read_text())["sentences"] == 200
+def test_the_report_of_a_training_is_not_replaced(run: Path, tmp_path: Path, tag: Tag) -> None:
+    shutil.copytree(run / "report", tmp_path / "report")
+    before = (tmp_path / "report" / "report.json").read_bytes()
+    tag(SAMPLE_DATA / "test.json")
+    assert (tmp_path / "report" / "report.json").read_bytes() == before
+    assert json.loads((tmp_path / "out-report" / "report.json").read_text())["sentences"] == 200
 
 
-def test_text_that_begins_like_a_list_is_text(model: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
+def test_text_that_begins_like_a_list_is_text(tag: Tag) -> None:
     texts = ["[sic] Ada", "[deleted]", "['a' list", "(a, b)", "# Ada", "[]", '["Ada", "slept"]']
-    for file, contents in {
-        "a.txt": "\n".join(texts),
-        "b.jsonl": "\n".join(json.dumps({"text": t}) for t in texts),
-    }.items():
-        (tmp_path / file).write_text(contents)
-        tag("--model", model, "--input", tmp_path / file, "--output", tmp_path / "out.jsonl")
-        rows = read_lines(tmp_path / "out.jsonl")
-        num_texts = len(texts) if file == "a.txt" else 5  # csv and json write lists so, too
-        assert [row.get("text") for row in rows] == texts[:num_texts] + [None] * (len(texts) - num_texts)
+    assert [row["text"] for row in tag("a.txt", "\n".join(texts))] == texts
+    rows = tag("b.jsonl", as_lines([{"text": text} for text in texts]))
+    assert [row.get("text") for row in rows] == [*texts[:5], None, None]  # csv and json write lists so, too
     assert [row["tokens"] for row in rows[5:]] == [[], ["Ada", "slept"]]
 
 
@@ -486,50 +443,53 @@ def test_columns_read_back_or_are_refused(
     for sentence in sentences:
         words, gold, tags = map(list, zip(*sentence))
         try:
-            text += as_columns(Sentence(words, gold=gold if with_gold else None, tags=tags)) + "\n"
+            text += Sentence(words, gold=gold if with_gold else None, tags=tags).as_columns() + "\n"
             kept.append([words, *([gold] if with_gold else []), tags])
         except TrialError as error:
             assert any(re.search(r"[\t\r\n\0]|^$|^ +$|^\ufeff|^# |^-DOC", word) for word in words), error
     file.write_text(text, encoding="utf-8", newline="")
     kept = [columns for columns in kept if columns[0] != ["-DOCSTART-"]]  # which stands between documents
-    records = ner.formats.read_records(file, None, ner.data.names_columns)
+    records = ner.formats.read_records(file, ReadOptions())
     assert [list(record.cells.values()) for record in records] == kept
 
 
-def test_columns_hold_gold_and_predicted_tags(model: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
+def test_columns_hold_gold_and_predicted_tags(
+    model: Path, tmp_path: Path, command: Callable[..., None], tag: Tag
+) -> None:
     expected = list(predict(model, [words for words, _ in ROWS]))
     for tagged in (True, False):
-        (tmp_path / "rows.json").write_bytes(as_json(tagged, lines=True))
-        tag("--model", model, "--input", tmp_path / "rows.json", "--output", tmp_path / "out.conll")
+        (tmp_path / "rows.json").write_text(TAGGED_LINES if tagged else WORDS)
+        command("--model", model, "--input", tmp_path / "rows.json", "--output", tmp_path / "out.conll")
         sentences = (tmp_path / "out.conll").read_text(encoding="utf-8").rstrip("\n").split("\n\n")
         columns = [list(map(list, zip(*(line.split("\t") for line in s.split("\n"))))) for s in sentences]
         assert columns == [[w, *([g] if tagged else []), row["tags"]] for (w, g), row in zip(ROWS, expected)]
-    tag("--model", model, "--input", tmp_path / "out.conll", "--output", tmp_path / "again.jsonl")
-    assert [row["gold"] for row in read_lines(tmp_path / "again.jsonl")] == [row["tags"] for row in expected]
+    assert [row["gold"] for row in tag("out.conll")] == [row["tags"] for row in expected]
 
 
 @pytest.mark.parametrize(
     ("options", "contents", "has_text", "tagged"),
     [
-        pytest.param([], "\n".join(TEXTS).encode(), True, False, id="text"),
-        pytest.param(["--format", "json"], as_json(True, lines=True), False, True, id="json"),
-        pytest.param(["--format", "conll"], as_conll(True), False, True, id="conll"),
+        pytest.param([], "\n".join(TEXTS), True, False, id="text"),
+        pytest.param(["--format", "json"], TAGGED_LINES, False, True, id="json"),
+        pytest.param(["--format", "conll"], columns("\t", tagged=True), False, True, id="conll"),
     ],
 )
 def test_standard_input_goes_to_standard_output(
-    options: list[str], contents: bytes, has_text: bool, tagged: bool, model: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "in").write_bytes(contents)
-    arguments = ["--model", str(model), "--input", "-", "--output", "-", *options]
-    process = start_process(
-        tag_in_process, arguments, {i: str(tmp_path / n) for i, n in enumerate(("in", "out", "err"))}
-    )
-    process.join()
-    assert process.exitcode == 0, (tmp_path / "err").read_text()
-    rows, expected = read_lines(tmp_path / "out"), list(predict(model, [words for words, _ in ROWS]))
+    options: list[str], contents: str, has_text: bool, tagged: bool, model: Path, tmp_path: Path,
+    command: Callable[..., None], capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "in").write_text(contents)
+    own = os.dup(0)
+    try:
+        os.dup2(os.open(tmp_path / "in", os.O_RDONLY), 0)
+        command("--model", model, "--input", "-", "--output", "-", *options)
+    finally:
+        os.dup2(own, 0)
+    out, err = capfd.readouterr()
+    rows, expected = [json.loads(line) for line in out.splitlines()], list(predict(model, [w for w, _ in ROWS]))
     assert [row["tags"] for row in rows] == [row["tags"] for row in expected]
     assert all(("text" in row) == has_text and ("gold" in row) == tagged for row in rows)
-    assert ("Entities by type" in (tmp_path / "err").read_text()) == tagged
+    assert ("Entities by type" in err) == tagged
     assert not (tmp_path / "report").exists()
 
 
@@ -552,9 +512,8 @@ def test_the_command_needs_no_determined_and_stops_with_its_reader(model: Path) 
     assert process.returncode == 0 and "Traceback" not in errors, errors
 
 
-def test_python_gets_what_the_command_writes_as_it_comes(model: Path, tmp_path: Path, tag: Callable[..., None]) -> None:
-    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
-    tag("--model", model, "--input", tmp_path / "texts.txt", "--output", tmp_path / "out.jsonl")
+def test_python_gets_what_the_command_writes_as_it_comes(model: Path, tag: Tag) -> None:
+    written = tag("texts.txt", "\n".join(TEXTS))
     asked: list[int] = []
 
     def endless() -> Iterator[str]:
@@ -563,7 +522,7 @@ def test_python_gets_what_the_command_writes_as_it_comes(model: Path, tmp_path: 
             yield TEXTS[(len(asked) - 1) % 3]
 
     rows = predict(str(model), endless(), batch_size=2)
-    assert [next(rows) for _ in TEXTS] == read_lines(tmp_path / "out.jsonl")
+    assert [next(rows) for _ in TEXTS] == written
     assert len(asked) == 2 * predict_module.CHUNK_BATCHES
 
 
@@ -604,6 +563,10 @@ MISTAKES = [
     pytest.param({"--input": "uneven.jsonl"}, "uneven.jsonl, line 2: found 2 words but 1 tags", id="uneven"),
     pytest.param({"--input": "number.jsonl"}, "number.jsonl, line 2: word 1 is 5", id="number"),
     pytest.param({"--input": "null.jsonl"}, "null.jsonl, line 2: the words are None", id="null"),
+    pytest.param({"--input": "other.jsonl"}, "line 2: no column 'tokens' as in the first row; found words", id="other"),
+    pytest.param({"--input": "one.jsonl"}, "line 2: tag 1 is the number 1.* by --label-list", id="number-of-tag"),
+    pytest.param({"--label-list": "O"}, "'B-PER'; accepted are O. Correct it, or add it to --label-list", id="list"),
+    pytest.param({"--sentence-column": "doc"}, "no column 'doc'.* Set --sentence-column to", id="sentence-column"),
     pytest.param({"--input": "half.jsonl"}, "half.jsonl, line 1: found half of a character", id="half-character"),
     pytest.param({"--input": "latin.txt"}, "latin.txt, line 1: found the byte 0xe9", id="encoding"),
     pytest.param({"--text-column": "words"}, "no column 'words'; found tokens.* Set --text-column to", id="column"),
@@ -620,16 +583,16 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("change", "message"), MISTAKES)
 def test_a_mistake_ends_in_one_paragraph(
-    change: dict[str, str], message: str, model: Path, tmp_path: Path, tag: Callable[..., None],
+    change: dict[str, str], message: str, model: Path, tmp_path: Path, command: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     bad_models(tmp_path, model)
     good = json.dumps({"tokens": ["Ada"], "ner_tags": ["B-PER"]})
     second = {
+        "one": '{"tokens": ["a"], "ner_tags": [1]}', "other": '{"words": ["Ada"]}', "null": '{"tokens": null}',
         "broken": '{"tokens": ["Ada"], "ner', "uneven": '{"tokens": ["Ada", "slept"], "ner_tags": ["O"]}',
-        "number": '{"tokens": [5]}', "null": '{"words": ["Ada"]}', "tab": '{"tokens": ["a\\tb"], "ner_tags": ["O"]}',
-        "in": good, "half": "",
+        "number": '{"tokens": [5]}', "tab": '{"tokens": ["a\\tb"], "ner_tags": ["O"]}', "in": good, "half": "",
     }  # fmt: skip
     for name, line in second.items():
         first = '{"text": "\\ud83d"}' if name == "half" else good
@@ -644,7 +607,7 @@ def test_a_mistake_ends_in_one_paragraph(
 
     arguments = {"--model": str(model), "--input": "in.jsonl", "--output": "out.jsonl"} | change
     with pytest.raises(SystemExit) as stopped:
-        tag(*(part for pair in arguments.items() for part in pair))
+        command(*(part for pair in arguments.items() for part in pair))
     assert stopped.value.code == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if "LOAD REPORT" not in line]
     assert re.search(message, errors[-1]), errors
@@ -652,9 +615,9 @@ def test_a_mistake_ends_in_one_paragraph(
 
 
 @pytest.mark.parametrize("batch_size", ["0", "-1", "x"])
-def test_a_wrong_batch_size_is_a_wrong_command(batch_size: str, tag: Callable[..., None]) -> None:
+def test_a_wrong_batch_size_is_a_wrong_command(batch_size: str, command: Callable[..., None]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        tag("--model", "m", "--input", "i", "--output", "o", "--batch-size", batch_size)
+        command("--model", "m", "--input", "i", "--output", "o", "--batch-size", batch_size)
     assert stopped.value.code == 2
 
 
@@ -696,7 +659,10 @@ def assert_first_lines(output: Path, whole: str, *, may_cut: bool = False) -> in
     return text.count("\n")
 
 
-@pytest.mark.parametrize(("kind", "num_kills"), [(signal.SIGKILL, 10), (signal.SIGINT, 3)])
+@pytest.mark.parametrize(
+    ("kind", "num_kills"),
+    [(signal.SIGKILL, 3), (signal.SIGINT, 2), pytest.param(signal.SIGKILL, 10, marks=pytest.mark.slow)],
+)
 def test_interrupted_output_is_whole_lines(
     kind: signal.Signals, num_kills: int, long_input: tuple[list[str], str], tmp_path: Path
 ) -> None:
@@ -734,6 +700,7 @@ def test_a_full_disk_leaves_whole_lines(long_input: tuple[list[str], str], tmp_p
     assert "--output: cannot write" in errors and "File too large" in errors and "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(model: Path, tmp_path: Path) -> None:
     words = [f"{letter}{'x' * 1000}" for letter in "abcdef"]
     peaks, sizes = [], []

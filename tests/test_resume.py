@@ -152,7 +152,7 @@ def test_a_run_that_goes_on_ends_like_one_that_never_ended(
 
 
 @pytest.mark.parametrize("name", LR_SCHEDULER_TYPES)
-def test_a_schedule_goes_on_from_its_state(name: str) -> None:
+def test_a_schedule_goes_on_from_its_state(name: Any) -> None:
     needed = {"num_decay_steps": 8} if name == "warmup_stable_decay" else {"min_lr": 1e-6} if "min_lr" in name else None
     config = SchedulerConfig(lr_scheduler_type=name, warmup_ratio=0.2, lr_scheduler_kwargs=needed)
 

@@ -24,7 +24,7 @@ import transformers
 import yaml
 from conftest import PROJECT, SAMPLE_MODEL
 
-from ner.data import NERDataConfig
+from ner.config import NERDataConfig
 from transformer_trial.config import ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig
 
 # ----------------------------------------------------------------------------------------------- what the code may call
@@ -59,45 +59,32 @@ def find_forbidden(code: str) -> list[str]:
             return f"{full_name(node.value)}.{node.attr}"
         return full_names.get(node.id, node.id) if isinstance(node, ast.Name) else "(an expression)"
 
-    restricted = {
-        id(base)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef) and forbids_classes(node)
-        for base in node.bases
-    }
-    found = [
-        name
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.Name, ast.Attribute))
-        and id(node) not in restricted
-        and FORBIDDEN.match(name := full_name(node))
-    ]
-    found += [name for name in full_names.values() if FORBIDDEN.match(name) and name not in found]
-    for node in ast.walk(tree):
-        for keyword in node.keywords if isinstance(node, ast.Call) else []:
-            is_off = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
-            is_on = isinstance(keyword.value, ast.Constant) and keyword.value.value is True
-            if (keyword.arg in ("shell", "allow_pickle") and not is_off) or (
-                keyword.arg == "trust_remote_code" and is_on
+    found, restricted = list[str](), set[ast.AST]()
+    for node in ast.walk(tree):  # which comes to a class before its bases
+        if isinstance(node, ast.ClassDef) and forbids_classes(node):
+            restricted |= set(node.bases)
+        elif isinstance(node, (ast.Name, ast.Attribute)) and node not in restricted:
+            found += [name for name in [full_name(node)] if FORBIDDEN.match(name)]
+        elif isinstance(node, ast.keyword):
+            value = node.value.value if isinstance(node.value, ast.Constant) else None
+            if (node.arg in ("shell", "allow_pickle") and value is not False) or (
+                node.arg == "trust_remote_code" and value is True
             ):
-                found.append(f"{keyword.arg}=")
-    return found
+                found.append(f"{node.arg}=")
+    return found + [name for name in full_names.values() if FORBIDDEN.match(name) and name not in found]
 
 
 def forbids_classes(node: ast.ClassDef) -> bool:
     """Whether this is an Unpickler that finds no class or function, and so reads plain values only."""
-    methods = [item for item in node.body if isinstance(item, ast.FunctionDef)]
-    return any(
-        method.name == "find_class" and isinstance(method.body[-1], ast.Raise) and len(method.body) == 1
-        for method in methods
-    )
+    methods = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "find_class"]
+    return any(len(method.body) == 1 and isinstance(method.body[0], ast.Raise) for method in methods)
 
 
 def test_the_code_runs_nothing_that_it_reads() -> None:
     hook = (PROJECT / "startup-hook.sh").read_text().partition("<<'PYTHON'\n")[2].rpartition("PYTHON")[0]
-    found = {file.name: find_forbidden(file.read_text(encoding="utf-8")) for file in MODULES}
+    found = {str(file.relative_to(PROJECT)): find_forbidden(file.read_text(encoding="utf-8")) for file in MODULES}
     found["startup-hook.sh"] = find_forbidden(hook)
-    assert len(found) > 20 and "import subprocess" in hook
+    assert len(found) > 20 and "subprocess.run" in hook
     assert {name: names for name, names in found.items() if names} == {}
 
 
@@ -164,7 +151,7 @@ TOKEN = "hf_" + "PlantedByATest" * 2
 SHELL, QUOTED, PYTHON = "$(touch PWNED)", "'; touch PWNED #", "__import__('os').system('touch PWNED')"
 PICKLES = ("a pickle with code", "a pickle with code as before torch 1.6", "a pickle that is nothing but code")
 NO_FILES = {"data.train_file": None, "data.validation_file": None, "data.test_file": None}
-TRUSTED = "hyperparameters.trust_remote_code=true"
+TRUSTED = {"hyperparameters.trust_remote_code": True}
 
 
 class RunsACommand:
@@ -189,10 +176,30 @@ class Outcome:
         assert [text for text in said if text not in self.said] == [], self.said
 
 
+def run_cases(
+    project: Path, cases: dict[str, list[str]], *, preexec_fn: Any = None, **environment: str
+) -> dict[str, Outcome]:
+    """Run these command lines in a copy of the project, one after the other in one process."""
+    (project / "cases.json").write_text(json.dumps(cases))
+    result = subprocess.run(
+        [sys.executable, "-c", RUN_CASES], cwd=project, env={**os.environ, **environment}, preexec_fn=preexec_fn,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert TOKEN not in result.stdout + result.stderr
+    results = json.loads((project / "results.json").read_text())
+    assert results.keys() == cases.keys()
+    return {case: Outcome(*values) for case, values in results.items()}
+
+
 def override(settings: dict[str, Any]) -> list[str]:
     """Arguments that set these keys; a value with a tag of YAML's stays as it is."""
     values = {k: v if str(v).startswith("!!") else json.dumps(v) for k, v in settings.items()}
     return [argument for key, value in values.items() for argument in ("--config", f"{key}={value}")]
+
+
+def inspect(settings: dict[str, Any]) -> list[str]:
+    return ["train.py", YAML, "--inspect", *override(settings)]
 
 
 def text_keys() -> list[tuple[str, Any]]:
@@ -210,7 +217,7 @@ def planted_cases() -> Iterator[tuple[str, list[str]]]:
             several = {"list": [planted], "dict": {"num_cycles": planted}}
             value = next((value for kind, value in several.items() if kind in str(hint)), planted)
             others = {**NO_FILES, "data.dataset_name": "sample/data"} if "dataset" in key else {}
-            yield f"{key}: {planted}", ["train.py", YAML, "--inspect", *override({**others, key: value})]
+            yield f"{key}: {planted}", inspect({**others, key: value})
 
 
 def make_model(folder: Path, kind: str) -> str:
@@ -218,15 +225,13 @@ def make_model(folder: Path, kind: str) -> str:
     folder.mkdir()
     for file in SAMPLE_MODEL.glob("tokenizer*"):
         shutil.copy(file, folder)
-    config = transformers.BertConfig(
-        vocab_size=700, hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8
-    )
+    sizes = {"vocab_size": 700, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = transformers.BertConfig(intermediate_size=8, **sizes)
     config.save_pretrained(folder)
     if kind == "code":
         names = {"AutoConfig": "planted.PlantedConfig", "AutoModelForTokenClassification": "planted.PlantedModel"}
-        (folder / "config.json").write_text(
-            json.dumps({**config.to_diff_dict(), "model_type": "planted", "auto_map": names})
-        )
+        planted = {**config.to_diff_dict(), "model_type": "planted", "auto_map": names}
+        (folder / "config.json").write_text(json.dumps(planted))
         (folder / "planted.py").write_text(
             "import pathlib\nimport transformers\n\n"
             "pathlib.Path('IMPORTED').touch()\n\n\n"
@@ -265,15 +270,11 @@ def outcomes(project: Path) -> dict[str, Outcome]:
     cases = dict(planted_cases())
     model = "hyperparameters.pretrained_model_name_or_path"
 
-    unsafe = yaml.safe_load((project / YAML).read_text())
-    (project / "tag.yaml").write_text(
-        yaml.safe_dump(unsafe).replace(
-            "finetuning_task: ner", 'finetuning_task: !!python/object/apply:os.system ["touch PWNED"]'
-        )
-    )
-    cases["a tag in the yaml"] = ["train.py", "tag.yaml", "--test"]
     command = '!!python/object/apply:os.system ["touch PWNED"]'
-    cases["a tag in --config"] = ["train.py", YAML, "--test", *override({"hyperparameters.finetuning_task": command})]
+    unsafe = (project / YAML).read_text().replace("finetuning_task: ner", f"finetuning_task: {command}")
+    (project / "tag.yaml").write_text(unsafe)
+    cases["a tag in the yaml"] = ["train.py", "tag.yaml", "--test"]
+    cases["a tag in --config"] = inspect({"hyperparameters.finetuning_task": command})
 
     # Everything that a file, a folder or a run can be called, of things that work.
     row = {SHELL: ["Ada", "{{7*7}}", "$(touch PWNED)"], QUOTED: ["B-PER", "O", f"B-{SHELL}"]}
@@ -287,44 +288,26 @@ def outcomes(project: Path) -> dict[str, Outcome]:
     }  # fmt: skip
     cases["names"] = ["train.py", YAML, "--test", "--output-dir", "outputs/names", *override(names)]
     (project / "cell.csv").write_text(f'tokens,ner_tags\n"[{PYTHON}]",O\n')
-    files = {**NO_FILES, "data.train_file": "cell.csv"}
-    cases["a cell"] = ["train.py", YAML, "--inspect", *override(files)]
+    cases["a cell"] = inspect({**NO_FILES, "data.train_file": "cell.csv"})
 
     code = make_model(project / "code", "code")
-    for case, arguments in {"code": [], "trusted code": ["--config", TRUSTED]}.items():
-        cases[case] = ["train.py", YAML, "--inspect", *override({model: code}), *arguments]
+    cases |= {"code": inspect({model: code}), "trusted code": inspect({model: code, **TRUSTED})}
     for kind in ("a pickle", *PICKLES):
         folder = make_model(project / kind, kind)
-        cases[kind] = [
-            "train.py",
-            YAML,
-            "--inspect",
-            *override({model: folder, "hyperparameters.use_pretrained_weights": True}),
-        ]
+        cases[kind] = inspect({model: folder, "hyperparameters.use_pretrained_weights": True})
     predict = ["predict.py", "--input", "sample/data/test.json", "--output", "tags.jsonl", "--model"]
     cases |= {f"predict.py, {kind}": [*predict, kind] for kind in ("code", *PICKLES)}
 
-    script = project / "script"
-    script.mkdir()
-    (script / "script.py").write_text("import pathlib\npathlib.Path('IMPORTED').touch()\n")
-    pickled = project / "pickled"
-    pickled.mkdir()
-    (pickled / "train.pkl").write_bytes(pickle.dumps(RunsACommand()))
-    for name in ("script", "pickled"):
-        arguments = [*override({**NO_FILES, "data.dataset_name": str(project / name)}), "--config", TRUSTED]
-        cases[f"a data set that is {name}"] = ["train.py", YAML, "--inspect", *arguments]
+    script = b"import pathlib\npathlib.Path('IMPORTED').touch()\n"
+    for name, file, content in (
+        ("script", "script.py", script), ("pickled", "train.pkl", pickle.dumps(RunsACommand())),
+    ):  # fmt: skip
+        (project / name).mkdir()
+        (project / name / file).write_bytes(content)
+        settings = {**NO_FILES, "data.dataset_name": str(project / name), **TRUSTED}
+        cases[f"a data set that is {name}"] = inspect(settings)
 
-    cases |= token_cases(project)
-    (project / "cases.json").write_text(json.dumps(cases))
-    environment = {**os.environ, "HF_TOKEN": TOKEN}
-    result = subprocess.run(
-        [sys.executable, "-c", RUN_CASES], cwd=project, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
-    assert TOKEN not in result.stdout + result.stderr
-    results = json.loads((project / "results.json").read_text())
-    assert results.keys() == cases.keys()
-    return {case: Outcome(*values) for case, values in results.items()}
+    return run_cases(project, cases | token_cases(project), HF_TOKEN=TOKEN)
 
 
 def token_cases(project: Path) -> dict[str, list[str]]:
@@ -399,13 +382,13 @@ def test_code_of_a_model_runs_only_if_the_yaml_says_so(outcomes: dict[str, Outco
     assert len(quiet) == len(outcomes) - 1
 
 
-@pytest.mark.parametrize("kind", PICKLES)
-def test_pickled_weights_run_nothing(outcomes: dict[str, Outcome], kind: str) -> None:
-    outcomes[kind].refused(
-        "hyperparameters.model_name (or pretrained_model_name_or_path): cannot load",
-        "are a pickle (pytorch_model.bin)", "Accepted are safetensors",
-    )  # fmt: skip
-    assert "weights_only" not in outcomes[kind].said, "torch's own advice to run the code"
+def test_pickled_weights_run_nothing(outcomes: dict[str, Outcome]) -> None:
+    for kind in PICKLES:
+        outcomes[kind].refused(
+            "hyperparameters.model_name (or pretrained_model_name_or_path): cannot load",
+            "are a pickle (pytorch_model.bin)", "Accepted are safetensors",
+        )  # fmt: skip
+        assert "weights_only" not in outcomes[kind].said, "torch's own advice to run the code"
 
 
 def test_harmless_pickled_weights_load_or_are_explained(outcomes: dict[str, Outcome]) -> None:
@@ -418,12 +401,9 @@ def test_harmless_pickled_weights_load_or_are_explained(outcomes: dict[str, Outc
         )
 
 
-@pytest.mark.parametrize("kind", ["code", *PICKLES])
-def test_prediction_runs_nothing_of_a_model(outcomes: dict[str, Outcome], kind: str) -> None:
-    outcomes[f"predict.py, {kind}"].refused("--model: cannot load")
-
-
-def test_data_sets_run_nothing(outcomes: dict[str, Outcome]) -> None:
+def test_prediction_and_data_sets_run_nothing(outcomes: dict[str, Outcome]) -> None:
+    for kind in ("code", *PICKLES):
+        outcomes[f"predict.py, {kind}"].refused("--model: cannot load")
     for name in ("script", "pickled"):
         outcomes[f"a data set that is {name}"].refused("data.dataset_name: ")
 
@@ -442,23 +422,12 @@ def test_a_run_repeats_no_token(outcomes: dict[str, Outcome], project: Path) -> 
 
 
 def test_no_message_repeats_a_token(outcomes: dict[str, Outcome]) -> None:
-    cases = [case for case in outcomes if case.startswith("token: ")]
-    assert len(cases) > 7
-    for case in cases:
-        outcomes[case].refused("a value that is not repeated here")
-    known = [case for case in outcomes if case.startswith(("unreadable: ", "misspelt: "))]
-    assert [case for case, outcome in outcomes.items() if TOKEN in outcome.said and case not in known] == []
-
-
-@pytest.mark.parametrize("case", ["broken.yaml", "colon.yaml", "--config"])
-def test_what_cannot_be_read_is_not_repeated(outcomes: dict[str, Outcome], case: str) -> None:
-    outcome = outcomes[f"unreadable: {case}"]
-    outcome.refused(case)
-    assert TOKEN not in outcome.said
-
-
-@pytest.mark.parametrize("key", ["hyperparameters.hf_tokn", "data.hub"])
-def test_a_token_under_a_misspelt_key_is_not_repeated(outcomes: dict[str, Outcome], key: str) -> None:
-    outcome = outcomes[f"misspelt: {key}"]
-    outcome.refused(f"{key}: unknown key")
-    assert TOKEN not in outcome.said
+    expected = {
+        "token: ": "a value that is not repeated here", "misspelt: ": "unknown key", "unreadable: ": "",
+    }  # fmt: skip
+    for kind, message in expected.items():
+        cases = [case for case in outcomes if case.startswith(kind)]
+        assert len(cases) > 1
+        for case in cases:
+            outcomes[case].refused(message, "" if kind == "token: " else case.removeprefix(kind))
+    assert [case for case, outcome in outcomes.items() if TOKEN in outcome.said] == []

@@ -5,8 +5,6 @@ stand-ins: wheels with the name, version and requirements of a real package, and
 makes pip do and leave alone, without a network and in seconds; that the real packages work is not theirs to show.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -16,23 +14,28 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import packaging
 import pip
 import pytest
+from conftest import PROJECT
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from test_house import MODULES, imported
 
 Result = subprocess.CompletedProcess[str]
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 NOBODY = 65534
 """User id of a user who is neither root nor the owner of anything here."""
 
 # What the hook imports after an installation, beyond the package itself.
 SUBMODULES = {
     "determined": ["pytorch.py"],
+    "matplotlib": ["figure.py"],
     "seqeval": ["metrics.py"],
     "torch": ["utils/__init__.py", "utils/tensorboard.py"],
     "transformers": ["modeling_utils.py"],
@@ -47,22 +50,53 @@ CLUSTER_IMAGE = {
 }
 CURRENT_IMAGE = {"determined": "0.38.1", "torch": "2.13.0", "numpy": "2.4.6", "nvidia-cublas": "13.0.1"}
 
+
+def read_lines(file: str) -> list[str]:
+    lines = ((PROJECT / file).read_text(encoding="utf-8")).splitlines()
+    return [line for line in (line.partition("#")[0].strip() for line in lines) if line]
+
+
+def read_exact_versions(file: str) -> dict[str, str]:
+    pairs = (line.split("==") for line in read_lines(file))
+    return {str(canonicalize_name(name)): version for name, version in pairs}
+
+
+def read_requirements(python_version: str) -> dict[str, SpecifierSet]:
+    requirements = map(Requirement, read_lines("requirements.txt"))
+    applicable = (r for r in requirements if r.marker is None or r.marker.evaluate({"python_version": python_version}))
+    return {str(canonicalize_name(r.name)): r.specifier for r in applicable}
+
+
+def choose_packages(file: str) -> dict[str, str]:
+    """The packages that the hook has to install, in the versions of such a file."""
+    exact = read_exact_versions(file)
+    names = {*read_requirements("3.10"), *read_requirements("3.11")} - CURRENT_IMAGE.keys()
+    return {name: exact[name] for name in names}
+
+
+WITH_TRANSFORMERS_4 = choose_packages("tests/fixtures/constraints-cluster.txt")
+WITH_TRANSFORMERS_5 = choose_packages("constraints.txt")
+
+OUTDATED_IMAGE = {**CLUSTER_IMAGE, **WITH_TRANSFORMERS_4, "seqeval": "0.0.1"}
+
+REQUIRES = {
+    ("transformers", "4"): ["huggingface-hub<1", "tokenizers<0.23", "numpy"],
+    ("transformers", "5"): ["huggingface-hub>=1.31", "tokenizers>=0.23", "numpy"],
+    ("datasets", "4"): ["pyarrow>=21", "huggingface-hub", "numpy"],
+    ("datasets", "5"): ["pyarrow>=24", "huggingface-hub>=1.31", "numpy"],
+    ("accelerate", "1"): ["torch>=2.0", "numpy"],
+    ("matplotlib", "3"): ["numpy>=1.23"],
+}
+"""(name, major version) -> requirements."""
+
 INDEX: dict[tuple[str, str], list[str]] = {
-    ("transformers", "4.57.0"): ["huggingface-hub<1", "numpy"],
-    ("transformers", "4.57.6"): ["huggingface-hub<1", "numpy"],
-    ("transformers", "5.23.0"): ["huggingface-hub>=1.31", "numpy"],
-    ("huggingface-hub", "0.36.2"): [],
-    ("huggingface-hub", "2.4.0"): [],
-    ("datasets", "4.8.5"): ["pyarrow>=21", "huggingface-hub", "numpy"],
-    ("datasets", "5.2.0"): ["pyarrow>=24", "huggingface-hub>=1.31", "numpy"],
-    ("pyarrow", "22.0.0"): [],
-    ("pyarrow", "26.0.1"): [],
-    ("seqeval", "1.2.2"): ["numpy"],
-    ("sentencepiece", "0.2.3"): [],
+    (name, version): REQUIRES.get((name, version.partition(".")[0]), [])
+    for packages in (WITH_TRANSFORMERS_4, WITH_TRANSFORMERS_5, {"transformers": "4.57.0"})
+    for name, version in packages.items()
+} | {
+    ("matplotlib", WITH_TRANSFORMERS_5["matplotlib"]): ["numpy>=1.25"],
     # Temptations: each newest version would have pip replace a part of every image.
-    ("accelerate", "1.15.0"): ["torch>=2.0", "numpy"],
     ("accelerate", "1.99.0"): ["torch>=9", "nvidia-cublas>=99", "apex>=9"],
-    ("tensorboard", "2.21.0"): ["numpy"],
     ("tensorboard", "2.99.0"): ["numpy>=9"],
     ("numpy", "9.0"): [],
     ("torch", "9.0"): [],
@@ -70,24 +104,6 @@ INDEX: dict[tuple[str, str], list[str]] = {
     ("apex", "9.0"): [],
 }
 """(name, version) -> requirements of the wheels that pip finds."""
-
-WITH_TRANSFORMERS_4 = {
-    "transformers": "4.57.6",
-    "datasets": "4.8.5",
-    "huggingface-hub": "0.36.2",
-    "pyarrow": "22.0.0",
-    "accelerate": "1.15.0",
-    "seqeval": "1.2.2",
-    "sentencepiece": "0.2.3",
-    "tensorboard": "2.21.0",
-}
-WITH_TRANSFORMERS_5 = {
-    **WITH_TRANSFORMERS_4,
-    "transformers": "5.23.0",
-    "datasets": "5.2.0",
-    "huggingface-hub": "2.4.0",
-    "pyarrow": "26.0.1",
-}
 
 
 def build_wheel(folder: Path, name: str, version: str, requires: list[str], code: str = "") -> Path:
@@ -112,14 +128,11 @@ class Workshop:
     """A folder that other users can read too: the project's two files, an index of wheels, and environments."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.project = root / "project"
-        self.index = root / "index"
-        self.tools = root / "tools"
+        self.root, self.project, self.index, self.tools = root, root / "project", root / "index", root / "tools"
         for folder in (self.project, self.index, self.tools):
             folder.mkdir()
         for name in ("startup-hook.sh", "requirements.txt"):
-            shutil.copy(REPOSITORY / name, self.project)
+            shutil.copy(PROJECT / name, self.project)
         for (name, version), requires in INDEX.items():
             build_wheel(self.index, name, version, requires)
         for package in (pip, packaging):  # pip, and the one requirement of determined that the hook makes use of
@@ -134,33 +147,28 @@ class Workshop:
         (site_packages,) = environment.glob("lib/python*/site-packages")
         (site_packages / "tools.pth").write_text(str(self.tools))
         for name, version in packages.items():
-            zipfile.ZipFile(build_wheel(environment, name, version, INDEX.get((name, version), []))).extractall(
-                site_packages
-            )
+            wheel = build_wheel(environment, name, version, INDEX.get((name, version), []))
+            zipfile.ZipFile(wheel).extractall(site_packages)
         return environment / "bin" / "python"
 
-    def source_hook(self, python: Path, *, user: int | None = None, **environment: str) -> Result:
-        """Sources the hook under `set -e`; pip finds the index and nothing else unless `environment` says otherwise."""
+    def source_hook(
+        self, python: Path, *, user: int | None = None, preexec_fn: Any = None, **environment: str
+    ) -> Result:
+        """Sources the hook under `set -e`; pip finds the index and nothing else unless `environment` says otherwise.
+
+        `preexec_fn` is called in the new process, to give up rights of root's.
+        """
         return subprocess.run(
             ["bash", "-c", "set -e; source startup-hook.sh; echo sourced"],
             cwd=self.project,
             env={
-                "PATH": os.environ["PATH"],
-                "HOME": str(self.root),
-                "DET_PYTHON_EXECUTABLE": str(python),
-                "PIP_CONFIG_FILE": os.devnull,
-                "PIP_NO_CACHE_DIR": "1",
-                "PIP_NO_INDEX": "1",
-                "PIP_FIND_LINKS": str(self.index),
-                **environment,
+                "PATH": os.environ["PATH"], "HOME": str(self.root), "DET_PYTHON_EXECUTABLE": str(python),
+                "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1", "PIP_NO_INDEX": "1",
+                "PIP_FIND_LINKS": str(self.index), **environment,
             },
-            user=user,
-            group=user,
-            extra_groups=None if user is None else [],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+            preexec_fn=preexec_fn, user=user, group=user, extra_groups=None if user is None else [],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -172,13 +180,8 @@ def workshop() -> Iterator[Workshop]:
 
 def list_packages(python: Path) -> dict[str, str]:
     """Returns name -> version of the packages in an environment."""
-    program = """
-from importlib.metadata import distributions
-for package in distributions():
-    print(package.metadata["Name"], package.version)
-"""
-    lines = subprocess.run([python, "-c", program], check=True, capture_output=True, text=True).stdout.splitlines()
-    return {name: version for name, version in map(str.split, lines)}
+    (site_packages,) = python.parents[1].glob("lib/python*/site-packages")
+    return {package.metadata["Name"]: package.version for package in distributions(path=[str(site_packages)])}
 
 
 def assert_one_message(result: Result, *parts: str) -> None:
@@ -188,26 +191,28 @@ def assert_one_message(result: Result, *parts: str) -> None:
     assert result.stderr.startswith("startup-hook.sh: ")
     assert result.stderr.count("startup-hook.sh: ") == 1
     assert "Traceback" not in result.stderr
-    for part in parts:
-        assert part in result.stderr
+    assert [part for part in parts if part not in result.stderr] == []
 
 
 # Where nothing is missing: the environment of the running interpreter, with the real packages.
 
+HERE = {**os.environ, "DET_PYTHON_EXECUTABLE": sys.executable, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+"""Nothing is ever installed into it."""
 
-@pytest.mark.parametrize("options", ["-e", "-eu -o pipefail", "-ex"])
-def test_hook_is_quick_and_silent_where_nothing_is_missing(options: str) -> None:
-    environment = {**os.environ, "DET_PYTHON_EXECUTABLE": sys.executable, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+
+@pytest.mark.parametrize(
+    "shell",
+    ["bash -e", "bash -eu -o pipefail", "bash -ex", "sh -ex", "bash --posix -ex"],
+    ids=lambda s: s.replace(" ", ""),
+)
+def test_hook_is_quick_and_silent_where_nothing_is_missing(shell: str) -> None:
     started = time.monotonic()
-    result = subprocess.run(
-        ["bash", "-c", f"set {options}; source startup-hook.sh; echo sourced"],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [*shell.split(), "-c", ". ./startup-hook.sh; echo sourced $-"]
+    result = subprocess.run(command, cwd=PROJECT, env=HERE, capture_output=True, text=True)
     assert time.monotonic() - started < 5  # seconds; some 0.1 on an idle machine
-    assert (result.returncode, result.stdout) == (0, "sourced\n"), result.stderr
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(r"sourced \w*\n", result.stdout)
+    assert set("ex" if "x" in shell else "e") <= set(result.stdout.split()[1])
     assert [line for line in result.stderr.splitlines() if not line.startswith("+")] == []
 
 
@@ -219,8 +224,7 @@ def test_hook_leaves_the_shell_as_it_was(tmp_path: Path) -> None:
         source startup-hook.sh
         snapshot > "$FOLDER/after"
     """
-    environment = {**os.environ, "DET_PYTHON_EXECUTABLE": sys.executable, "FOLDER": str(tmp_path)}
-    subprocess.run(["bash", "-c", script], cwd=REPOSITORY, env=environment, check=True)
+    subprocess.run(["bash", "-c", script], cwd=PROJECT, env={**HERE, "FOLDER": str(tmp_path)}, check=True)
     # Variables that bash itself keeps changing.
     restless = re.compile(r"declare \S+ (_|BASH_\w+|EPOCH\w+|LINENO|PIPESTATUS|S?RANDOM|SECONDS)=")
     before, after = (
@@ -235,43 +239,35 @@ def test_hook_leaves_the_shell_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "expected"),
+    ("image", "constraint", "expected"),
     [
-        pytest.param(CLUSTER_IMAGE, WITH_TRANSFORMERS_4, id="torch-2.3-numpy-1"),
-        pytest.param({**CLUSTER_IMAGE, "pyarrow": "14.0.1"}, WITH_TRANSFORMERS_4, id="torch-2.3-numpy-1-old-pyarrow"),
+        pytest.param(CLUSTER_IMAGE, "", WITH_TRANSFORMERS_4, id="torch-2.3-numpy-1"),
+        pytest.param({**CLUSTER_IMAGE, "pyarrow": "14.0.1"}, "", WITH_TRANSFORMERS_4, id="old-pyarrow"),
         pytest.param(
-            CURRENT_IMAGE,
-            WITH_TRANSFORMERS_5 if sys.version_info >= (3, 11) else WITH_TRANSFORMERS_4,
+            {**CLUSTER_IMAGE, **WITH_TRANSFORMERS_5, "matplotlib": WITH_TRANSFORMERS_4["matplotlib"]},
+            "", WITH_TRANSFORMERS_4, id="too-new-for-the-image",
+        ),
+        pytest.param(
+            CLUSTER_IMAGE, "transformers==4.57.0\n", {**WITH_TRANSFORMERS_4, "transformers": "4.57.0"},
+            id="a-constraint-of-the-image",
+        ),
+        pytest.param(
+            CURRENT_IMAGE, "", WITH_TRANSFORMERS_5 if sys.version_info >= (3, 11) else WITH_TRANSFORMERS_4,
             id="torch-2.13-numpy-2",
         ),
     ],
-)
+)  # fmt: skip
 def test_hook_installs_what_the_image_lacks_and_leaves_its_stack_alone(
-    workshop: Workshop, image: dict[str, str], expected: dict[str, str]
+    workshop: Workshop, tmp_path: Path, image: dict[str, str], constraint: str, expected: dict[str, str]
 ) -> None:
+    (tmp_path / "constraint.txt").write_text(constraint)
     python = workshop.make_environment(image)
-    result = workshop.source_hook(python)
+    result = workshop.source_hook(python, PIP_CONSTRAINT=str(tmp_path / "constraint.txt"))
     assert result.returncode == 0, result.stderr
     assert list_packages(python) == {**image, **expected}
 
     again = workshop.source_hook(python, PIP_FIND_LINKS="")
     assert (again.returncode, again.stdout, again.stderr) == (0, "sourced\n", "")
-
-
-def test_hook_replaces_packages_that_do_not_work_with_the_image(workshop: Workshop) -> None:
-    python = workshop.make_environment({**CLUSTER_IMAGE, **WITH_TRANSFORMERS_5})
-    result = workshop.source_hook(python)
-    assert result.returncode == 0, result.stderr
-    assert list_packages(python) == {**CLUSTER_IMAGE, **WITH_TRANSFORMERS_4}
-
-
-def test_hook_obeys_the_pip_constraint_of_the_image(workshop: Workshop, tmp_path: Path) -> None:
-    constraint = tmp_path / "constraint.txt"
-    constraint.write_text("transformers==4.57.0\n")
-    python = workshop.make_environment(CLUSTER_IMAGE)
-    result = workshop.source_hook(python, PIP_CONSTRAINT=str(constraint))
-    assert result.returncode == 0, result.stderr
-    assert list_packages(python) == {**CLUSTER_IMAGE, **WITH_TRANSFORMERS_4, "transformers": "4.57.0"}
 
 
 def test_hook_leaves_a_version_of_the_image_alone_that_is_out_of_range(workshop: Workshop) -> None:
@@ -318,12 +314,12 @@ def find_interpreter_of_everybody() -> str:
 
 
 def test_hook_fails_with_one_message_where_pip_finds_nothing(workshop: Workshop) -> None:
-    python = workshop.make_environment({**CLUSTER_IMAGE, **WITH_TRANSFORMERS_4, "seqeval": "0.0.1"})
+    python = workshop.make_environment(OUTDATED_IMAGE)
     result = workshop.source_hook(python, PIP_FIND_LINKS="")
     assert_one_message(
         result, "No matching distribution found for seqeval", "PIP_INDEX_URL", "pip install --use-pep517 'seqeval<2"
     )
-    assert list_packages(python) == {**CLUSTER_IMAGE, **WITH_TRANSFORMERS_4, "seqeval": "0.0.1"}
+    assert list_packages(python) == OUTDATED_IMAGE
 
 
 def test_hook_fails_where_the_image_forbids_what_is_needed(workshop: Workshop, tmp_path: Path) -> None:
@@ -337,7 +333,7 @@ def test_hook_fails_where_the_image_forbids_what_is_needed(workshop: Workshop, t
 
 def test_hook_fails_where_what_it_installed_does_not_import(workshop: Workshop, tmp_path: Path) -> None:
     build_wheel(tmp_path, "seqeval", "1.3.0", [], code="raise ImportError('broken on purpose')")
-    python = workshop.make_environment({**CLUSTER_IMAGE, **WITH_TRANSFORMERS_4, "seqeval": "0.0.1"})
+    python = workshop.make_environment(OUTDATED_IMAGE)
     result = workshop.source_hook(python, PIP_FIND_LINKS=str(tmp_path))
     assert_one_message(result, "ImportError: broken on purpose")
 
@@ -356,16 +352,11 @@ def test_hook_installs_no_part_of_a_determined_image(workshop: Workshop, name: s
     ],
 )
 def test_hook_names_the_fault_of_requirements_txt(tmp_path: Path, text: str | None, message: str) -> None:
-    shutil.copy(REPOSITORY / "startup-hook.sh", tmp_path)
+    shutil.copy(PROJECT / "startup-hook.sh", tmp_path)
     if text is not None:
         (tmp_path / "requirements.txt").write_text(text)
-    result = subprocess.run(
-        ["bash", "-c", "set -e; source startup-hook.sh; echo sourced"],
-        cwd=tmp_path,
-        env={**os.environ, "DET_PYTHON_EXECUTABLE": sys.executable},
-        capture_output=True,
-        text=True,
-    )
+    command = ["bash", "-c", "set -e; source startup-hook.sh; echo sourced"]
+    result = subprocess.run(command, cwd=tmp_path, env=HERE, capture_output=True, text=True)
     assert_one_message(result, message)
 
 
@@ -376,11 +367,18 @@ def test_hook_names_the_fault_of_requirements_txt(tmp_path: Path, text: str | No
     ("file", "python_version"), [("constraints.txt", "3.11"), ("tests/fixtures/constraints-cluster.txt", "3.10")]
 )
 def test_exact_versions_are_within_the_ranges(file: str, python_version: str) -> None:
-    lines = [line.partition("#")[0].strip() for line in (REPOSITORY / file).read_text().splitlines()]
-    exact = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines if line)}
-    for line in (REPOSITORY / "requirements.txt").read_text().splitlines():
-        if not line or line.startswith("#"):
-            continue
-        requirement = Requirement(line.partition("#")[0])
-        if requirement.marker is None or requirement.marker.evaluate({"python_version": python_version}):
-            assert requirement.specifier.contains(exact[canonicalize_name(requirement.name)]), requirement
+    exact, ranges = read_exact_versions(file), read_requirements(python_version)
+    assert {name: exact[name] for name, versions in ranges.items() if not versions.contains(exact[name])} == {}
+
+
+@pytest.mark.parametrize("python_version", ["3.10", "3.11"])
+def test_whatever_the_project_imports_is_in_requirements_txt_with_a_range(python_version: str) -> None:
+    ranges = read_requirements(python_version)
+    assert {name for name, versions in ranges.items() if not re.search("<.*>=", str(versions))} == set()
+    scripts = [file.relative_to(PROJECT) for name in ("figures", "sample") for file in (PROJECT / name).glob("*.py")]
+    modules = {name for file in (*MODULES, *scripts) for name in imported(file)}
+    names = {".".join(module.split(".")[: 2 if module.startswith("ruamel.") else 1]) for module in modules}
+    own = {file.parts[0].removesuffix(".py") for file in MODULES}
+    needed = {str(canonicalize_name(name)) for name in names - own - sys.stdlib_module_names}
+    assert needed >= {"torch", "datasets", "ruamel-yaml"}
+    assert needed - ranges.keys() == ({"determined"} if python_version == "3.10" else set())

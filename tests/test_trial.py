@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -364,20 +363,6 @@ def test_wrong_shapes_below_the_head_are_an_error_unless_asked_for(
         fit(config)
     config["hyperparameters"]["ignore_mismatched_sizes"] = True
     assert fit(config).model.config.intermediate_size == wider.intermediate_size
-
-
-def test_users_load_their_data_by_overriding_one_method(config: dict[str, Any], fit: Callable[..., Any]) -> None:
-    class OwnDataTrial(NERTrial):
-        def load_datasets(self) -> datasets.DatasetDict:
-            rows = {"words": [["Ada", "slept"], ["No", "one"]] * 8, "tags": [["B-PER", "O"], ["O", "O"]] * 8}
-            data = datasets.Dataset.from_dict(rows)
-            return datasets.DatasetDict(train=data, validation=data)
-
-    config["data"] = {"text_column_name": "words", "label_column_name": "tags"}
-    config["searcher"]["max_length"]["batches"] = 2
-    trial = fit(config, OwnDataTrial)
-    assert trial.label_list == ["B-PER", "O"]
-    assert read_metrics(trial.output_dir, "validation")
 
 
 @pytest.mark.parametrize(

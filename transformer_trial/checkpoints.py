@@ -1,7 +1,6 @@
 """What a checkpoint and an exported model hold: what we change in each, and whether a checkpoint is whole."""
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -89,13 +88,13 @@ def refuse_another_model(checkpoint: dict[str, Any], model: Any, labels: Mapping
 
 def redact_configurations(folder: Path) -> None:
     """Replace the secrets in the configurations of a checkpoint's copy of the code."""
-    yaml = YAML(typ="safe", pure=True)  # reads as `det` does: to it `no` is a text
+    safe_yaml = YAML(typ="safe", pure=True)  # reads as `det` does: to it `no` is a text
     for file in [*folder.glob("code/**/*.yaml"), *folder.glob("code/**/*.yml")]:
         config = None
         with contextlib.suppress(Exception):  # not every yaml is a configuration
-            config = yaml.load(file)
+            config = safe_yaml.load(file)
         if redact(config) != config:
-            yaml.dump(redact(config), file)
+            safe_yaml.dump(redact(config), file)
 
 
 def complete_load_data(file: Path, model: Any) -> None:
@@ -225,12 +224,10 @@ def recipe(settings: Any) -> str:
     """A markdown list of the settings that are not their defaults."""
     lines = []
     for name, section in vars(settings).items():
-        for field in dataclasses.fields(section):
-            value = getattr(section, field.name)
-            if value != field.default:
-                home, text = "data" if name == "data" else "hyperparameters", format_value(field.name, value)
-                fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-                lines.append(f"- `{home}.{field.name}`: {fence}{text}{fence}")
+        for key, value in section.model_dump(exclude_defaults=True).items():
+            home, text = "data" if name == "data" else "hyperparameters", format_value(key, value)
+            fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+            lines.append(f"- `{home}.{key}`: {fence}{text}{fence}")
     return "\n".join(lines)
 
 

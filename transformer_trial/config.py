@@ -1,15 +1,31 @@
-"""The `hyperparameters` and `data` sections of an experiment configuration as checked dataclasses. No torch here."""
+"""The `hyperparameters` and `data` sections of an experiment configuration, checked by pydantic. No torch here.
+
+`transformer_trial/parsing.py` says how values are read and mistakes are reported.
+"""
 
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
-from transformer_trial.parsing import REQUIRED, Section, parse_sections, setting
+from pydantic import Field, field_validator
+
+from transformer_trial.parsing import (
+    Arguments,
+    Boolean,
+    Choice,
+    Number,
+    OptionalText,
+    Section,
+    Text,
+    WholeNumber,
+    parse_sections,
+    pick_from_range,
+)
 
 logger = logging.getLogger(__name__)
 
-MODEL_MODES = (
+ModelMode = Literal[
     "base",
     "pretraining",
     "causal-lm",
@@ -20,10 +36,12 @@ MODEL_MODES = (
     "next-sentence",
     "token-classification",
     "question-answering",
-)
+]
+
+MODEL_MODES: tuple[str, ...] = get_args(ModelMode)
 
 # Every schedule of transformers but reduce_lr_on_plateau and greedy, which follow a validation metric.
-LR_SCHEDULER_TYPES = (
+LrSchedulerType = Literal[
     "linear",
     "cosine",
     "cosine_with_restarts",
@@ -34,42 +52,51 @@ LR_SCHEDULER_TYPES = (
     "cosine_with_min_lr",
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
-)
+]
+LR_SCHEDULER_TYPES: tuple[str, ...] = get_args(LrSchedulerType)
 
 
-@dataclass(frozen=True)
-class ModelConfig(Section):
+class Hyperparameters(Section):
+    """Base of the parts of the `hyperparameters` section, whose values may be search ranges."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _pick_from_range(cls, value: Any) -> Any:
+        return pick_from_range(value)
+
+
+class ModelConfig(Hyperparameters):
     """Which config, tokenizer and weights to load, and with which head."""
 
-    pretrained_model_name_or_path: str | None = setting(None)
+    pretrained_model_name_or_path: OptionalText = None
     """Hub name or folder of config, tokenizer and weights, where no name of their own is given."""
-    config_name: str | None = setting(None)
+    config_name: OptionalText = None
     """Hub name or folder of the model's config."""
-    tokenizer_name: str | None = setting(None)
+    tokenizer_name: OptionalText = None
     """Hub name or folder of the tokenizer."""
-    model_name: str | None = setting(None)
+    model_name: OptionalText = None
     """Hub name or folder of the weights."""
-    model_mode: str = setting(REQUIRED, choices=MODEL_MODES)
+    model_mode: Annotated[ModelMode, Choice]
     """The head: which AutoModel class is built."""
-    finetuning_task: str | None = setting(None)
+    finetuning_task: OptionalText = None
     """Name of the task, kept in the model's config; its tags are looked for in the column `{finetuning_task}_tags`."""
-    use_pretrained_weights: bool = setting(True)
+    use_pretrained_weights: Boolean = True
     """False builds the model from its config with random weights."""
-    revision: str = setting("main")
+    revision: Text = "main"
     """Branch, tag or commit on the hub, for config, tokenizer and weights."""
-    cache_dir: str | None = setting(None)
+    cache_dir: OptionalText = None
     """Where downloads are kept; by default where the Hugging Face libraries keep them."""
-    use_fast: bool = setting(True)
+    use_fast: Boolean = True
     """Ask for a fast tokenizer."""
-    do_lower_case: bool | None = setting(None)
+    do_lower_case: Boolean | None = None
     """Override the tokenizer's own lower-casing."""
-    num_labels: int | None = setting(None, minimum=1)
+    num_labels: WholeNumber | None = Field(default=None, ge=1)
     """Width of the head. NERTrial derives it from the data, and refuses another number."""
-    trust_remote_code: bool = setting(False)
+    trust_remote_code: Boolean = False
     """Run Python code that comes with the model, from the hub or its folder, with your rights."""
-    ignore_mismatched_sizes: bool = setting(False)
+    ignore_mismatched_sizes: Boolean = False
     """Start weights afresh whose shape differs from the pretrained ones, instead of refusing them."""
-    use_auth_token: bool | None = setting(False)
+    use_auth_token: Boolean | None = False
     """Without effect: the hub's token comes from the environment (HF_TOKEN) or from `hf auth login`."""
 
     def conflicts(self) -> Iterator[str]:
@@ -84,27 +111,26 @@ class ModelConfig(Section):
             )
 
 
-@dataclass(frozen=True)
-class OptimizerConfig(Section):
+class OptimizerConfig(Hyperparameters):
     """AdamW or Adafactor, with the defaults of transformers' TrainingArguments."""
 
-    learning_rate: float = setting(5e-5, minimum=0)
+    learning_rate: Number = Field(default=5e-5, ge=0)
     """Peak learning rate."""
-    weight_decay: float = setting(0.0, minimum=0)
+    weight_decay: Number = Field(default=0.0, ge=0)
     """Decoupled weight decay of all weights but biases and norms."""
-    adafactor: bool = setting(False)
+    adafactor: Boolean = False
     """Adafactor instead of AdamW."""
-    scale_parameter: bool = setting(False)
+    scale_parameter: Boolean = False
     """Adafactor: scale the rate by the root mean square of the parameter."""
-    relative_step: bool = setting(False)
+    relative_step: Boolean = False
     """Adafactor: derive the rate from the step, instead of `learning_rate` and its schedule."""
-    adam_beta1: float = setting(0.9, minimum=0, below=1)
+    adam_beta1: Number = Field(default=0.9, ge=0, lt=1)
     """AdamW: decay of the gradient's running mean."""
-    adam_beta2: float = setting(0.999, minimum=0, below=1)
+    adam_beta2: Number = Field(default=0.999, ge=0, lt=1)
     """AdamW: decay of the squared gradient's running mean."""
-    adam_epsilon: float = setting(1e-8, minimum=0)
+    adam_epsilon: Number = Field(default=1e-8, ge=0)
     """AdamW: added to the denominator."""
-    max_grad_norm: float = setting(1.0, minimum=0)
+    max_grad_norm: Number = Field(default=1.0, ge=0)
     """Clip the gradient's norm to this; 0 never clips."""
 
     def conflicts(self) -> Iterator[str]:
@@ -113,19 +139,18 @@ class OptimizerConfig(Section):
                 yield f"hyperparameters.{key}: true has an effect with adafactor: true only. Set that, or remove it."
 
 
-@dataclass(frozen=True)
-class SchedulerConfig(Section):
+class SchedulerConfig(Hyperparameters):
     """The learning rate's schedule. Its lengths are counted in batches, as everything is in Determined."""
 
-    lr_scheduler_type: str = setting("linear", choices=LR_SCHEDULER_TYPES)
+    lr_scheduler_type: Annotated[LrSchedulerType, Choice] = "linear"
     """Shape of the schedule."""
-    lr_scheduler_kwargs: dict[str, Any] | None = setting(None)
+    lr_scheduler_kwargs: Arguments | None = None
     """Further arguments of that schedule's function in transformers, such as `num_cycles`."""
-    num_warmup_steps: int = setting(0, minimum=0)
+    num_warmup_steps: WholeNumber = Field(default=0, ge=0)
     """Batches of linear warm-up."""
-    warmup_ratio: float = setting(0.0, minimum=0, maximum=1)
+    warmup_ratio: Number = Field(default=0.0, ge=0, le=1)
     """Warm-up as a part of `num_training_steps`, rounded up, where `num_warmup_steps` is 0."""
-    num_training_steps: int | None = setting(None, minimum=1)
+    num_training_steps: WholeNumber | None = Field(default=None, ge=1)
     """Batches that the schedule spans; by default the length of the training."""
 
     def conflicts(self) -> Iterator[str]:
@@ -144,19 +169,18 @@ class SchedulerConfig(Section):
                 yield f"hyperparameters.{key}: without effect under lr_scheduler_type: {kind}. Remove it."
 
 
-@dataclass(frozen=True)
-class TrainingConfig(Section):
+class TrainingConfig(Hyperparameters):
     """Batch size and arithmetic."""
 
-    global_batch_size: int = setting(REQUIRED, minimum=1)
+    global_batch_size: WholeNumber = Field(ge=1)
     """Rows of a training batch, over all slots together."""
-    use_apex_amp: bool = setting(False)
+    use_apex_amp: Boolean = False
     """Mixed precision by NVIDIA Apex, where the image has it."""
-    mixed_precision: str = setting("none", choices=("none", "bf16", "fp16"))
+    mixed_precision: Annotated[Literal["none", "bf16", "fp16"], Choice] = "none"
     """Mixed precision by PyTorch itself: forward passes in this type, weights and optimizer in fp32."""
-    early_stopping_patience: int | None = setting(None, minimum=1)
+    early_stopping_patience: WholeNumber | None = Field(default=None, ge=1)
     """Stop after so many validations without a better value of the searcher's metric."""
-    export_model: bool = setting(True)
+    export_model: Boolean = True
     """Keep the model as `from_pretrained` reads it: locally the best in DIR/model, on a cluster in each checkpoint."""
 
     def conflicts(self) -> Iterator[str]:
@@ -167,43 +191,42 @@ class TrainingConfig(Section):
             )
 
 
-@dataclass(frozen=True)
 class DataConfig(Section):
     """Where the data is and how it is batched, whatever the task."""
 
-    dataset_name: str | None = setting(None)
+    dataset_name: OptionalText = None
     """Hub name or local folder of a data set; null takes the files below."""
-    dataset_config_name: str | None = setting(None)
+    dataset_config_name: OptionalText = None
     """Configuration of that data set, where it has several."""
-    dataset_revision: str | None = setting(None)
+    dataset_revision: OptionalText = None
     """Branch, tag or commit of that data set on the hub."""
-    train_file: str | None = setting(None)
+    train_file: OptionalText = None
     """Training rows: a file, or several by a glob such as data/*.json; plain or .gz."""
-    validation_file: str | None = setting(None)
+    validation_file: OptionalText = None
     """Validation rows, in the same format."""
-    test_file: str | None = setting(None)
+    test_file: OptionalText = None
     """Test rows, in the same format."""
-    validation_split_percentage: float | None = setting(None, above=0, below=100)
+    validation_split_percentage: Number | None = Field(default=None, gt=0, lt=100)
     """Where there is no validation split: the first such part of the training rows becomes one."""
-    preprocessing_num_workers: int | None = setting(None, minimum=1)
+    preprocessing_num_workers: WholeNumber | None = Field(default=None, ge=1)
     """Processes that tokenize."""
-    dataloader_num_workers: int = setting(0, minimum=0)
+    dataloader_num_workers: WholeNumber = Field(default=0, ge=0)
     """Processes that collate batches, on each slot; 0 collates in the training process."""
-    cache_dir: str | None = setting(None)
+    cache_dir: OptionalText = None
     """Where data sets are kept once read; by default where the datasets library keeps them."""
-    overwrite_cache: bool = setting(False)
+    overwrite_cache: Boolean = False
     """Read and tokenize anew even what the cache holds."""
-    max_seq_length: int | None = setting(None, minimum=3)
+    max_seq_length: WholeNumber | None = Field(default=None, ge=3)
     """Sub-tokens of a model input, special tokens included; by default as many as tokenizer and model take."""
-    doc_stride: int | None = setting(None, minimum=0)
+    doc_stride: WholeNumber | None = Field(default=None, ge=0)
     """Sub-tokens that two windows of a longer text share; by default 128, or half a window if that is less."""
-    pad_to_max_length: bool = setting(False)
+    pad_to_max_length: Boolean = False
     """Pad every batch to `max_seq_length` instead of to its longest row."""
-    group_by_length: bool = setting(False)
+    group_by_length: Boolean = False
     """Train on batches of rows of similar length: less padding, another order."""
-    max_train_samples: int | None = setting(None, minimum=1)
+    max_train_samples: WholeNumber | None = Field(default=None, ge=1)
     """Train on the first so many rows only."""
-    max_eval_samples: int | None = setting(None, minimum=1)
+    max_eval_samples: WholeNumber | None = Field(default=None, ge=1)
     """Validate on the first so many rows only."""
 
     def conflicts(self) -> Iterator[str]:
@@ -239,7 +262,7 @@ class TrialConfig(Generic[DataT]):
 def parse_trial_config(
     hparams: Mapping[str, Any], data: Mapping[str, Any], data_class: type[DataT]
 ) -> TrialConfig[DataT]:
-    """Check both sections and return them as dataclasses.
+    """Check both sections and return them parsed.
 
     Args:
         hparams: The `hyperparameters` section. Search ranges stand for one value of theirs, so that a search's yaml

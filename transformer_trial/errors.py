@@ -1,7 +1,8 @@
 """The errors that a user's mistakes end in, and how a message shows a value: short, printable, without secrets."""
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # A value under such a key is never repeated in a message: Determined stores logs.
@@ -62,3 +63,15 @@ def redact(value: Any, *, is_secret: bool = False) -> Any:
     return (
         SECRET_VALUE.sub("REDACTED", SECRET_ASSIGNMENT.sub(r"\1=REDACTED", value)) if isinstance(value, str) else value
     )
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that is most like `word`, whatever their case; None where none is."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return by_lower[close[0]] if close else None
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    close = nearest(word, choices)
+    return f"Did you mean {close}?" if close else ""

@@ -3,64 +3,71 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from transformer_trial.errors import ConfigError, format_value
-from transformer_trial.parsing import Section, did_you_mean, read_known, read_number, setting
+from pydantic import Field
+
+from transformer_trial.errors import ConfigError, did_you_mean, format_value
+from transformer_trial.parsing import (
+    Boolean,
+    Choice,
+    OptionalChoice,
+    OptionalText,
+    Section,
+    WholeNumber,
+    read_known,
+    read_number,
+)
 
 LENGTH_UNITS = ("batches", "epochs", "records")
 
 
-@dataclass(frozen=True)
 class HarnessConfig(Section):
     """The top-level keys that Determined's harness reads for `entrypoint: module:TrialClass`, with its defaults."""
 
-    min_validation_period: Any = setting(0)
+    min_validation_period: Any = 0
     """How often to validate, such as `{batches: 500}`; 0 is at the end only."""
-    min_checkpoint_period: Any = setting(0)
+    min_checkpoint_period: Any = 0
     """How often to save a checkpoint beside those of `checkpoint_policy`."""
-    scheduling_unit: int = setting(100, minimum=1)
+    scheduling_unit: WholeNumber = Field(default=100, ge=1)
     """Batches between two reports of training metrics."""
-    checkpoint_policy: str = setting("best", choices=("best", "all", "none"))
+    checkpoint_policy: Annotated[Literal["best", "all", "none"], Choice] = "best"
     """After which validations to save a checkpoint."""
-    perform_initial_validation: bool = setting(False)
+    perform_initial_validation: Boolean = False
     """Validate before training too."""
 
 
-@dataclass(frozen=True)
 class CheckpointStorageConfig(Section):
     """The part of the `checkpoint_storage` section that counts off cluster too, where an experiment is one trial."""
 
-    save_experiment_best: int = setting(0, minimum=0)
-    save_trial_best: int = setting(1, minimum=0)
+    save_experiment_best: WholeNumber = Field(default=0, ge=0)
+    """The same as `save_trial_best`; the larger one counts."""
+    save_trial_best: WholeNumber = Field(default=1, ge=0)
     """Checkpoints to keep of those with the best validations."""
-    save_trial_latest: int = setting(1, minimum=0)
+    save_trial_latest: WholeNumber = Field(default=1, ge=0)
     """Checkpoints to keep of the newest."""
 
 
-@dataclass(frozen=True)
 class OptimizationsConfig(Section):
     """The `optimizations` section, as far as torch has a use for it."""
 
-    aggregation_frequency: int = setting(1, minimum=1)
+    aggregation_frequency: WholeNumber = Field(default=1, ge=1)
     """Batches whose gradients make one optimizer step."""
-    average_aggregated_gradients: bool = setting(True)
+    average_aggregated_gradients: Boolean = True
     """Whether they are averaged, or summed up."""
 
 
-@dataclass(frozen=True)
 class ReproducibilityConfig(Section):
     """The `reproducibility` section."""
 
-    experiment_seed: int = setting(42, minimum=0, maximum=2**32 - 1)
+    experiment_seed: WholeNumber = Field(default=42, ge=0, le=2**32 - 1)
     """The seed off cluster, by default that of TrainingArguments; on a cluster each trial derives its own from it."""
 
 
-@dataclass(frozen=True)
 class ProfilingConfig(Section):
     """The `profiling` section."""
 
-    enabled: bool = setting(False)
+    enabled: Boolean = False
     """Collect system metrics, on a cluster."""
 
 
@@ -96,19 +103,18 @@ def parse_length(key: str, value: Any, *, minimum: int = 0) -> Length:
     raise ConfigError([f"{key}: found {format_value(key, value)}; accepted is {accepted}. {advice}".rstrip()])
 
 
-@dataclass(frozen=True)
 class SearcherConfig(Section):
     """What a trial reads of the `searcher` section; its other keys are Determined's own."""
 
-    metric: str | None = setting(None)
+    metric: OptionalText = None
     """The validation metric that decides which model is best."""
-    smaller_is_better: bool = setting(True)
+    smaller_is_better: Boolean = True
     """Whether that is the one with the smallest value of it."""
-    max_length: Any = setting(None)
+    max_length: Any = None
     """How long a trial trains, such as `{epochs: 3}`."""
-    max_time: int | None = setting(None, minimum=1)
+    max_time: WholeNumber | None = Field(default=None, ge=1)
     """The same as a number, of what `time_metric` says."""
-    time_metric: str | None = setting(None, choices=("batches", "epochs"))
+    time_metric: Annotated[Literal["batches", "epochs"], OptionalChoice] | None = None
     """The unit of `max_time`."""
 
     def conflicts(self) -> Iterator[str]:

@@ -6,7 +6,6 @@ keeps. A task subclasses it, and adds its data, its head and its evaluation.
 
 import contextlib
 import dataclasses
-import importlib.util
 import logging
 import math
 from collections.abc import Callable, Iterable
@@ -20,18 +19,10 @@ import torch
 import transformers
 from determined import pytorch
 
-from transformer_trial import builders, private
+from transformer_trial import builders, data, private
 from transformer_trial.callbacks import TrainingMeans, build_callbacks
 from transformer_trial.checkpoints import allow_determined_checkpoints, recipe, versions
 from transformer_trial.config import DataConfig, TrialConfig, parse_trial_config
-from transformer_trial.data import (
-    SlotBatchSampler,
-    TokenBatchSampler,
-    choose_evaluation_tokens,
-    default_load_dataset,
-    ignore_interrupts,
-    list_lengths,
-)
 from transformer_trial.errors import TrialError
 from transformer_trial.experiment import OptimizationsConfig, ReproducibilityConfig, searcher_metric, training_length
 from transformer_trial.parsing import read_known
@@ -68,10 +59,10 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
             )
         self.context = context
         self.experiment_config = context.get_experiment_config()
-        data = self.experiment_config.get("data") or {}
-        self.settings = parse_trial_config(context.get_hparams(), data, self.data_config_class)
+        section = self.experiment_config.get("data") or {}
+        self.settings = parse_trial_config(context.get_hparams(), section, self.data_config_class)
         if context.distributed.local_rank > 0:  # the first process of the node makes the caches anew
-            data_config = dataclasses.replace(self.settings.data, overwrite_cache=False)
+            data_config = self.settings.data.model_copy(update={"overwrite_cache": False})
             self.settings = dataclasses.replace(self.settings, data=data_config)
         self.training_length = training_length(self.experiment_config)
         self.searcher_metric = searcher_metric(self.experiment_config, {})
@@ -114,7 +105,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
 
         Override it to load data in your own way: return a `datasets.DatasetDict`, whose `train` split is required.
         """
-        return default_load_dataset(self.settings.data)
+        return data.default_load_dataset(self.settings.data)
 
     def wrap(self, num_training_rows: int) -> None:
         """Hand model, optimizer and schedule to Determined.
@@ -134,7 +125,9 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
             average_aggregated_gradients=optimizations.average_aggregated_gradients,
         )
         if settings.training.use_apex_amp:
-            self._configure_apex()
+            builders.check_apex()
+            _, self.optimizer = context.configure_apex_amp(models=self.model, optimizers=self.optimizer)
+            self.model = context.models[0]  # the returned model does not exchange gradients between slots
         self.parameters = list(self.model.parameters())
         batch_size = settings.training.global_batch_size
         batches_per_epoch = math.ceil(num_training_rows / batch_size)
@@ -148,37 +141,27 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         summary = "Training on %d rows in batches of %d: %d batches an epoch, %d in all."
         logger.info(summary, num_training_rows, batch_size, batches_per_epoch, num_batches)
 
-    def _configure_apex(self) -> None:
-        if importlib.util.find_spec("apex") is None or not torch.cuda.is_available():
-            what = "needs a GPU" if importlib.util.find_spec("apex") else "needs NVIDIA Apex, which is not installed"
-            raise TrialError(
-                f"hyperparameters.use_apex_amp: true {what}. Set use_apex_amp: false and mixed_precision: bf16 (or "
-                "fp16), which needs PyTorch only."
-            )
-        self.model, self.optimizer = self.context.configure_apex_amp(models=self.model, optimizers=self.optimizer)
-        self.model = self.context.models[0]  # the returned model does not exchange gradients between slots
-
     def data_loader(
         self, rows: datasets.Dataset, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], *, training: bool
     ) -> pytorch.DataLoader:
         """Batches of rows, which have `input_ids`: for training shuffled, for evaluation sorted by length."""
-        data, num_slots = self.settings.data, self.context.distributed.size
-        sampler: torch.utils.data.BatchSampler
+        settings, num_slots = self.settings, self.context.distributed.size
+        sampler: data.SlotBatchSampler | list[list[int]]
         if training:
-            batch_size = self.settings.training.global_batch_size
-            lengths = list_lengths(rows, "input_ids") if data.group_by_length else None
-            sampler = SlotBatchSampler(rows.num_rows, batch_size, num_slots, seed=self.seed, lengths=lengths)
+            lengths = data.list_lengths(rows, "input_ids") if settings.data.group_by_length else None
+            batch_size = settings.training.global_batch_size
+            sampler = data.SlotBatchSampler(rows.num_rows, batch_size, num_slots, seed=self.seed, lengths=lengths)
         else:
-            max_tokens = choose_evaluation_tokens(self.context.device)
-            sampler = TokenBatchSampler(list_lengths(rows, "input_ids"), max_tokens, num_slots)
+            max_tokens = data.choose_evaluation_tokens(self.context.device)
+            sampler = data.group_by_tokens(data.list_lengths(rows, "input_ids"), max_tokens, num_slots=num_slots)
         return pytorch.DataLoader(  # Determined repeats it, skips in it on a resume, and deals its batches to the slots
             rows,
             batch_sampler=sampler,
             collate_fn=collate,
-            num_workers=data.dataloader_num_workers,
+            num_workers=settings.data.dataloader_num_workers,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=data.dataloader_num_workers > 0,
-            worker_init_fn=ignore_interrupts,
+            persistent_workers=settings.data.dataloader_num_workers > 0,
+            worker_init_fn=data.ignore_interrupts,
         )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -8,7 +8,6 @@ contenders are those of contenders.py. Nothing else should run on the machine me
 """
 
 import argparse
-import dataclasses
 import functools
 import importlib.metadata
 import itertools
@@ -31,6 +30,7 @@ import meters  # noqa: E402
 import subprocesses  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from tabulate import tabulate  # noqa: E402
 
 SECTIONS = ("training", "evaluation", "memory", "start-up", "scaling")
 PACKAGES = ("determined", "torch", "transformers", "accelerate", "datasets", "seqeval", "numpy")
@@ -42,13 +42,9 @@ def parse_arguments() -> argparse.Namespace:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, default=PROJECT / "sample" / "data", metavar="DIR")
-    add(
-        "--model",
-        default=str(PROJECT / "sample" / "model"),
-        metavar="DIR",
-        help="a model, or its config, and tokenizer",
-    )
+    sample, key = PROJECT / "sample", "of NERTrial, such as data.group_by_length=true"
+    add("--data", type=Path, default=sample / "data", metavar="DIR")
+    add("--model", default=str(sample / "model"), metavar="DIR", help="a model, or its config, and tokenizer")
     add("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     add("--rounds", type=int, default=5)
     add("--batches", type=int, default=200, help="of a training in a round")
@@ -57,23 +53,12 @@ def parse_arguments() -> argparse.Namespace:
     size_help = "small: that of --model; bert-base: of that shape, with random weights"
     sizes = ["small", "bert-base"]
     add("--model-size", nargs="+", choices=sizes, default=sizes if cuda else sizes[:1], help=size_help)
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", type=int, help="of torch (default: torch's own)")
-    add(
-        "--config",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="of NERTrial, such as data.group_by_length=true",
-    )
+    add("--config", action="append", default=[], metavar="KEY=VALUE", help=key)
     add("--memory-sentences", type=int, default=50_000, help="to evaluate")
     add("--memory-labels", type=int, nargs="*", default=[9, 65, 257], help="odd numbers, on a tenth of the sentences")
     add("--json", type=Path, metavar="FILE", help="keep all that was measured")
-    options = parser.parse_args()
-    if options.device != "auto" and cuda != (options.device == "cuda"):
-        # Determined trains on every GPU that it finds, and on the CPU if there is none.
-        parser.error(f"--device: found {options.device}; this machine's is {'cuda' if cuda else 'cpu'}")
-    return options
+    return parser.parse_args()
 
 
 def describe_machine() -> dict[str, Any]:
@@ -107,11 +92,8 @@ def spread(values: Sequence[float], digits: int = 2) -> list[str]:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(header, *rows)]
-    print(f"\n{title}\n")
-    for row in (header, *rows):
-        name, *cells = (f"{cell:{'<' if i == 0 else '>'}{width}}" for i, (cell, width) in enumerate(zip(row, widths)))
-        print("  ".join((name, *cells)).rstrip())
+    align = ("left", *["right"] * (len(header) - 1))
+    print(f"\n{title}\n\n{tabulate(rows, header, 'plain', colalign=align, disable_numparse=True)}")
 
 
 def print_speeds(
@@ -126,14 +108,10 @@ def print_speeds(
         pairs: Whose ratios; None for those of the first contestant to each other one.
         more: Further columns of medians: their heads, what of a round, what to divide it by, and digits to show.
     """
-    rows = [
-        [
-            name,
-            *spread([r[unit] for r in rounds], 1),
-            *(f"{statistics.median(r[key] for r in rounds) / by:,.{digits}f}" for _, key, by, digits in more),
-        ]
-        for name, rounds in results.items()
-    ]
+    rows = []
+    for name, rounds in results.items():
+        medians = (f"{statistics.median(r[key] for r in rounds) / by:,.{digits}f}" for _, key, by, digits in more)
+        rows.append([name, *spread([r[unit] for r in rounds], 1), *medians])
     print_table(title, ("", "median", "min", "max", *(column[0] for column in more)), rows)
     first, *others = results
     rows = []
@@ -145,9 +123,9 @@ def print_speeds(
 
 def measure_training(job: contenders.Job, rounds: int, title: str) -> dict[str, Any]:
     """The parts of a step first, which also warms up what is timed after it."""
-    apart = {name: contenders.train(name, job, parts=True) for name in contenders.TRAINERS}
+    apart = {name: contenders.train(name, job, 0, parts=True) for name in contenders.TRAINERS}
     parts = {name: found["step_milliseconds"] for name, found in apart.items()}
-    results = take_turns({name: functools.partial(_train, name, job) for name in contenders.TRAINERS}, rounds)
+    results = take_turns({name: functools.partial(contenders.train, name, job) for name in contenders.TRAINERS}, rounds)
     matmul = meters.measure_matmul(job.precision)
     columns = (
         ("real tokens/s", "tokens_per_second", 1, 0),
@@ -165,16 +143,9 @@ def measure_training(job: contenders.Job, rounds: int, title: str) -> dict[str, 
     return {"rounds": results, "step_milliseconds": parts, "syncs": syncs, "matmul_flops_per_second": matmul}
 
 
-def _train(name: str, job: contenders.Job, index: int) -> dict[str, Any]:
-    return contenders.train(name, dataclasses.replace(job, seed=job.seed + index))
-
-
-def _evaluate(name: str, job: contenders.Job, _: int) -> dict[str, Any]:
-    return contenders.evaluate(name, job)
-
-
 def measure_evaluation(job: contenders.Job, rounds: int, title: str) -> dict[str, Any]:
-    results = take_turns({name: functools.partial(_evaluate, name, job) for name in contenders.EVALUATORS}, rounds)
+    contestants = {name: functools.partial(contenders.evaluate, name, job) for name in contenders.EVALUATORS}
+    results = take_turns(contestants, rounds)
     print_speeds(f"Evaluation with metrics, sentences a second ({title}):", results)
     return {"rounds": results}
 

@@ -174,23 +174,17 @@ def loop(model: Any, batches: list[Any], autocast: Callable[[], Any], watch: Ste
 
 
 def build_run_ner(job: Job, **arguments: Any) -> Any:
-    arguments["bf16"] = job.precision == "bf16"
-    # Else the Trainer refuses bf16 without a GPU, and lets each of several processes train alone.
-    arguments["use_cpu"] = not torch.cuda.is_available()
-    return build_trainer(job.model_dir, job.data_dir, job.work_dir, **arguments)
+    # use_cpu: else the Trainer refuses bf16 without a GPU, and lets each of several processes train alone.
+    return build_trainer(
+        job.model_dir, job.data_dir, job.work_dir, max_train_samples=job.num_sentences, max_steps=job.num_batches,
+        per_device_train_batch_size=job.batch_size, per_device_eval_batch_size=job.batch_size, seed=job.seed,
+        save_strategy="no", bf16=job.precision == "bf16", use_cpu=not torch.cuda.is_available(), **arguments,
+    )  # fmt: skip
 
 
 def train_run_ner(job: Job, watch: StepWatch, **flags: Any) -> None:
     with suppressed_output(job.work_dir):
-        trainer = build_run_ner(
-            job,
-            max_train_samples=job.num_sentences,
-            max_steps=job.num_batches,
-            per_device_train_batch_size=job.batch_size,
-            seed=job.seed,
-            save_strategy="no",
-            **flags,
-        )
+        trainer = build_run_ner(job, **flags)
         if trainer.args.world_size != job.num_processes:
             raise RuntimeError(f"The Trainer trains in {trainer.args.world_size} processes, not {job.num_processes}.")
         watch.see(trainer.model)
@@ -224,7 +218,7 @@ def evaluate_ner_trial(job: Job, meter: Meter) -> dict[str, float]:
 
 def evaluate_run_ner(job: Job, meter: Meter) -> dict[str, float]:
     with suppressed_output(job.work_dir):
-        trainer = build_run_ner(job, per_device_eval_batch_size=job.batch_size)
+        trainer = build_run_ner(job)
         meter.start()
         metrics = trainer.evaluate()
         meter.stop()
@@ -240,24 +234,20 @@ TRAINERS: dict[str, Callable[[Job, StepWatch], None]] = {
 EVALUATORS = {"NERTrial": evaluate_ner_trial, "run_ner": evaluate_run_ner}
 
 
-def train(name: str, job: Job, *, parts: bool = False) -> dict[str, Any]:
-    """Let a contender train; what was measured."""
+def train(name: str, job: Job, index: int, *, parts: bool = False) -> dict[str, Any]:
+    """Let a contender train in the round of that index, which has a seed of its own; what was measured."""
     gc.collect()  # what the one before left behind is none of this one's time
     with StepWatch(job.num_batches, parts=parts) as watch:
-        TRAINERS[name](job, watch)
+        TRAINERS[name](replace(job, seed=job.seed + index), watch)
     return watch.results()
 
 
-def evaluate(name: str, job: Job, *, memory: bool = False) -> dict[str, Any]:
-    """Let a contender evaluate the validation split; what was measured."""
+def evaluate(name: str, job: Job, index: int, *, memory: bool = False) -> dict[str, Any]:
+    """Let a contender evaluate the validation split, alike in every round; what was measured."""
     gc.collect()
     meter = Meter(memory=memory)
     metrics = EVALUATORS[name](replace(job, num_batches=1), meter)
     with (Path(job.data_dir) / "validation.json").open() as file:
         num_sentences = sum(1 for _ in file)
-    return {
-        **meter.results(),
-        "sentences": num_sentences,
-        "sentences_per_second": num_sentences / meter.seconds,
-        **metrics,
-    }
+    speed = num_sentences / meter.seconds
+    return {**meter.results(), "sentences": num_sentences, "sentences_per_second": speed, **metrics}

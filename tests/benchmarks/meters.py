@@ -61,7 +61,7 @@ class StepWatch:
         if not self.lengths:
             self.parts.clear()
             self._warn_of_syncs("warn")
-            self.started, self.cpu_started = now(), time.process_time()
+            self.started = now()
         self.lengths.append(batch["attention_mask"].sum(1))
         self.num_padded_tokens += batch["attention_mask"].numel()
 
@@ -70,7 +70,7 @@ class StepWatch:
             self.parts["optimizer"] += now() - self.step_started
         self.num_steps += 1
         if self.done:
-            self.seconds, self.cpu_seconds = now() - self.started, time.process_time() - self.cpu_started
+            self.seconds = now() - self.started
             self._warn_of_syncs("default")
 
     def _warn_of_syncs(self, mode: str) -> None:
@@ -121,7 +121,6 @@ class StepWatch:
         milliseconds = {part: self.parts[part] for part in PARTS} | {"rest": rest}
         return {
             "seconds": self.seconds,
-            "cpu_seconds": self.cpu_seconds,
             "sentences": len(lengths),
             "sentences_per_second": len(lengths) / self.seconds,
             "tokens_per_second": float(lengths.sum()) / self.seconds,
@@ -153,17 +152,12 @@ def measure_matmul(precision: str) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def anonymous_bytes() -> int:
-    """The process's own memory: without files that are mapped into it, such as cached data and libraries."""
-    memory = psutil.Process().memory_info()
-    return int(memory.rss - getattr(memory, "shared", 0))
-
-
 class Meter:
-    """Measures what happens between `start` and `stop`.
+    """Measures seconds, and on request memory, between `start` and `stop`.
 
     Args:
-        memory: Look at the memory too, a hundred times a second.
+        memory: Look at the memory a hundred times a second: the process's own, without the files that are mapped into
+            it, such as cached data and libraries.
     """
 
     def __init__(self, *, memory: bool = False) -> None:
@@ -176,29 +170,26 @@ class Meter:
             gc.collect()
             if sys.platform == "linux":
                 ctypes.CDLL(None).malloc_trim(0)  # memory that is free but kept would hide what is needed next
-            self.base = anonymous_bytes()
+            self._look_at_memory()
+            self.base = self.peak
             self.thread = threading.Thread(target=self._watch_memory, daemon=True)
             self.thread.start()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-            self.gpu_base = torch.cuda.memory_allocated()
-        self.started, self.cpu_started = now(), time.process_time()
+        self.started = now()
+
+    def _look_at_memory(self) -> None:
+        memory = psutil.Process().memory_info()
+        self.peak = max(self.peak, int(memory.rss - getattr(memory, "shared", 0)))
 
     def _watch_memory(self) -> None:
         while not self.stopped.wait(0.01):
-            self.peak = max(self.peak, anonymous_bytes())
+            self._look_at_memory()
 
     def stop(self) -> None:
-        self.seconds, self.cpu_seconds = now() - self.started, time.process_time() - self.cpu_started
+        self.seconds = now() - self.started
         if self.with_memory:
-            self.peak = max(self.peak, anonymous_bytes())
+            self._look_at_memory()
             self.stopped.set()
             self.thread.join()
 
     def results(self) -> dict[str, float]:
-        results: dict[str, float] = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
-        if self.with_memory:
-            results["peak_mib"] = (self.peak - self.base) / 2**20
-        if torch.cuda.is_available():
-            results["peak_gpu_mib"] = (torch.cuda.max_memory_allocated() - self.gpu_base) / 2**20
-        return results
+        return {"seconds": self.seconds} | ({"peak_mib": (self.peak - self.base) / 2**20} if self.with_memory else {})

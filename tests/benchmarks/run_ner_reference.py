@@ -35,21 +35,15 @@ def tokenize(tokenizer: Any, label_ids: dict[str, int], rows: dict[str, list[Any
     return {**encoded, "labels": labels, "length": [len(row) for row in labels]}
 
 
-class SeqevalMetrics:
-    """run_ner.py's `compute_metrics`: the overall scores of seqeval's report on the labelled sub-tokens."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-
-    def __call__(self, prediction: transformers.EvalPrediction) -> dict[str, float]:
-        predicted_ids = np.argmax(prediction.predictions, axis=2)
-        pairs = list(zip(predicted_ids, prediction.label_ids))
-        predicted = [[self.names[p] for p, g in zip(*pair) if g != -100] for pair in pairs]
-        gold = [[self.names[g] for _, g in zip(*pair) if g != -100] for pair in pairs]
-        overall = seqeval_metrics.classification_report(gold, predicted, output_dict=True, zero_division=0)["micro avg"]
-        scores = {"precision": overall["precision"], "recall": overall["recall"], "f1": overall["f1-score"]}
-        scores["accuracy"] = seqeval_metrics.accuracy_score(gold, predicted)
-        return {name: float(score) for name, score in scores.items()}
+def compute_metrics(names: list[str], prediction: transformers.EvalPrediction) -> dict[str, float]:
+    """The overall scores of seqeval's report on the labelled sub-tokens."""
+    pairs = list(zip(np.argmax(prediction.predictions, axis=2), prediction.label_ids))
+    predicted = [[names[p] for p, g in zip(*pair) if g != -100] for pair in pairs]
+    gold = [[names[g] for _, g in zip(*pair) if g != -100] for pair in pairs]
+    overall = seqeval_metrics.classification_report(gold, predicted, output_dict=True, zero_division=0)["micro avg"]
+    scores = {"precision": overall["precision"], "recall": overall["recall"], "f1": overall["f1-score"]}
+    scores["accuracy"] = seqeval_metrics.accuracy_score(gold, predicted)
+    return {name: float(score) for name, score in scores.items()}
 
 
 def build_trainer(
@@ -88,7 +82,7 @@ def build_trainer(
         data_collator=transformers.DataCollatorForTokenClassification(
             tokenizer, pad_to_multiple_of=8 if training_arguments.fp16 else None
         ),
-        compute_metrics=SeqevalMetrics(names),
+        compute_metrics=functools.partial(compute_metrics, names),
     )
 
 

@@ -29,19 +29,16 @@ def start(command: Sequence[str], mark: str, folder: str, **environment: str) ->
 
     Beside the clock's are the processors' seconds, user's and system's, which other work on the machine sways less.
     """
-    caches = {"HF_HOME": folder, "HF_DATASETS_CACHE": f"{folder}/datasets", "XDG_DATA_HOME": folder}
-    path = os.pathsep.join((str(PROJECT), str(HERE)))
+    variables = {
+        "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{PROJECT}{os.pathsep}{HERE}",
+        "HF_HOME": folder, "HF_DATASETS_CACHE": f"{folder}/datasets", "XDG_DATA_HOME": folder,
+    }  # fmt: skip
     with tempfile.TemporaryFile("w+") as errors:
         started, cpu_started = time.perf_counter(), cpu_seconds_of_children()
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            cwd=PROJECT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, **caches, **environment},
-        )
-        with process:
+        with subprocess.Popen(
+            [sys.executable, *command], stdout=subprocess.PIPE, stderr=errors, text=True, cwd=PROJECT,
+            env={**os.environ, **variables, **environment},
+        ) as process:  # fmt: skip
             for line in process.stdout or ():
                 if line.startswith(mark):
                     seconds = time.perf_counter() - started
@@ -157,7 +154,7 @@ def main() -> None:
     what, name, text = sys.argv[1:]
     fields = json.loads(text)
     job = Job(**{**fields, "overrides": tuple(fields["overrides"])})
-    result = train(name, job) if what == "train" else evaluate(name, job, memory=True)
+    result = train(name, job, 0) if what == "train" else evaluate(name, job, 0, memory=True)
     if int(os.environ.get("RANK", "0")) == 0:
         print(MARK + json.dumps(result), flush=True)
 

@@ -1,0 +1,199 @@
+"""Records, and which of their columns hold words and tags: as configured, by their usual names, or by a guess."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ner.cells import TAGGED_LINE, WordError, holds_spans, join_names
+from transformer_trial.errors import TrialError, format_value
+
+TEXT_NAMES = ("tokens", "words", "token", "word", "form", "text", "sentence")
+LABEL_NAMES = ("tags", "tag", "labels", "label", "ner", "entities", "spans")  # after {task}_tags
+SENTENCE_NAMES = ("sentence #", "sentence_id", "sentence_idx", "sent_id", "sentence_number")
+"""Usual names of the columns, in upper or lower case, those of annotation tools included."""
+
+SPAN_NAMES = ("entities", "spans")
+
+NO_NAME = re.compile(r"(^|\s)(O|[BIESLUMW]-\S+)($|\s)|[\[{]")
+"""Tags or lists in a first line, which should name the columns."""
+
+
+class Record(NamedTuple):
+    """A row of a table, or a sentence of CoNLL columns."""
+
+    place: str
+    """File and line, or row where there are no lines."""
+    cells: dict[str, Any]
+    """The cell of each column. For CoNLL columns it is the list of the words' cells, None where nothing stands."""
+    places: Sequence[str] = ()
+    """The place of each word, for CoNLL columns and for rows of words that were joined."""
+
+    def place_of(self, error: Exception) -> str:
+        """Return the place to name in a message: the word's own place if the error is about a word that has one."""
+        number = error.number if isinstance(error, WordError) else 1
+        return self.places[number - 1] if self.places else self.place
+
+
+class SettingNames(NamedTuple):
+    """The names of the settings in messages: keys of a configuration, or options of a command."""
+
+    file_format: str = "data.file_format"
+    text_column: str = "data.text_column_name"
+    label_column: str = "data.label_column_name"
+    sentence_column: str = "data.sentence_column_name"
+    label_list: str = "data.label_list"
+
+
+CONFIGURATION_KEYS = SettingNames()
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the user says about files and columns. With None, the files' endings, names and contents decide."""
+
+    file_format: str | None = None
+    """One of `ner.formats.FORMAT_NAMES`, or "text", where each line is a sentence."""
+    text_column: str | int | None = None
+    label_column: str | int | None = None
+    sentence_column: str | None = None
+    needs_tags: bool = True
+    """Whether there has to be a column of tags, as in training."""
+    names: SettingNames = CONFIGURATION_KEYS
+
+    def count_column_names(self, cells: Sequence[str]) -> int:
+        """Count the cells that are given or usual names of columns; 0 if a tag is among the cells."""
+        if any(TAGGED_LINE.search(f" {cell}") for cell in cells):
+            return 0
+        known = {*TEXT_NAMES, *LABEL_NAMES, *SENTENCE_NAMES}
+        usual = sum(c.strip().lower() in known or bool(re.fullmatch(r"(?i).*[ _](tag|label)s? *", c)) for c in cells)
+        given = (self.text_column, self.label_column, self.sentence_column)
+        return usual + 2 * sum(name in cells and not str(name).isdigit() for name in given)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of the words and the tags."""
+
+    text: str
+    label: str | None
+    """None where there are no tags, as in text to predict on."""
+    sentence: str | None = None
+    """The column of the sentence's id, where a record is a word."""
+    has_spans: bool = False
+    """Whether the label column holds the entities of a text."""
+    num_unnamed: int = 0
+    """The number of columns where they have no names, else 0."""
+
+
+def find_columns(records: Sequence[Record], options: ReadOptions, task: str, like: Columns | None = None) -> Columns:
+    """Find the columns of words and tags: the configured ones, else those with usual names, else by what they hold.
+
+    The order of these is that of Hugging Face's run_ner.py (Apache-2.0,
+    https://github.com/huggingface/transformers/tree/main/examples/pytorch/token-classification), whose only usual names
+    are tokens and {task}_tags.
+
+    Args:
+        records: The first records of the source.
+        options: What the user says.
+        task: `finetuning_task`, whose tags are looked for in the column `{task}_tags`.
+        like: The columns of the train split. Where they have names, another split has to have them too.
+
+    Raises:
+        TrialError: If there is no such column.
+    """
+    first, names, settings = records[0], list(records[0].cells), options.names
+    if any(NO_NAME.search(name) for name in names):
+        raise TrialError(
+            f"{first.place}: the line before holds {format_value('', join_names(names))}, which looks like data; "
+            "accepted is a first line with the columns' names."
+        )
+    usual = () if first.places else SENTENCE_NAMES
+    sentence = _choose(first, settings.sentence_column, options.sentence_column, usual, required=False)
+    others = [name for name in names if name != sentence and not re.match("$|Unnamed: ", name)]
+    text_names, label_names = list(TEXT_NAMES), [f"{task}_tags", *LABEL_NAMES]
+    if like is not None and not like.text.isdigit() and not _is_numbered(first):
+        text_names, label_names, others = [like.text.strip().lower()], [str(like.label).strip().lower()], []
+    guess = _guess_text(records, others)
+    text = str(_choose(first, settings.text_column, options.text_column, text_names, guess))
+    guess = _guess_label(records, others, text, needs_tags=options.needs_tags)
+    required = options.needs_tags
+    label = _choose(first, settings.label_column, options.label_column, label_names, guess, required=required)
+    if label in SPAN_NAMES and options.text_column is None and "text" in names:
+        text = "text"  # an annotation tool's tokens hold more than the words
+    if text == label:
+        raise TrialError(
+            f"{first.place}: {label!r} is the column of the words and of the tags; found {join_names(names)}. Set "
+            f"{settings.text_column} and {settings.label_column} to two columns."
+        )
+    cells = [(record.cells.get(text), record.cells.get(str(label))) for record in records]
+    one_word = all(is_word(word) and is_tag(word if label is None else tag) for word, tag in cells)
+    if options.sentence_column is None and not one_word:
+        sentence = None  # a row is a sentence, and this is its number
+    has_spans = holds_spans(*next((pair for pair in cells if pair[1] != []), cells[0]))
+    return Columns(text, label, sentence, has_spans, len(names) if _is_numbered(first) else 0)
+
+
+def is_word(cell: Any) -> bool:
+    """Tell whether a cell can be one word. It cannot hold line breaks, which a quote that is left open brings."""
+    return cell is None or (isinstance(cell, (str, int, float)) and not re.search(r"[\t\r\n]", str(cell)))
+
+
+def is_tag(cell: Any) -> bool:
+    return is_word(cell) and not re.search(r"^\[| ", str(cell))
+
+
+def _is_numbered(record: Record) -> bool:
+    return bool(record.places) and next(iter(record.cells)) == "0"
+
+
+def _choose(
+    first: Record, setting: str, given: Any, usual: Sequence[str], guess: str | None = None, *, required: bool = True
+) -> str | None:
+    """Return the configured column, else one with a usual name, else the guess. If required, it must exist."""
+    names = list(first.cells)
+    if isinstance(given, int) or (given is not None and _is_numbered(first) and re.fullmatch(r"-?\d+", given)):
+        found = names[int(given)] if -len(names) <= int(given) < len(names) else None
+    elif given is not None:
+        found = given if given in names else None
+    else:
+        by_lower = {name.strip().lower(): name for name in reversed(names)}
+        found = next((by_lower[name] for name in usual if name in by_lower), guess)
+    if found is None and (required or given is not None):
+        missing = usual[0] if given is None else given
+        raise TrialError(
+            f"{first.place}: no column {missing!r}; found {join_names(names)}. Set {setting} to the right column."
+        )
+    return found
+
+
+def _guess_text(records: Sequence[Record], names: Sequence[str]) -> str | None:
+    """Guess the first column, or the second of three or more CoNLL columns where the first one counts the words."""
+    ids = [record.cells.get(names[0], []) for record in records] if records[0].places and len(names) > 2 else []
+    if not ids or not all(str(cell).isdigit() for cells in ids for cell in cells):
+        return names[0] if names else None
+    is_count = all(cells in ([str(i + start) for i in range(len(cells))] for start in (0, 1)) for cells in ids)
+    return names[1] if is_count else None  # other numbers are no words
+
+
+def _guess_label(records: Sequence[Record], names: Sequence[str], text: str, *, needs_tags: bool) -> str | None:
+    """Guess the second column unless only others hold tags; of CoNLL columns the last with tags, or with anything."""
+    is_conll = bool(records[0].places)
+    rest = list(names[names.index(text) + 1 :] if is_conll and text in names else names[1:])
+    items = {name: _items(records, name) for name in rest if name != text}
+    tagged = [name for name, found in items.items() if _are_tags(found)]
+    if not is_conll:
+        return (tagged[-1] if tagged and rest[0] not in tagged else rest[0]) if rest and needs_tags else None
+    used = [name for name, found in items.items() if any(re.search(r"[^\W_]", item) for item in found)]
+    return tagged[-1] if tagged else used[-1] if used and needs_tags and names[0] != "ID" else None
+
+
+def _items(records: Sequence[Record], name: str) -> list[str]:
+    """Return all items in the cells of a column, in whatever way they are written."""
+    cells = [record.cells.get(name) for record in records]
+    lists = (cell if isinstance(cell, list) else re.findall(r"""[^\s\[\]'",]+""", str(cell)) for cell in cells)
+    return [str(item) for items in lists for item in items if item is not None]
+
+
+def _are_tags(items: Sequence[str]) -> bool:
+    return bool(items) and 2 * sum(bool(re.match("[0O]$|[BIESLUMW]-", item)) for item in items) >= len(items)
