@@ -4,7 +4,6 @@ import datetime
 import functools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from training_process import start_ranks, wait_for_all
 from ner_trial import NERTrial
 from transformer_trial import local
 
-INT, TERM, KILL = int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGKILL)
+TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
 
 # ------------------------------------------------------------------------------------------------------- what they note
 
@@ -183,38 +182,29 @@ run(NERTrial)
 """
 
 
-def test_torchrun_passes_a_signal_on_and_one_process_goes_on_alone(config: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_ranks", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_torchrun_passes_a_signal_on_and_fewer_or_more_processes_go_on(
+    config: dict[str, Any], tmp_path: Path, num_ranks: int
+) -> None:
     alone, folder = train_to_end(config, tmp_path / "alone", 1), tmp_path / "cut"
-    folder.mkdir()
-    (folder / "stopped.py").write_text(STOPPED_BY_TORCHRUN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(folder / "stopped.py"), str(alone / "config.yaml"), "--output-dir", str(folder / "run")]
-    result = subprocess.run(
-        command, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode != 0 and "SIGTERM: saving a checkpoint" in result.stderr
-    assert "Stopped after batch 10 of 24." in result.stderr
-    assert checkpoint_steps(folder)[-1] == 10  # amid an accumulation, and an epoch
-    train_to_end(config, folder, 1, "--resume", "auto")
-    assert_same_metrics_and_weights(folder, alone)
-
-
-@pytest.mark.slow
-def test_after_ctrl_c_a_run_goes_on_with_fewer_or_more_processes(config: dict[str, Any], tmp_path: Path) -> None:
-    alone = train_to_end(config, tmp_path / "alone", 1)
     epochs = [list(rows_of_steps(alone).values())[start : start + 6] for start in range(0, 24, 6)]
     assert all(len({tuple(row) for rows in epoch for row in rows}) == 41 for epoch in epochs)
     scores = [line["accuracy_score"] for line in read_metrics(alone / "run", "validation")]
     assert len(set(scores)) > 2, "it has to learn something that a difference would change"
 
-    signals = {rank: [("training", 9, INT)] for rank in range(2)}
-    assert train(config, tmp_path / "one", 2, signals=signals) == [128 + INT] * 2
-    assert "SIGINT: saving a checkpoint" in (tmp_path / "one" / "log").read_text()
-    assert checkpoint_steps(tmp_path / "one")[-1] == 10  # amid an accumulation, and an epoch
-    shutil.copytree(tmp_path / "one", tmp_path / "three")
-    for name, num_ranks in (("one", 1), ("three", 3)):
-        train_to_end(config, tmp_path / name, num_ranks, "--resume", "auto")
-        assert_trained_alike(tmp_path / name, alone)
+    folder.mkdir()
+    (folder / "stopped.py").write_text(STOPPED_BY_TORCHRUN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(folder / "stopped.py"), str(alone / "config.yaml"), "--output-dir", str(folder / "run")]
+    env = os.environ | {"PYTHONPATH": str(PROJECT)}
+    result = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=120)
+    assert result.returncode != 0 and "SIGTERM: saving a checkpoint" in result.stderr
+    assert "Stopped after batch 10 of 24." in result.stderr
+    assert checkpoint_steps(folder)[-1] == 10  # amid an accumulation, and an epoch
+    train_to_end(config, folder, num_ranks, "--resume", "auto")
+    assert_same_metrics_and_weights(folder, alone)
+    steps = rows_of_steps(folder)
+    assert steps == {step: rows for step, rows in rows_of_steps(alone).items() if step >= 10}
 
 
 def hurry() -> None:

@@ -319,15 +319,6 @@ def test_settings_that_have_changed_are_named_without_secrets(
     assert "environment.environment_variables has changed" in log and "hf_planted" not in log
 
 
-def test_another_model_is_refused(
-    config: dict[str, Any], run: Callable[..., int], tmp_path: Path, two_checkpoints: Any, tiny_model: Path
-) -> None:
-    config["hyperparameters"]["pretrained_model_name_or_path"] = str(tiny_model)  # it has a layer more
-    assert run("cut", "--resume", "auto") == 1
-    last = (tmp_path / "cut.log").read_text().splitlines()[-1]
-    assert last.startswith("The checkpoint is of another model: ") and "layer.1" in last
-
-
 # ---------------------------------------------------------------------------------------------------- the output folder
 
 
