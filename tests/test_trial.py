@@ -45,7 +45,9 @@ def parquet_folder(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("file", ["ner_config.yaml", "tests/fixtures/original_ner_config.yaml"])
+@pytest.mark.parametrize(
+    "file", ["ner_config.yaml", pytest.param("tests/fixtures/original_ner_config.yaml", marks=pytest.mark.slow)]
+)
 def test_det_trains_one_batch_of_the_shipped_and_of_the_original_configuration(
     file: str, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -56,10 +58,12 @@ def test_det_trains_one_batch_of_the_shipped_and_of_the_original_configuration(
     assert "validation_loss" in output
 
 
+@pytest.mark.slow
 def test_det_trains_one_batch_of_the_sample() -> None:
     assert "The test experiment passed." in run_det("sample/ner_config.yaml")
 
 
+@pytest.mark.slow
 def test_the_sample_is_learned_from_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "train.py", "sample/ner_config.yaml", "--output-dir", str(tmp_path / "run")]
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
