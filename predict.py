@@ -66,10 +66,10 @@ class Tagger:
         Raises:
             TrialError: If the folder does not hold a whole model.
         """
+        auto_class = transformers.AutoModelForTokenClassification
         try:
             if not Path(folder).is_dir():
                 raise ValueError(f"there is no such folder (looked for {Path(folder).absolute()})")
-            auto_class = transformers.AutoModelForTokenClassification
             model, loaded = auto_class.from_pretrained(folder, output_loading_info=True)
             if missing := sorted(loaded["missing_keys"]):
                 raise ValueError(f"it has no weights for {', '.join(missing[:4])}, so it was not trained to tag words")
@@ -204,23 +204,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Tag files or new text with an exported model.")
     parser.add_argument("--model", required=True, metavar="DIR", help="folder of an exported model")
     parser.add_argument("--input", required=True, metavar="FILE", help="file, glob in quotes, or - for standard input")
-    parser.add_argument(
-        "--output", required=True, metavar="FILE", help="json lines, or CoNLL columns by its ending; - for json lines"
-    )
+    how = "json lines, or CoNLL columns by its ending; - for json lines"
+    parser.add_argument("--output", required=True, metavar="FILE", help=how)
     formats = ("text", *FORMAT_NAMES)
     parser.add_argument("--format", choices=formats, help="format of the input; by default its ending tells")
     parser.add_argument("--text-column", metavar="NAME", help="column of the words or the text")
     parser.add_argument("--label-column", metavar="NAME", help="column of the gold tags or entities")
     parser.add_argument("--sentence-column", metavar="NAME", help="column of the sentence's id, if a row is a word")
-    parser.add_argument(
-        "--label-list",
-        nargs="+",
-        metavar="TAG",
-        help="what numbers among the gold tags stand for, from 0; by default what they stood for in training",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="tag so many sentences at once, at most; the tags are the same"
-    )
+    numbers = "what numbers among the gold tags stand for, from 0; by default what they stood for in training"
+    parser.add_argument("--label-list", nargs="+", metavar="TAG", help=numbers)
+    parser.add_argument("--batch-size", type=int, metavar="N", help="sentences to tag at once, at most; same tags")
     options = parser.parse_args(arguments)
     if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"--batch-size: found {options.batch_size}; accepted is at least 1")
