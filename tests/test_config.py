@@ -82,7 +82,7 @@ ARGUMENTS = "accepted is a mapping of names to numbers or texts or null."
 MODES = f"accepted is one of {', '.join(MODEL_MODES)}."
 SCHEDULES = f"accepted is one of {', '.join(LR_SCHEDULER_TYPES)}."
 NOT_BOOLEAN = "YAML parsers disagree on which words are true or false: take another text than true, yes, on, y, false, "
-IN_ORDER = "A search range needs the numbers minval and maxval, the smaller first."
+RANGE = "A search range has the type const and a val; categorical and a list of vals; or int, double or log and the "
 
 # By section: key, value, and what is said after the key: what was found, what is accepted, and what is nearest.
 MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
@@ -123,8 +123,8 @@ MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
         ("lr_scheduler_type", "zigzag", f"found 'zigzag'; {SCHEDULES}"),
         ("mixed_precision", "BF16", "found 'BF16'; accepted is one of none, bf16, fp16. Did you mean bf16?"),
         ("mixed_precision", False, f"found False; accepted is one of none, bf16, fp16. {NOT_BOOLEAN}"),
-        ("learning_rate", {"type": "logg"}, f"found {{'type': 'logg'}}; {NUMBER} A search range has one of the types "),
-        ("learning_rate", {"type": "double"}, f"found {{'type': 'double'}}; {NUMBER} {IN_ORDER}"),
+        ("learning_rate", {"type": "logg"}, f"found {{'type': 'logg'}}; {NUMBER} {RANGE}"),
+        ("learning_rate", {"type": "double"}, f"found {{'type': 'double'}}; {NUMBER} {RANGE}"),
     ],
     "data": [
         ("learning_rate", 1, "unknown key (found 1). learning_rate belongs in the section hyperparameters."),
@@ -181,7 +181,7 @@ CONTRADICTIONS: dict[str, list[tuple[Values, str]]] = {
         ({"pretrained_model_name_or_path": None, "model_name": "m"}, "pretrained_model_name_or_path: missing. Give a "),
     ],
     "data": [
-        ({"train_file": "a.csv"}, "dataset_name: 'lhoestq/conll2003' beside train_file. To train on your files set "),
+        ({"train_file": "a.csv"}, "dataset_name: 'lhoestq/conll2003' beside train_file. Set dataset_name: null to "),
         ({**OWN_FILES, "dataset_config_name": "c"}, "dataset_config_name: 'c' without a dataset_name. Set that, or da"),
         ({**OWN_FILES, "dataset_revision": "main"}, "dataset_revision: 'main' without a dataset_name. Set that, or da"),
         ({"max_seq_length": 64, "doc_stride": 64}, "doc_stride: found 64; accepted is below max_seq_length, 64."),
