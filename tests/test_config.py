@@ -50,10 +50,8 @@ def parse(hyperparameters: Values = {}, data: Values = {}) -> cfg.TrialConfig[NE
 
 def parsed_value(section: str, key: str, edits: Values) -> Any:
     """What the key becomes in a configuration with these edits to its section."""
-    config = parse(**{section: edits})
-    parts = [config.data] if section == "data" else [config.model, config.optimizer, config.scheduler, config.training]
-    (value,) = [getattr(part, key) for part in parts if hasattr(part, key)]
-    return value
+    parts = [part for name, part in vars(parse(**{section: edits})).items() if (name == "data") == (section == "data")]
+    return next(getattr(part, key) for part in parts if hasattr(part, key))
 
 
 def problems_of(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> list[str]:
@@ -130,22 +128,6 @@ MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("section", "key", "value", "said"),
-    [
-        pytest.param(section, *mistake, id=f"{mistake[0]}: {mistake[2].partition(';')[0][:60]}")
-        for section, mistakes in MISTAKES.items()
-        for mistake in mistakes
-    ],
-)
-def test_a_mistake_is_explained_with_what_was_found_what_is_accepted_and_what_is_nearest(
-    section: str, key: str, value: Any, said: str
-) -> None:
-    (problem,) = problems_of(parse, **{section: {key: value}})
-    assert problem.startswith(f"{section}.{key}: {said}")
-    assert len(problem) - len(said) < 1000
-
-
 # By section: the keys at odds, and what is said.
 CONTRADICTIONS: dict[str, list[tuple[Values, str]]] = {
     "hyperparameters": [
@@ -166,13 +148,17 @@ CONTRADICTIONS: dict[str, list[tuple[Values, str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("section", "edits", "said"),
-    [pytest.param(s, *case, id=str(case[0])) for s, cases in CONTRADICTIONS.items() for case in cases],
-)
-def test_keys_that_contradict_each_other_are_explained(section: str, edits: Values, said: str) -> None:
+EXPLAINED = [(s, edits, said) for s, cases in CONTRADICTIONS.items() for edits, said in cases]
+EXPLAINED += [(s, {key: value}, f"{key}: {said}") for s, cases in MISTAKES.items() for key, value, said in cases]
+
+
+@pytest.mark.parametrize(("section", "edits", "said"), EXPLAINED, ids=lambda part: str(part)[:60])
+def test_a_mistake_is_explained_with_what_was_found_what_is_accepted_and_what_is_nearest(
+    section: str, edits: Values, said: str
+) -> None:
     (problem,) = problems_of(parse, **{section: edits})
     assert problem.startswith(f"{section}.{said}")
+    assert len(problem) - len(said) < 1000
 
 
 def test_all_problems_of_both_sections_are_reported_at_once() -> None:
@@ -477,34 +463,7 @@ def test_a_length_is_counted_in_batches_of_which_records_make_one_at_least() -> 
     assert problem.startswith("min_validation_period: found {'epochs': -1}; accepted is one of {batches: N}, ")
 
 
-UNITS = "accepted is one of {batches: N}, {epochs: N} and {records: N}, with a whole number N of at least 1."
-EITHER = "accepted is one of batches, epochs or null."
-
-
-@pytest.mark.parametrize(
-    ("searcher", "said"),
-    [
-        (None, "searcher.max_length: missing, and there is no max_time; give max_length, such as {epochs: 3}, or "),
-        ("single", "searcher: found 'single'; accepted is a mapping of keys to values."),
-        ({"max_length": {"epoch": 3}}, f"searcher.max_length: found {{'epoch': 3}}; {UNITS} Did you mean epochs?"),
-        ({"max_length": {}}, f"searcher.max_length: found {{}}; {UNITS}"),
-        ({"max_length": {"epochs": 0}}, f"searcher.max_length: found {{'epochs': 0}}; {UNITS}"),
-        ({"max_length": {"epochs": 1.5}}, f"searcher.max_length: found {{'epochs': 1.5}}; {UNITS}"),
-        ({"max_length": {"epochs": True}}, f"searcher.max_length: found {{'epochs': True}}; {UNITS}"),
-        ({"max_length": dict.fromkeys(("epochs", "batches"), 1)}, "searcher.max_length: found {'epochs': 1, 'batches'"),
-        ({"max_time": 3}, "searcher.time_metric: missing beside max_time. Accepted: one of batches, epochs."),
-        ({"max_time": 3, "time_metric": "epoch"}, f"searcher.time_metric: found 'epoch'; {EITHER} Did you mean e"),
-        ({"max_time": 0, "time_metric": "epochs"}, "searcher.max_time: found 0; accepted is a whole number at least 1"),
-    ],
-    ids=str,
-)
-def test_a_wrong_training_length_is_explained(searcher: Any, said: str) -> None:
-    (problem,) = problems_of(training_length, {"searcher": searcher})
-    assert problem.startswith(said)
-
-
 METRICS = {"f1": True, "accuracy_score": True, "validation_loss": False}
-KNOWN = "accepted is f1, accuracy_score, validation_loss."
 
 
 @pytest.mark.parametrize(
@@ -517,23 +476,43 @@ KNOWN = "accepted is f1, accuracy_score, validation_loss."
     ids=str,
 )  # fmt: skip
 def test_the_searcher_says_which_model_is_best(metric: str, smaller_is_better: Values, expected: bool) -> None:
-    searcher = {"metric": metric, **smaller_is_better}
     for known in (METRICS, {}):
-        assert searcher_metric({"searcher": searcher}, known) == (metric, expected)
+        assert searcher_metric({"searcher": {"metric": metric, **smaller_is_better}}, known) == (metric, expected)
+
+
+UNITS = "accepted is one of {batches: N}, {epochs: N} and {records: N}, with a whole number N of at least 1."
+KNOWN = "accepted is f1, accuracy_score, validation_loss."
+WORST = "(the default is true), which would keep the worst model by f1; accepted is false."
+# By function: what the section `searcher` holds, and what is said after its name.
+SEARCHERS: dict[Callable[[Any], Any], list[tuple[Any, str]]] = {
+    training_length: [
+        (None, ".max_length: missing, and there is no max_time; give max_length, such as {epochs: 3}, or "),
+        ("single", ": found 'single'; accepted is a mapping of keys to values."),
+        ({"max_length": {"epoch": 3}}, f".max_length: found {{'epoch': 3}}; {UNITS} Did you mean epochs?"),
+        ({"max_length": {}}, f".max_length: found {{}}; {UNITS}"),
+        ({"max_length": {"epochs": 0}}, f".max_length: found {{'epochs': 0}}; {UNITS}"),
+        ({"max_length": {"epochs": 1.5}}, f".max_length: found {{'epochs': 1.5}}; {UNITS}"),
+        ({"max_length": {"epochs": True}}, f".max_length: found {{'epochs': True}}; {UNITS}"),
+        ({"max_length": {"epochs": 1, "batches": 1}}, f".max_length: found {{'epochs': 1, 'batches': 1}}; {UNITS}"),
+        ({"max_time": 3}, ".time_metric: missing beside max_time. Accepted: one of batches, epochs."),
+        ({"max_time": 3, "time_metric": "epoch"}, ".time_metric: found 'epoch'; accepted is one of batches, epochs "),
+        ({"max_time": 0, "time_metric": "epochs"}, ".max_time: found 0; accepted is a whole number at least 1"),
+    ],
+    lambda config: searcher_metric(config, METRICS): [
+        ({}, f".metric: found None; {KNOWN}"),
+        ({"metric": "F-1"}, f".metric: found 'F-1'; {KNOWN} Did you mean f1?"),
+        ({"metric": 1}, ".metric: found 1; accepted is a text or null. Put 1 in quotes: YAML reads it as something "),
+        ({"metric": "f1"}, f".smaller_is_better: found true {WORST}"),
+        ({"metric": "validation_loss", "smaller_is_better": "no"}, ".smaller_is_better: found false (the "),
+        ({"metric": "f1", "smaller_is_better": 0}, ".smaller_is_better: found 0; accepted is true or false."),
+    ],
+}
 
 
 @pytest.mark.parametrize(
-    ("searcher", "said"),
-    [
-        ({}, f"metric: found None; {KNOWN}"),
-        ({"metric": "F-1"}, f"metric: found 'F-1'; {KNOWN} Did you mean f1?"),
-        ({"metric": 1}, "metric: found 1; accepted is a text or null. Put 1 in quotes: YAML reads it as something "),
-        ({"metric": "f1"}, "smaller_is_better: found true (the default is true), which would keep the worst model "),
-        ({"metric": "validation_loss", "smaller_is_better": "no"}, "smaller_is_better: found false (the "),
-        ({"metric": "f1", "smaller_is_better": 0}, "smaller_is_better: found 0; accepted is true or false."),
-    ],
-    ids=str,
+    ("function", "searcher", "said"),
+    [pytest.param(f, *case, id=str(case[0])) for f, cases in SEARCHERS.items() for case in cases],
 )
-def test_a_wrong_searcher_metric_is_explained(searcher: dict[str, Any], said: str) -> None:
-    (problem,) = problems_of(searcher_metric, {"searcher": searcher}, METRICS)
-    assert problem.startswith(f"searcher.{said}")
+def test_a_wrong_searcher_is_explained(function: Callable[..., Any], searcher: Any, said: str) -> None:
+    (problem,) = problems_of(function, {"searcher": searcher})
+    assert problem.startswith(f"searcher{said}")
