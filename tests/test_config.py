@@ -328,30 +328,6 @@ def outcome(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> A
     return ConfigError
 
 
-def yaml_texts(section: str, key: str) -> st.SearchStrategy[str]:
-    """Ways to write values in a yaml, in and out of range; numbers that parsers disagree on are no texts."""
-    quoted = st.text(max_size=9).map(lambda text: yaml.safe_dump(text, default_style='"').strip())
-    floats = st.integers(-3, 3000).map(float) | st.floats(allow_nan=False, allow_infinity=False)
-    styles = st.sampled_from(["{!r}", "'{}'", "{:e}", "{:.3g}", "{:E}"])
-    numbers = st.builds(str.format, styles, floats) | st.integers().map(str)
-    lists = st.lists(quoted, max_size=3).map(lambda texts: f"[{', '.join(texts)}]")
-    mappings = st.builds("{{{}: {}}}".format, quoted, numbers)
-    words = st.sampled_from(["true", "no", "On", "OFF", "yes", "'yes'", "n", "null", "~"])
-    (other,) = [other for name, _, other in VALUES[section] if name == key]
-    if key in TEXTS_OR_NUMBERS:
-        return words | quoted | st.integers().map(str)
-    return words | quoted if isinstance(other, str) else words | numbers | lists | mappings
-
-
-@given(st.sampled_from(KEYS).flatmap(lambda path: st.tuples(st.just(path), yaml_texts(*path))))
-def test_any_value_of_a_key_s_type_means_the_same_whichever_yaml_parser_reads_it(
-    case: tuple[tuple[str, str], str],
-) -> None:
-    (section, key), text = case
-    client, master = (read(f"{key}: {text}") for read in YAML_PARSERS.values())
-    assert outcome(parse, **{section: client}) == outcome(parse, **{section: master})
-
-
 PLAIN = st.lists(st.sampled_from([*"0189eE.+-_xoab~:", "no", "off", "true", "null"]), min_size=1).map("".join)
 
 

@@ -69,7 +69,7 @@ def read_texts(value: Any) -> list[str]:
 
 def read_number(value: Any) -> float:
     """A finite number, as an int where it is whole: Determined's master writes 8.0 as 8, and 1e3 as 1000."""
-    if isinstance(value, bool):
+    if isinstance(value, (bool, bytes)):
         raise ValueError
     try:
         number = float(value)  # YAML 1.1 reads 5e-5, which has no dot, as a text.
