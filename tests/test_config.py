@@ -1,6 +1,7 @@
 """The experiment configuration: what is accepted, what it becomes, and what is said about mistakes."""
 
 import contextlib
+import datetime
 import logging
 import math
 import re
@@ -95,7 +96,7 @@ MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
         ("global_batch_size", 0, f"found 0; {COUNT}"),
         ("use_pretrained_weights", 1, "found 1; accepted is true or false."),
         ("adafactor", "ja", "found 'ja'; accepted is true or false."),
-        ("revision", 2021, "found 2021; accepted is a text. Put 2021 in quotes: YAML reads it as something else"),
+        ("revision", 2021, "found 2021; accepted is a text. Put it in quotes: YAML reads it as something else"),
         ("revision", None, "found None; accepted is a text. Remove the key for its default, 'main'."),
         ("finetuning_task", ["ner"], f"found ['ner']; {TEXT}"),
         ("lr_scheduler_kwargs", 0.5, f"found 0.5; {ARGUMENTS}"),
@@ -112,15 +113,15 @@ MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
         ("dataset_name", False, f"found False; {TEXT} {NOT_BOOLEAN}"),
         ("text_column_name", True, f"found True; {TEXT_OR_NUMBER} {NOT_BOOLEAN}"),
         ("text_column_name", [0], f"found [0]; {TEXT_OR_NUMBER}"),
-        ("label_column_name", 1.5, f"found 1.5; {TEXT_OR_NUMBER} Put 1.5 in quotes: YAML reads it as something else"),
+        ("label_column_name", 1.5, f"found 1.5; {TEXT_OR_NUMBER} Put it in quotes: YAML reads it as something else"),
         ("label_column_name", "None", f"found 'None'; {TEXT_OR_NUMBER} Did you mean null?"),
-        ("sentence_column_name", 0, f"found 0; {TEXT} Put 0 in quotes: YAML reads it as something else than a text."),
+        ("sentence_column_name", 0, f"found 0; {TEXT} Put it in quotes: YAML reads it as something else than a text."),
         ("file_format", "CoNLL", "found 'CoNLL'; accepted is one of json, jsonl, csv, tsv, parquet, conll, conllu or "),
         ("cache_dir", "None", f"found 'None'; {TEXT} Did you mean null?"),
         ("cache_dir", "", f"found ''; {TEXT}"),
         ("label_list", "O", f"found 'O'; {TEXTS}"),
         ("label_list", [], f"found []; {TEXTS}"),
-        ("label_list", ["O", 1], f"found ['O', 1]; {TEXTS} Put 1 in quotes: YAML reads it as something "),
+        ("label_list", ["O", 1], f"found ['O', 1]; {TEXTS} Put it in quotes: YAML reads it as something "),
         ("validation_split_percentage", 100, "found 100; accepted is a number above 0 and below 100 or null."),
         ("max_seq_length", 2, "found 2; accepted is a whole number at least 3 or null."),
         ("max_seq_length", {"type": "const", "val": 8}, "found {'type': 'const', 'val': 8}; accepted is a whole "),
@@ -185,14 +186,15 @@ def test_a_section_that_is_no_mapping_is_refused(section: Any) -> None:
     [
         ("use_auth_token", "hf_abc"), ("hf_token", "hf_abc"), ("HUB_API_KEY", "hf_abc"), ("token", ["hf_abc"]),
         ("hub", {"user": "me", "auth": [{"password": "hf_abc"}]}), ("hub_password", 1234567),
-        ("learning_rate", {"token": "hf_abc"}),
+        ("learning_rate", {"token": "hf_abc"}), ("lr_scheduler_kwargs", {"auth_token": datetime.date(1234, 5, 6)}),
+        ("revision", {"hf_abcdefghijklmnopqrstuvwxyz"}), ("revision", b"hf_abcdefghijklmnopqrstuvwxyz"),
     ],
     ids=str,
 )  # fmt: skip
 def test_secrets_are_not_repeated_in_messages(key: str, value: Any) -> None:
     (problem,) = problems_of(parse, {key: value})
     assert "a value that is not repeated here (secrets belong in the environment, such as HF_TOKEN)" in problem
-    assert "hf_abc" not in problem and "1234567" not in problem
+    assert not re.search("hf_abc|1234567|1234-05", problem)
 
 
 @pytest.mark.parametrize(("value", "warned"), [(True, True), (False, False), (None, False)])
@@ -477,7 +479,7 @@ SEARCHERS: dict[Callable[[Any], Any], list[tuple[Any, str]]] = {
     lambda config: searcher_metric(config, METRICS): [
         ({}, f".metric: found None; {KNOWN}"),
         ({"metric": "F-1"}, f".metric: found 'F-1'; {KNOWN} Did you mean f1?"),
-        ({"metric": 1}, ".metric: found 1; accepted is a text or null. Put 1 in quotes: YAML reads it as something "),
+        ({"metric": 1}, ".metric: found 1; accepted is a text or null. Put it in quotes: YAML reads it as something "),
         ({"metric": "f1"}, f".smaller_is_better: found true {WORST}"),
         ({"metric": "validation_loss", "smaller_is_better": "no"}, ".smaller_is_better: found false (the "),
         ({"metric": "f1", "smaller_is_better": 0}, ".smaller_is_better: found 0; accepted is true or false."),

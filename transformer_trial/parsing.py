@@ -21,7 +21,9 @@ BOOLEAN_WORDS = dict.fromkeys(("true", "yes", "on", "y"), True) | dict.fromkeys(
 class Section(BaseModel):
     """Base of the models that sections become. The text beneath a field is its documentation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), hide_input_in_errors=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -58,7 +60,8 @@ def read_text(value: Any) -> str:
         return value
     if value is None or isinstance(value, (str, list, Mapping)):
         raise ValueError
-    raise ValueError(f"Put {value} in quotes: YAML reads it as something else than a text.")
+    # The value is not repeated: it may be a secret in a list or a mapping.
+    raise ValueError("Put it in quotes: YAML reads it as something else than a text.")
 
 
 def read_texts(value: Any) -> list[str]:
