@@ -60,12 +60,13 @@ benchmark: .venv/done
 .venv-cluster/done: $(CLUSTER_CONSTRAINTS)
 	$(PYTHON) -m venv .venv-cluster
 	.venv-cluster/bin/python $(PIP_INSTALL) -c $< determined torch numpy tensorboard pytest pytest-xdist hypothesis
-	.venv-cluster/bin/python $(PIP_INSTALL) -c $< torch numpy transformers datasets accelerate seqeval sentencepiece wcwidth
+	.venv-cluster/bin/python $(PIP_INSTALL) -c $< torch numpy transformers datasets accelerate seqeval sentencepiece \
+		pydantic wcwidth
 	touch $@
 
 test-cluster-stack: .venv-cluster/done
 	$(call PYTEST,.venv-cluster) -m "not slow" $(addprefix tests/test_,$(addsuffix .py,trial base data cluster_resume \
-		ner_utils ner_formats ner_data bad_inputs ner_labels ner_inspect tokenizers predict ner_report export callbacks))
+		ner_utils ner_windows ner_formats ner_data bad_inputs ner_labels ner_inspect tokenizers predict ner_report export callbacks))
 
 clean:
 	rm -rf .venv .venv-cluster outputs

@@ -208,22 +208,9 @@ def predict_words(model: Any, batches: Iterable[dict[str, torch.Tensor]]) -> Ite
         batch = {name: values.to(model.device) for name, values in batch.items()}
         logits = model(**{name: values for name, values in batch.items() if name not in WORD_COLUMNS})["logits"]
         positions = batch["word_positions"]
-        word_logits = select_words(logits, positions)
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        word_logits = logits[rows, positions.clamp(min=0)].float()  # (row, sub-token, label) -> (row, word, label)
         yield BatchOfWords(batch, word_logits, word_logits.argmax(-1).where(positions != NO_POSITION, NO_POSITION))
-
-
-def select_words(logits: torch.Tensor, word_positions: torch.Tensor) -> torch.Tensor:
-    """The logits of each word, in fp32; of a word without position they mean nothing.
-
-    Args:
-        logits: (row, sub-token, label).
-        word_positions: (row, word), with NO_POSITION for padding and words without sub-tokens.
-
-    Returns:
-        (row, word, label).
-    """
-    rows = torch.arange(len(word_positions), device=word_positions.device)[:, None]
-    return logits[rows, word_positions.clamp(min=0)].float()
 
 
 def iterate_sentences(words: Array, label_list: Sequence[str]) -> Iterator[tuple[int, list[str], list[str], Array]]:

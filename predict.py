@@ -36,7 +36,7 @@ from transformer_trial.errors import TrialError
 logger = logging.getLogger(__name__)
 
 CHUNK_BATCHES, USUAL_BATCH_SIZE = 32, 32
-"""Sentences of so many batches are read, sorted by length, tagged and written before the next ones are read."""
+"""Sentences of 32 batches are read, sorted by length, tagged and written before the next ones are read."""
 
 OPTION_NAMES = SettingNames("--format", "--text-column", "--label-column", "--sentence-column", "--label-list")
 
@@ -61,15 +61,15 @@ class Tagger:
 
     @classmethod
     def load(cls, folder: str | Path, batch_size: int | None = None) -> "Tagger":
-        """The tagger of an exported model's folder, on a GPU if there is one.
+        """Load the model in an exported folder, on a GPU if there is one.
 
         Raises:
             TrialError: If the folder does not hold a whole model.
         """
+        auto_class = transformers.AutoModelForTokenClassification
         try:
             if not Path(folder).is_dir():
                 raise ValueError(f"there is no such folder (looked for {Path(folder).absolute()})")
-            auto_class = transformers.AutoModelForTokenClassification
             model, loaded = auto_class.from_pretrained(folder, output_loading_info=True)
             if missing := sorted(loaded["missing_keys"]):
                 raise ValueError(f"it has no weights for {', '.join(missing[:4])}, so it was not trained to tag words")
@@ -87,7 +87,7 @@ class Tagger:
         return cls(model, tokenizer, batch_size)
 
     def tag(self, sentences: Iterable[Sentence]) -> Iterator[Sentence]:
-        """Fill in tags and scores, chunk by chunk, in the order of the sentences; each word gets exactly one."""
+        """Fill in tags and scores, chunk by chunk, in the order of the sentences. Each word gets exactly one tag."""
         sentences = iter(sentences)
         while chunk := list(itertools.islice(sentences, CHUNK_BATCHES * (self.batch_size or USUAL_BATCH_SIZE))):
             self._tag_chunk(chunk)
@@ -139,7 +139,7 @@ def predict(
 
 
 def open_source(options: argparse.Namespace) -> ner.data.Source:
-    """What `--input` names: files as of a training, lines of text, or standard input.
+    """Open what `--input` names: files as in training, lines of text, or standard input.
 
     Raises:
         TrialError: If there is no such file, or `--output` is one of them.
@@ -165,7 +165,7 @@ def open_source(options: argparse.Namespace) -> ner.data.Source:
 
 
 def is_plain_text(path: Path) -> bool:
-    """Whether a .txt file is text rather than CoNLL columns, which have a TAB in each line, or tags in most."""
+    """Tell whether a .txt file is text. CoNLL columns have a TAB in each line, or tags in most lines."""
     if not path.name.lower().removesuffix(".gz").endswith(".txt"):
         return False
     lines = (line.rstrip() for line in ner.formats.read_lines(path, OPTION_NAMES.file_format))
@@ -179,7 +179,7 @@ def is_plain_text(path: Path) -> bool:
 
 
 def check_gold(tagged: Iterable[Sentence], tagger: Tagger) -> Iterator[Sentence]:
-    """Let sentences pass, and warn at the end of gold tags that the model cannot predict.
+    """Pass sentences on, and warn at the end of gold tags that the model cannot predict.
 
     Raises:
         TrialError: At the first one, where scores go strictly by the scheme of the model's tags.
@@ -204,23 +204,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Tag files or new text with an exported model.")
     parser.add_argument("--model", required=True, metavar="DIR", help="folder of an exported model")
     parser.add_argument("--input", required=True, metavar="FILE", help="file, glob in quotes, or - for standard input")
-    parser.add_argument(
-        "--output", required=True, metavar="FILE", help="json lines, or CoNLL columns by its ending; - for json lines"
-    )
+    how = "json lines, or CoNLL columns by its ending; - for json lines"
+    parser.add_argument("--output", required=True, metavar="FILE", help=how)
     formats = ("text", *FORMAT_NAMES)
     parser.add_argument("--format", choices=formats, help="format of the input; by default its ending tells")
     parser.add_argument("--text-column", metavar="NAME", help="column of the words or the text")
     parser.add_argument("--label-column", metavar="NAME", help="column of the gold tags or entities")
     parser.add_argument("--sentence-column", metavar="NAME", help="column of the sentence's id, if a row is a word")
-    parser.add_argument(
-        "--label-list",
-        nargs="+",
-        metavar="TAG",
-        help="what numbers among the gold tags stand for, from 0; by default what they stood for in training",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="tag so many sentences at once, at most; the tags are the same"
-    )
+    numbers = "what numbers among the gold tags stand for, from 0; by default what they stood for in training"
+    parser.add_argument("--label-list", nargs="+", metavar="TAG", help=numbers)
+    parser.add_argument("--batch-size", type=int, metavar="N", help="sentences to tag at once, at most; same tags")
     options = parser.parse_args(arguments)
     if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"--batch-size: found {options.batch_size}; accepted is at least 1")
@@ -245,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def tag_file(options: argparse.Namespace) -> None:
-    """What the command line asks for; with gold tags, print the metrics too, and write `report/` beside the output."""
+    """Tag the input as the command line says; with gold tags, print scores and write `report/` beside the output."""
     source = open_source(options)
     tagger = Tagger.load(options.model, options.batch_size)
     task = getattr(tagger.model.config, "finetuning_task", None) or "ner"

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from the models that check the configuration: `make docs`."""
+"""Write the tables of docs/configuration.md from the models that check the configuration: `make docs`."""
 
 import sys
 from pathlib import Path
@@ -10,22 +10,7 @@ from transformer_trial import experiment
 from transformer_trial.config import ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig
 from transformer_trial.parsing import Section, find_choices
 
-INTRODUCTION = """# Configuration
-
-- [`hyperparameters`](#hyperparameters)
-- [`data`](#data)
-- [What is read of Determined's own keys](#what-is-read-of-determineds-own-keys)
-
-Two sections of the yaml are this project's; all others are
-[Determined's](https://docs.determined.ai/latest/reference/training/experiment-config-reference.html). Every key of the
-original example keeps its name, place and default. An unknown key of these two sections is an error, and so is a value
-that is not accepted; all mistakes are told at once. Lengths are in batches, as everywhere in Determined.
-
-A hyperparameter may be a search range, of which a trial that runs locally takes one value. Values mean the same through
-`det`, the master and `train.py`, whatever their YAML parsers make of `no` or `5e-5`.
-
-`make docs` writes this page from the classes in `transformer_trial/config.py`, `ner/config.py` and
-`transformer_trial/experiment.py`."""
+PAGE = Path(__file__).with_name("configuration.md")
 
 OWN_SECTIONS: dict[str, list[type[Section]]] = {
     "`hyperparameters`": [ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig],
@@ -54,7 +39,8 @@ def table(classes: list[type[Section]]) -> str:
 
 
 def make_page() -> str:
-    parts = [INTRODUCTION]
+    """The page: its introduction as it is, and the tables anew."""
+    parts = [PAGE.read_text(encoding="utf-8").partition("\n## ")[0].rstrip()]
     parts += [f"## {name}\n\n{table(classes)}" for name, classes in OWN_SECTIONS.items()]
     parts.append(
         "## What is read of Determined's own keys\n\nThey mean what they mean to Determined, on a cluster and off."
@@ -64,4 +50,4 @@ def make_page() -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("configuration.md").write_text(make_page(), encoding="utf-8")
+    PAGE.write_text(make_page(), encoding="utf-8")

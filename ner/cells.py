@@ -1,4 +1,4 @@
-"""What a cell of a record holds: words, tags, or a text and its entities, in the ways that people write them down."""
+"""Read the cells of a record: words, tags, or a text with its entities, in the ways that people write them."""
 
 import ast
 import io
@@ -17,13 +17,13 @@ BLANKS = " \t\r\n"
 LINE_BREAK = re.compile(r"[\r\n]")
 
 HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
-"""A surrogate, which no column could hold."""
+"""A surrogate, which Arrow columns cannot hold."""
 
 NO_TAG = re.compile(r"""[\[\]{}"\t\r\n]|[,;](\S|$)|^(O|[BIESLUMW]-\S+) +(O|[BIESLUMW]-\S+)( |$)""")
-"""What tags do not hold, but what is left of other formats does that are read as CoNLL columns, say."""
+"""Characters that no tag holds. They remain where another format is read as CoNLL columns, for example."""
 
 TAGGED_LINE = re.compile(r"[ \t](O|[BIESLUMW]-\S+)$")
-"""How a line of CoNLL columns ends, if its tags have prefixes."""
+"""The end of a line of CoNLL columns whose tags have prefixes."""
 
 # At blanks and punctuation as BERT does; and each ideograph is a word, since their scripts have nothing between words.
 IDEOGRAPH = Regex(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
@@ -33,29 +33,29 @@ WORD_SPLITTER = pre_tokenizers.Sequence(
 
 
 class WordError(ValueError):
-    """What is wrong with a word, or with its tag."""
+    """A problem with one word of a sentence, or with its tag."""
 
     def __init__(self, number: int, problem: str) -> None:
         super().__init__(problem)
         self.number = number
-        """Of the word in its sentence, from 1."""
+        """The word's number in its sentence, from 1."""
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Names, or words, as a message lists them: on one line, and not at length."""
+    """List names or words for a message, on one line and not at length."""
     text = " ".join(", ".join(names).split())
     return text if len(text) <= 150 else text[:147] + "..."
 
 
 def holds_spans(text: Any, label: Any) -> bool:
-    """Whether these cells are a text and its entities."""
+    """Tell whether the cells are a text and its entities."""
     return isinstance(text, str) and isinstance(label, list) and not (label and isinstance(label[0], (str, int)))
 
 
 def parse_cells(
     text: Any, label: Any, label_names: Sequence[str] | None, *, has_spans: bool, label_list: str = "data.label_list"
 ) -> tuple[list[str], list[str]]:
-    """The words and tags of a sentence.
+    """Return the words and tags of a sentence.
 
     Args:
         text: The cell of its words; beside entities a text.
@@ -77,7 +77,7 @@ def parse_cells(
 
 
 def read_words(cell: Any) -> list[str]:
-    """The words of a cell; ValueError if it holds something else than a list of texts."""
+    """Return the words of a cell. Raise a ValueError if it is not a list of texts."""
     words = read_list(cell, "words")
     for place, word in enumerate(words, start=1):
         if not isinstance(word, str):
@@ -91,7 +91,7 @@ def read_words(cell: Any) -> list[str]:
 
 
 def parse_tags(cell: Any, names: Sequence[str] | None, label_list: str = "data.label_list") -> list[str]:
-    """The tags of a cell as texts; `names` are what numbers stand for, and what texts have to be among."""
+    """Return the tags of a cell as texts. Numbers stand for `names`, and texts have to be among these."""
     tags: list[str] = []
     for place, tag in enumerate(read_list(cell, "tags"), start=1):
         tag = tag.strip(BLANKS) if isinstance(tag, str) else tag
@@ -104,7 +104,7 @@ def parse_tags(cell: Any, names: Sequence[str] | None, label_list: str = "data.l
 
 
 def _tag_problem(tag: Any, names: Sequence[str] | None, label_list: str) -> str:
-    """What is wrong with a tag; "" if nothing is."""
+    """Say what is wrong with a tag; "" if nothing is."""
     if isinstance(tag, bool) or not isinstance(tag, (int, str)) or (isinstance(tag, str) and not tag.strip()):
         found = "missing" if tag in (None, "") else format_value("", tag)
         return f"{found}; accepted are texts such as 'B-PER', or whole numbers."
@@ -122,7 +122,7 @@ def _tag_problem(tag: Any, names: Sequence[str] | None, label_list: str) -> str:
 
 
 def read_list(cell: Any, what: str) -> list[Any]:
-    """A list, or the one that a text writes down as JSON or Python, or as words with spaces between them.
+    """Return a list: the cell itself, or what its text means as JSON, as Python, or as words with spaces between them.
 
     Raises:
         ValueError: If it is none of them, or a text with the brackets of a list that is none.
@@ -162,7 +162,7 @@ def _read_python(text: str) -> Any:
 
 
 def split_text(text: str) -> list[tuple[str, int, int]]:
-    """The words of a text, each with its start and end in characters: at blanks, around punctuation and ideographs.
+    """Split a text at blanks and around punctuation and ideographs: words with their start and end in characters.
 
     Example:
         >>> split_text("Ada's 1st")
@@ -172,7 +172,7 @@ def split_text(text: str) -> list[tuple[str, int, int]]:
 
 
 def read_spans(text: str, spans: list[Any]) -> tuple[list[str], list[str]]:
-    """The words of a text and their tags, B- and I-, from its entities.
+    """Return the words of a text, and their B- and I- tags from its entities.
 
     Args:
         text: The text.

@@ -1,4 +1,4 @@
-"""Records, and which of their columns holds what: configured, or known by its usual name, or guessed."""
+"""Records, and which of their columns hold words and tags: as configured, by their usual names, or by a guess."""
 
 import re
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from transformer_trial.errors import TrialError, format_value
 TEXT_NAMES = ("tokens", "words", "token", "word", "form", "text", "sentence")
 LABEL_NAMES = ("tags", "tag", "labels", "label", "ner", "entities", "spans")  # after {task}_tags
 SENTENCE_NAMES = ("sentence #", "sentence_id", "sentence_idx", "sent_id", "sentence_number")
-"""What the columns are usually called, in upper or lower case, those of annotation tools included."""
+"""Usual names of the columns, in upper or lower case, those of annotation tools included."""
 
 SPAN_NAMES = ("entities", "spans")
 
 NO_NAME = re.compile(r"(^|\s)(O|[BIESLUMW]-\S+)($|\s)|[\[{]")
-"""What looks like tags or lists, in a first line that should name the columns."""
+"""Tags or lists in a first line, which should name the columns."""
 
 
 class Record(NamedTuple):
@@ -25,18 +25,18 @@ class Record(NamedTuple):
     place: str
     """File and line, or row where there are no lines."""
     cells: dict[str, Any]
-    """By column; of CoNLL columns each is the list of the words' cells, None where there is nothing."""
+    """The cell of each column. For CoNLL columns it is the list of the words' cells, None where nothing stands."""
     places: Sequence[str] = ()
-    """Of CoNLL columns, and of rows of words joined, the place of each word."""
+    """The place of each word, for CoNLL columns and for rows of words that were joined."""
 
     def place_of(self, error: Exception) -> str:
-        """What an error is about: a word's own place, where it is about a word that has one."""
+        """Return the place to name in a message: the word's own place if the error is about a word that has one."""
         number = error.number if isinstance(error, WordError) else 1
         return self.places[number - 1] if self.places else self.place
 
 
 class SettingNames(NamedTuple):
-    """What messages call the settings: keys of a configuration, or options of a command."""
+    """The names of the settings in messages: keys of a configuration, or options of a command."""
 
     file_format: str = "data.file_format"
     text_column: str = "data.text_column_name"
@@ -50,7 +50,7 @@ CONFIGURATION_KEYS = SettingNames()
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What the user says about files and columns. None leaves it to the files' endings, names and contents."""
+    """What the user says about files and columns. With None, the files' endings, names and contents decide."""
 
     file_format: str | None = None
     """One of `ner.formats.FORMAT_NAMES`, or "text", where each line is a sentence."""
@@ -62,7 +62,7 @@ class ReadOptions:
     names: SettingNames = CONFIGURATION_KEYS
 
     def count_column_names(self, cells: Sequence[str]) -> int:
-        """How many cells are names that columns are given or usually have; none if there is a tag among them."""
+        """Count the cells that are given or usual names of columns; 0 if a tag is among the cells."""
         if any(TAGGED_LINE.search(f" {cell}") for cell in cells):
             return 0
         known = {*TEXT_NAMES, *LABEL_NAMES, *SENTENCE_NAMES}
@@ -73,17 +73,17 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the records hold their words and tags."""
+    """The columns of the words and the tags."""
 
     text: str
     label: str | None
-    """None where there are no tags, in text to predict on."""
+    """None where there are no tags, as in text to predict on."""
     sentence: str | None = None
-    """The sentence's id, where a record is a word."""
+    """The column of the sentence's id, where a record is a word."""
     has_spans: bool = False
     """Whether the label column holds the entities of a text."""
     num_unnamed: int = 0
-    """How many columns there are, where they have no names."""
+    """The number of columns where they have no names, else 0."""
 
 
 def find_columns(records: Sequence[Record], options: ReadOptions, task: str, like: Columns | None = None) -> Columns:
@@ -135,7 +135,7 @@ def find_columns(records: Sequence[Record], options: ReadOptions, task: str, lik
 
 
 def is_word(cell: Any) -> bool:
-    """Whether a cell can be one word; a quote that is left open makes several lines of it."""
+    """Tell whether a cell can be one word. It cannot hold line breaks, which a quote that is left open brings."""
     return cell is None or (isinstance(cell, (str, int, float)) and not re.search(r"[\t\r\n]", str(cell)))
 
 
@@ -150,7 +150,7 @@ def _is_numbered(record: Record) -> bool:
 def _choose(
     first: Record, setting: str, given: Any, usual: Sequence[str], guess: str | None = None, *, required: bool = True
 ) -> str | None:
-    """The configured column, else one with a usual name, else the guess; TrialError if there is none but has to be."""
+    """Return the configured column, else one with a usual name, else the guess. If required, it must exist."""
     names = list(first.cells)
     if isinstance(given, int) or (given is not None and _is_numbered(first) and re.fullmatch(r"-?\d+", given)):
         found = names[int(given)] if -len(names) <= int(given) < len(names) else None
@@ -168,7 +168,7 @@ def _choose(
 
 
 def _guess_text(records: Sequence[Record], names: Sequence[str]) -> str | None:
-    """The first column; of three or more CoNLL columns the second one, where the first counts the words."""
+    """Guess the first column, or the second of three or more CoNLL columns where the first one counts the words."""
     ids = [record.cells.get(names[0], []) for record in records] if records[0].places and len(names) > 2 else []
     if not ids or not all(str(cell).isdigit() for cells in ids for cell in cells):
         return names[0] if names else None
@@ -177,7 +177,7 @@ def _guess_text(records: Sequence[Record], names: Sequence[str]) -> str | None:
 
 
 def _guess_label(records: Sequence[Record], names: Sequence[str], text: str, *, needs_tags: bool) -> str | None:
-    """The second column, unless only others hold tags; of CoNLL columns the last one with tags, or with anything."""
+    """Guess the second column unless only others hold tags; of CoNLL columns the last with tags, or with anything."""
     is_conll = bool(records[0].places)
     rest = list(names[names.index(text) + 1 :] if is_conll and text in names else names[1:])
     items = {name: _items(records, name) for name in rest if name != text}
@@ -189,7 +189,7 @@ def _guess_label(records: Sequence[Record], names: Sequence[str], text: str, *, 
 
 
 def _items(records: Sequence[Record], name: str) -> list[str]:
-    """What the cells of a column hold, whatever way they are written."""
+    """Return all items in the cells of a column, in whatever way they are written."""
     cells = [record.cells.get(name) for record in records]
     lists = (cell if isinstance(cell, list) else re.findall(r"""[^\s\[\]'",]+""", str(cell)) for cell in cells)
     return [str(item) for items in lists for item in items if item is not None]

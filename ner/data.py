@@ -43,7 +43,7 @@ SENTENCE_FEATURES = datasets.Features(
 
 
 def read_options(config: NERDataConfig) -> ReadOptions:
-    """What the `data` section says about files and columns."""
+    """Return what the `data` section says about files and columns."""
     return ReadOptions(
         config.file_format, config.text_column_name, config.label_column_name, config.sentence_column_name
     )
@@ -51,21 +51,21 @@ def read_options(config: NERDataConfig) -> ReadOptions:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a split comes from: files, rows that the datasets library has loaded, or standard input."""
+    """The origin of a split: files, rows that the datasets library has loaded, or standard input."""
 
     name: str
-    """What a message calls it."""
+    """Its name in messages."""
     options: ReadOptions
     """How to read it."""
     records: Callable[[], Iterator[Record]]
-    """Reads it from the beginning."""
+    """Returns the records from the beginning."""
     fingerprint: Callable[[], str] = str
-    """Another text whenever the contents are others."""
+    """Returns a text that changes when the contents change."""
     label_names: Callable[[str], tuple[str, ...]] = lambda column: ()
-    """What the numbers of a column stand for, where the source says."""
+    """Returns what the numbers of a column stand for, where the source says so."""
 
     def first_records(self) -> list[Record]:
-        """The records that tell which columns there are; TrialError if there is none."""
+        """Read the records that show which columns there are. Raise a TrialError if there is none."""
         first = list(itertools.islice(self.records(), NUM_FIRST))
         if not first:
             raise TrialError(f"{self.name}: has no rows. Give at least one.")
@@ -73,7 +73,7 @@ class Source:
 
 
 def load_splits(config: NERDataConfig) -> Mapping[str, Any]:
-    """The splits train, validation and test, as far as there are any: a `Source` for files, else a `Dataset`.
+    """Load the splits train, validation and test that exist: each a `Source` for files, else a `Dataset`.
 
     Raises:
         TrialError: If there is no train split, or a file is not there.
@@ -85,7 +85,7 @@ def load_splits(config: NERDataConfig) -> Mapping[str, Any]:
 
 
 def find_files(key: str, pattern: str) -> list[Path]:
-    """The files that a path or a glob such as data/*.conll names, in the order of their names.
+    """Find the files that a path or a glob such as data/*.conll names, in the order of their names.
 
     Raises:
         TrialError: If there is none, or one is no file. The message begins with `key`.
@@ -106,7 +106,7 @@ def find_files(key: str, pattern: str) -> list[Path]:
 
 
 def source_of_files(key: str, pattern: str, options: ReadOptions) -> Source:
-    """The files that a path or a glob names, as a source; `key` is the setting that named them."""
+    """Make a source of the files that a path or a glob names. `key` is the setting that named them."""
     paths = find_files(key, pattern)
 
     def records() -> Iterator[Record]:
@@ -139,7 +139,7 @@ def source_of_files(key: str, pattern: str, options: ReadOptions) -> Source:
 
 
 def source_of_rows(name: str, rows: datasets.Dataset, options: ReadOptions) -> Source:
-    """The rows of a split that the datasets library has loaded, as a source."""
+    """Make a source of the rows of a split that the datasets library has loaded."""
 
     def records() -> Iterator[Record]:
         for number, cells in enumerate(rows, start=1):
@@ -191,7 +191,7 @@ def read_splits(
 
 
 def _agree(named: Mapping[str, tuple[str, ...]], options: ReadOptions) -> tuple[str, ...]:
-    """What numbers stand for; TrialError if not all that say so say the same."""
+    """Return what numbers stand for. Raise a TrialError if two sources disagree."""
     sources = {names: name for name, names in named.items() if names}
     if len(sources) > 1:
         different = "; ".join(f"{name} has {join_names(names)}" for names, name in list(sources.items())[:2])
@@ -203,7 +203,7 @@ def _agree(named: Mapping[str, tuple[str, ...]], options: ReadOptions) -> tuple[
 
 
 def _build_rows(split: str, config: NERDataConfig, key: list[Any], arguments: dict[str, Any]) -> datasets.Dataset:
-    """The rows of a split, generated or from the cache. `key` tells contents apart, beside the code that reads them."""
+    """Generate the rows of a split, or find them in the cache under a hash of `key` and of the code that reads them."""
     modules = (__file__, ner.cells.__file__, ner.columns.__file__, ner.formats.__file__)
     fingerprint = Hasher.hash([split, key, [Path(str(file)).read_bytes() for file in modules]])
 
@@ -239,7 +239,7 @@ def _generate_rows(**arguments: Any) -> Iterator[dict[str, Any]]:
 
 
 def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] | None) -> Iterator[Sentence]:
-    """The checked sentences of a source, one after the other, with gold tags where it has them.
+    """Yield the checked sentences of a source, with gold tags where it has them.
 
     Args:
         source: Its options say whether every sentence needs tags.
@@ -304,7 +304,7 @@ def _parse_record(
 
 
 def join_words(records: Iterator[Record], columns: Columns) -> Iterator[Record]:
-    """Sentences from records that are words; where the id is missing, the word goes with the one before."""
+    """Join records that are words to sentences. A word without a sentence's id belongs to the sentence before it."""
     names = [name for name in (columns.text, columns.label) if name is not None]
     for _, of_file in itertools.groupby(records, key=lambda record: record.place.rpartition(", ")[0]):
         seen: set[Any] = set()  # another file may count anew
@@ -333,7 +333,7 @@ def join_words(records: Iterator[Record], columns: Columns) -> Iterator[Record]:
 
 
 def _check_word(record: Record, columns: Columns) -> Any:
-    """The id of the sentence that a word belongs to; TrialError if the record is not one word, tag and id."""
+    """Return the id of the sentence that a word belongs to, if the record is one word with its tag and id."""
     for name, fits in ((columns.text, is_word), (columns.label, is_tag)):
         cell = None if name is None else record.cells.get(name)
         if name is not None and (not fits(cell) or not isinstance(cell, (str, int)) or not str(cell).strip(BLANKS)):

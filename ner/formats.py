@@ -1,7 +1,7 @@
-"""Files in, records out: the formats that people keep tagged words in, read line by line, each record with its place.
+"""Read the files that people keep tagged words in, line by line: each record knows its file and line.
 
-The datasets library's own readers of csv and json guess types, pad short rows and know no line numbers, and its reader
-of CoNLL columns (version 5 only) pads and cuts lines without a word: none of them is used here.
+The datasets library's readers of csv and json guess types, pad short rows and know no line numbers. Its reader of CoNLL
+columns, in version 5 only, pads and cuts lines silently. So none of them is used here.
 """
 
 import csv
@@ -35,7 +35,7 @@ FILE_FORMATS = {
     ".conllu": "conllu",
     **dict.fromkeys((".conll", ".txt", ".bio", ".iob", ".iob2"), "conll"),
 }
-"""The format that a file's ending stands for, in upper or lower case, before .gz."""
+"""The format of each ending, in upper or lower case, before .gz."""
 
 CONLLU_COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 
@@ -52,7 +52,7 @@ WORD_RANGE = re.compile(r"\d+[-.]\d+")
 logger = logging.getLogger(__name__)
 
 STANDARD_INPUT = Path("standard input")
-"""Stands for that, in messages too."""
+"""A path that stands for standard input, in messages too."""
 
 csv.field_size_limit(sys.maxsize)  # else a cell of 128 KiB is an error
 
@@ -90,7 +90,7 @@ def read_records(path: Path, options: ReadOptions) -> Iterator[Record]:
 
 
 def format_of(path: Path, setting: str = "data.file_format") -> str:
-    """The format that the file's ending stands for, "" where its first line decides.
+    """Return the format of the file's ending, or "" where its first line decides.
 
     Raises:
         TrialError: If it stands for none; it names the setting that could say more.
@@ -107,7 +107,7 @@ def format_of(path: Path, setting: str = "data.file_format") -> str:
 
 
 def read_lines(path: Path, setting: str = "data.file_format") -> Iterator[str]:
-    """The lines with their ends, which are line feeds only: a word may hold any other separator of Unicode."""
+    """Yield the lines with their ends. Only line feeds end lines: a word may hold any other separator of Unicode."""
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -149,7 +149,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
 
 
 def class_names(path: Path, column: str) -> tuple[str, ...]:
-    """What the numbers of a parquet file's column stand for, where the datasets library wrote it down."""
+    """Return what the numbers of a parquet file's column stand for, if the datasets library wrote it there."""
     with _open(path) as file:
         schema = parquet.read_schema(file)
     if b"huggingface" not in (schema.metadata or {}):
@@ -208,7 +208,7 @@ def _read_table(path: Path, lines: Iterator[str], options: ReadOptions, delimite
 
 
 def _read_json(path: Path, lines: Iterator[str]) -> Iterator[Record]:
-    """JSON objects on lines of their own; or, if the first line is none, one list of them or one after the other."""
+    """Read JSON objects, one on each line; or, if the first line is none, one list or one sequence of them."""
     decoder = json.JSONDecoder(object_pairs_hook=_object)
     numbered = ((number, line) for number, line in enumerate(lines, start=1))
     start, first = next(((number, line) for number, line in numbered if line.strip()), (1, ""))
@@ -265,7 +265,7 @@ def _json_record(place: str, value: Any) -> Record:
 
 
 def _read_columns(path: Path, lines: Iterator[str], options: ReadOptions, *, is_conllu: bool) -> Iterator[Record]:
-    """CoNLL columns: a word a line, separated by TABs, or by spaces if the first line has no TAB.
+    """Read CoNLL columns: a word on each line, columns separated by TABs, or by spaces if the first line has no TAB.
 
     Sentences end at blank lines, also of blanks, and at -DOCSTART-; for comments see `_is_comment`. Of CoNLL-U, ranges
     (1-2) and empty nodes (1.1) are not words. Columns are called by their names where the format or a comment
@@ -320,7 +320,7 @@ def _read_columns(path: Path, lines: Iterator[str], options: ReadOptions, *, is_
 
 
 def _is_comment(line: str, cells: list[str], names: list[str], last_cells: set[str], *, tabs: bool) -> bool:
-    """Whether a line that begins with #, at a sentence's beginning, is no word: "#" and "#tag" are words, too.
+    """Tell whether a line that begins with #, before a sentence, is a comment: "#" and "#tag" can be words.
 
     Comments have a space, but no TAB where columns are separated by TABs. Among spaces they have one after #, no tag
     with a prefix, and do not end as lines of words do.

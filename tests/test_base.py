@@ -1,16 +1,17 @@
 """BaseTransformerTrial serves other tasks: a subclass needs data, head and evaluation only."""
 
+import importlib
+import re
 import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 import transformers
-from conftest import SAMPLE_MODEL, read_metrics
+from conftest import PROJECT, SAMPLE_MODEL, read_metrics
 from determined import pytorch
 
 from ner_trial import NERTrial
@@ -22,49 +23,38 @@ from transformer_trial.builders import (
 )
 from transformer_trial.config import MODEL_MODES, ModelConfig, OptimizerConfig
 from transformer_trial.errors import TrialError
-from transformer_trial.trial import BaseTransformerTrial
 
 
-class SentimentTrial(BaseTransformerTrial):
-    """Classifies sequences."""
-
-    def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
-        super().__init__(context)
-        self.config, self.tokenizer, self.model = build_using_auto(self.settings.model, ["bad", "good"])
-        self.rows = self.load_datasets().map(lambda rows: self.tokenizer(rows["text"]), batched=True)
-        self.wrap(num_training_rows=self.rows["train"].num_rows)
-
-    def load_datasets(self) -> datasets.DatasetDict:
-        train = {"text": ["Alice is happy", "nobody came"] * 16, "labels": [1, 0] * 16}
-        data = datasets.Dataset.from_dict(train)
-        return datasets.DatasetDict(train=data, validation=data)
-
-    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        names = ("input_ids", "attention_mask", "labels")
-        return dict(self.tokenizer.pad([{name: row[name] for name in names} for row in rows], return_tensors="pt"))
-
-    def build_training_data_loader(self) -> pytorch.DataLoader:
-        return self.data_loader(self.rows["train"], self.collate, training=True)
-
-    def build_validation_data_loader(self) -> pytorch.DataLoader:
-        return self.data_loader(self.rows["validation"], self.collate, training=False)
-
-    def evaluate_batch(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        outputs = self.model(**batch)
-        return {"loss": outputs.loss, "accuracy": (outputs.logits.argmax(-1) == batch["labels"]).float().mean()}
+def load_example(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The class of that name, from the example in docs/extending.md that defines it."""
+    page = (PROJECT / "docs" / "extending.md").read_text(encoding="utf-8")
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if f"class {name}(" in code]
+    (folder / f"{name.lower()}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(folder))
+    return getattr(importlib.import_module(name.lower()), name)
 
 
-def test_a_sequence_classifier_needs_data_head_and_evaluation_only(
-    config: dict[str, Any], fit: Callable[..., Any]
+def test_the_sequence_classifier_of_the_docs_trains_and_is_exported(
+    config: dict[str, Any], fit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config["hyperparameters"] |= {"model_mode": "sequence-classification", "learning_rate": 3e-3}
-    config["searcher"] |= {"metric": "accuracy"}
+    config["searcher"] |= {"metric": "accuracy", "smaller_is_better": False}
     config["searcher"]["max_length"]["batches"] = 40
-    trial = fit(config, SentimentTrial, reporting_period=20)
+    trial = fit(config, load_example("SentimentTrial", tmp_path, monkeypatch), reporting_period=20)
     (validation,) = read_metrics(trial.output_dir, "validation")
     assert validation["accuracy"] == 1
     exported = transformers.AutoModelForSequenceClassification.from_pretrained(trial.output_dir / "model")
     assert exported.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_the_loader_of_the_docs_trains(
+    config: dict[str, Any], fit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["data"] = {"text_column_name": "words", "label_column_name": "tags"}
+    config["searcher"]["max_length"]["batches"] = 2
+    trial = fit(config, load_example("OwnDataTrial", tmp_path, monkeypatch))
+    assert trial.label_list == ["B-PER", "O"]
+    assert read_metrics(trial.output_dir, "validation")
 
 
 @pytest.mark.parametrize("mode", MODEL_MODES)

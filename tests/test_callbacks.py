@@ -1,4 +1,4 @@
-"""RunRecord: the metrics log, the test split, and the early end, alone, after a resume, and with several processes."""
+"""The callbacks: metrics log, test split and early end, alone, after a resume, and with several processes."""
 
 import json
 import math
@@ -10,14 +10,12 @@ import pytest
 import torch
 from conftest import SAMPLE_DATA, read_metrics
 from determined import core, pytorch
-from determined.exec import harness
 from seqeval import metrics as seqeval_metrics
-from seqeval import scheme as seqeval_schemes
-from test_distributed import train as train_with_torchrun
-from test_local import stand_in_cluster
-from test_predict import train_here
+from stand_in import run_on_stand_in
+from test_distributed import train_to_end
 
 from ner_trial import NERTrial, WordPredictions
+from transformer_trial.callbacks import MetricsLog
 
 
 @pytest.fixture
@@ -73,19 +71,11 @@ class KeepingTrial(NERTrial):
         return metrics
 
 
-@pytest.mark.parametrize(
-    ("change", "options"),
-    [
-        pytest.param({}, {}, id="default"),
-        pytest.param({"metric_mode": "strict"}, {"mode": "strict", "scheme": seqeval_schemes.IOB2}, id="strict"),
-    ],
-)
 def test_the_test_split_is_evaluated_with_each_better_model_and_only_then(
-    small: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, change: dict[str, Any],
-    options: dict[str, Any],
-) -> None:  # fmt: skip
+    small: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     script_f1(monkeypatch, [0.2, 0.1, 0.3, 0.3, math.nan, 0.4])
-    small["data"] |= {"return_entity_level_metrics": True, "max_train_samples": None, "max_seq_length": 16} | change
+    small["data"] |= {"return_entity_level_metrics": True, "max_train_samples": None, "max_seq_length": 16}
     small["hyperparameters"] |= {"learning_rate": 3e-3, "num_training_steps": None}
     small["searcher"]["max_length"]["batches"] = 120
     trial = fit(small, KeepingTrial, validation_period=pytorch.Batch(20))
@@ -95,12 +85,9 @@ def test_the_test_split_is_evaluated_with_each_better_model_and_only_then(
     for line, (_, gold, predicted) in zip(lines, trial.kept):
         assert len(gold) == 200
         assert line["accuracy_score"] == pytest.approx(seqeval_metrics.accuracy_score(gold, predicted))
-        scores = seqeval_metrics.classification_report(gold, predicted, output_dict=True, zero_division=0, **options)
+        scores = seqeval_metrics.classification_report(gold, predicted, output_dict=True, zero_division=0)
         for prefix, name in {"": "micro avg", **{f"{t}_": t for t in ("LOC", "MISC", "ORG", "PER")}}.items():
             assert line[f"{prefix}f1"] == pytest.approx(scores[name]["f1-score"])
-            assert line[f"{prefix}precision"] == pytest.approx(scores[name]["precision"])
-            assert line[f"{prefix}recall"] == pytest.approx(scores[name]["recall"])
-            assert prefix == "" or line[f"{prefix}number"] == scores[name]["support"]
     assert lines[-1].keys() == read_metrics(trial.output_dir, "validation")[-1].keys() - {"validation_loss"}
 
 
@@ -186,25 +173,6 @@ def test_a_run_that_had_stopped_stops_again_without_a_step(
     assert all(torch.equal(weights[name], weight) for name, weight in resumed.model.state_dict().items())
 
 
-def run_on_stand_in(
-    config: dict[str, Any], folder: Path, checkpoint: Path | None = None, steps_completed: int = 0
-) -> KeepingTrial:
-    """Train in Determined's own harness, against a stand-in for the cluster; returns the trial."""
-    trials: list[KeepingTrial] = []
-
-    class KeptTrial(KeepingTrial):
-        def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
-            super().__init__(context)
-            trials.append(self)
-
-    KeptTrial.__module__ = "ner_trial"
-    with pytest.MonkeyPatch.context() as patch, stand_in_cluster(config, folder, patch) as info:
-        info.latest_checkpoint = None if checkpoint is None else str(checkpoint)
-        info.trial._steps_completed = steps_completed
-        harness._run_pytorch_trial(KeptTrial, info, config["entrypoint"])
-    return trials[0]
-
-
 def test_a_resume_on_a_cluster_ends_with_the_same_model_at_the_same_batch(
     small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,12 +180,13 @@ def test_a_resume_on_a_cluster_ends_with_the_same_model_at_the_same_batch(
     small |= {"min_validation_period": {"batches": 2}, "checkpoint_policy": "none"}
     small["hyperparameters"]["early_stopping_patience"] = 3
     script_f1(monkeypatch, [*f1s, *f1s])
-    whole = run_on_stand_in(small, tmp_path / "whole")
+    whole, _ = run_on_stand_in(small, tmp_path / "whole", trial_class=KeepingTrial)
     assert whole.batches_trained == 10
     small["searcher"]["max_length"]["batches"] = 6
     run_on_stand_in(small, tmp_path / "begun")
     small["searcher"]["max_length"]["batches"] = 12
-    resumed = run_on_stand_in(small, tmp_path / "begun", checkpoint_of(tmp_path / "begun"), 6)
+    checkpoint = checkpoint_of(tmp_path / "begun")
+    resumed, _ = run_on_stand_in(small, tmp_path / "begun", checkpoint, 6, trial_class=KeepingTrial)
     assert resumed.batches_trained == 10
     assert [batches for batches, *_ in whole.kept] == [2, 4] and not resumed.kept
     weights = whole.model.state_dict()
@@ -227,13 +196,15 @@ def test_a_resume_on_a_cluster_ends_with_the_same_model_at_the_same_batch(
 def test_a_resumed_run_may_validate_before_it_trains(
     small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    groups: list[str] = []
+    monkeypatch.setattr(MetricsLog, "report", lambda self, group, metrics: groups.append(group))
     small |= {"scheduling_unit": 4, "min_validation_period": {"batches": 100}}
     small["searcher"]["max_length"]["batches"] = 4
-    with monkeypatch.context() as patch:
-        patch.setattr(core.DummyPreemptContext, "should_preempt", lambda *_, **__: True)  # when the last batch is done
-        assert not run_on_stand_in(small, tmp_path).kept
-    resumed = run_on_stand_in(small, tmp_path, checkpoint_of(tmp_path), 4)
+    trial, reports = run_on_stand_in(small, tmp_path, preempted_at=4, trial_class=KeepingTrial)
+    assert not trial.kept and [report[:2] for report in reports] == [("training", 4)]
+    resumed, _ = run_on_stand_in(small, tmp_path, checkpoint_of(tmp_path), 4, trial_class=KeepingTrial)
     assert [batches for batches, *_ in resumed.kept] == [4]
+    assert groups == ["test"], "Determined logs the reports of training and validation"
 
 
 # --------------------------------------------------------------------------------------------------- several processes
@@ -244,9 +215,8 @@ def test_two_processes_keep_what_one_keeps(small: dict[str, Any], tmp_path: Path
     small["hyperparameters"] |= {"learning_rate": 0, "early_stopping_patience": 2}  # no validation is ever better
     small |= {"min_validation_period": {"batches": 2}, "scheduling_unit": 2}
     kept = []
-    (tmp_path / "one").mkdir()
-    train_with_torchrun(small, tmp_path / "two", 2)
-    for folder in (train_here(small, tmp_path / "one"), tmp_path / "two" / "run"):
+    for num_ranks in (1, 2):
+        folder = train_to_end(small, tmp_path / str(num_ranks), num_ranks) / "run"
         files = {str(path.relative_to(folder)) for path in folder.rglob("*") if "checkpoints" not in path.parts}
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         report = json.loads((folder / "report" / "report.json").read_text())

@@ -10,11 +10,10 @@ import pytest
 import torch
 import yaml
 from conftest import PROJECT, SAMPLE_DATA, read_metrics
-from determined import core, pytorch
-from determined.exec import harness
+from determined import pytorch
+from stand_in import run_on_stand_in
 from test_callbacks import script_f1
-from test_distributed import train as train_with_torchrun
-from test_local import StandInTrainContext, stand_in_cluster
+from test_distributed import train_to_end
 from test_resume import checkpoints_of, load_state
 
 from ner_trial import NERTrial
@@ -24,8 +23,6 @@ from transformer_trial.errors import TrialError
 FIXTURES = PROJECT / "tests" / "fixtures" / "checkpoints"
 STACKS = ["cluster", "current"]
 
-Reports = list[tuple[str, int, dict[str, Any]]]
-
 
 @pytest.fixture
 def config(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -34,50 +31,6 @@ def config(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(run_module, "set_up_logging", lambda on_cluster: None)
     config = yaml.safe_load((FIXTURES / "config.yaml").read_text())
     return {**config, "scheduling_unit": 4, "checkpoint_policy": "none"}
-
-
-def run_on_stand_in(
-    config: dict[str, Any],
-    folder: Path,
-    checkpoint: Path | None = None,
-    steps_completed: int = 0,
-    *,
-    preempted_at: int | None = None,
-    as_script: bool = False,
-    trial_id: int = 1,
-) -> Reports:
-    """Train as a task of a cluster whose master is a stand-in; returns what it was told.
-
-    The master preempts the task at the first period that ends with the batch `preempted_at`.
-    """
-    folder.mkdir(exist_ok=True)
-    trials: list[NERTrial] = []
-    reports: Reports = []
-
-    class KeptTrial(NERTrial):
-        def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
-            super().__init__(context)
-            trials.append(self)
-
-    KeptTrial.__module__ = "ner_trial"
-
-    def report(self: Any, group: str, steps_completed: int, metrics: dict[str, Any], *_: Any) -> None:
-        reports.append((group, steps_completed, metrics))
-
-    with pytest.MonkeyPatch.context() as patch, stand_in_cluster(config, folder, patch) as info:
-        info.latest_checkpoint = None if checkpoint is None else str(checkpoint)
-        info.trial._steps_completed = steps_completed
-        info.trial.trial_id = trial_id
-        patch.setattr(StandInTrainContext, "_trial_id", trial_id)
-        patch.setattr(core.DummyTrainContext, "_report_trial_metrics", report)
-        patch.setattr(
-            core.DummyPreemptContext, "should_preempt", lambda *_, **__: trials[0].batches_trained == preempted_at
-        )
-        if as_script:
-            run_module.run(KeptTrial, [])
-        else:
-            harness._run_pytorch_trial(KeptTrial, info, config["entrypoint"])
-    return reports
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -94,26 +47,25 @@ def assert_same_end(checkpoint: Path, expected: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- on a cluster
 
 
-@pytest.mark.parametrize("as_script", [False, True], ids=["trial-class", "script"])
 @pytest.mark.parametrize(
-    "batches",
+    ("batches", "as_script"),
     [
-        pytest.param(4, id="after-a-report-amid-an-accumulation"),
-        pytest.param(5, id="after-a-validation-amid-an-accumulation"),
-        pytest.param(8, id="after-an-epoch"),
-        pytest.param(12, id="after-a-step"),
-        pytest.param(13, id="after-the-last-batch-before-its-validation"),
+        pytest.param(4, False, id="after-a-report-amid-an-accumulation"),
+        pytest.param(5, True, id="after-a-validation-amid-an-accumulation-of-a-script"),
+        pytest.param(8, False, id="after-an-epoch", marks=pytest.mark.slow),
+        pytest.param(12, True, id="after-a-step-of-a-script", marks=pytest.mark.slow),
+        pytest.param(13, False, id="after-the-last-batch-before-its-validation"),
     ],
 )
 def test_a_preempted_trial_ends_like_one_that_never_was(
     config: dict[str, Any], tmp_path: Path, batches: int, as_script: bool
 ) -> None:
-    expected = run_on_stand_in(config, tmp_path / "whole", as_script=as_script)
+    _, expected = run_on_stand_in(config, tmp_path / "whole", as_script=as_script)
     assert [line[:2] for line in expected if line[0] == "validation"] == [("validation", n) for n in (5, 10, 13)]
-    before = run_on_stand_in(config, tmp_path / "begun", preempted_at=batches, as_script=as_script)
+    _, before = run_on_stand_in(config, tmp_path / "begun", preempted_at=batches, as_script=as_script)
     assert before[-1][1] == batches
     checkpoint = newest_checkpoint(tmp_path / "begun")
-    after = run_on_stand_in(config, tmp_path / "begun", checkpoint, batches, as_script=as_script)
+    _, after = run_on_stand_in(config, tmp_path / "begun", checkpoint, batches, as_script=as_script)
     assert before + after == expected
     assert_same_end(newest_checkpoint(tmp_path / "begun"), newest_checkpoint(tmp_path / "whole"))
 
@@ -124,14 +76,14 @@ def test_a_warm_start_trains_like_a_run_of_the_exported_model(
     better = [0.1, 0.2, 0.3, 0.4]
     script_f1(monkeypatch, [0.9, 0.8, 0.7, *better, *better])  # what the first run is like has to be forgotten
     config["searcher"] |= {"metric": "f1", "smaller_is_better": False}
-    source = run_on_stand_in(config, tmp_path / "source")
+    _, source = run_on_stand_in(config, tmp_path / "source")
     checkpoint = newest_checkpoint(tmp_path / "source")
     config |= {"perform_initial_validation": True, "scheduling_unit": 1, "reproducibility": {"experiment_seed": 8}}
     config["hyperparameters"] |= {"early_stopping_patience": 1}
-    reports = run_on_stand_in(config, tmp_path / "warm", checkpoint, trial_id=2)
+    _, reports = run_on_stand_in(config, tmp_path / "warm", checkpoint, trial_id=2)
     assert reports[0][2]["validation_loss"] == source[-1][2]["validation_loss"]
     config["hyperparameters"]["pretrained_model_name_or_path"] = str(checkpoint / "model")
-    assert reports == run_on_stand_in(config, tmp_path / "fresh", trial_id=3)
+    assert reports == run_on_stand_in(config, tmp_path / "fresh", trial_id=3)[1]
     rates = [metrics["learning_rate"] for group, _, metrics in reports if group == "training"]
     assert reports[-1][1] == 13 and rates[0] == 0.01 > rates[-1]
     assert_same_end(newest_checkpoint(tmp_path / "warm"), newest_checkpoint(tmp_path / "fresh"))
@@ -148,8 +100,9 @@ def rename_tags(config: dict[str, Any], folder: Path, **names: str) -> None:
         config["data"][f"{split}_file"] = str(folder / f"{split}.json")
 
 
-@pytest.mark.parametrize("steps_completed", [5, 0], ids=["resume", "warm-start"])
-@pytest.mark.parametrize("change", ["layers", "fewer-labels", "other-labels"])
+@pytest.mark.parametrize(
+    ("change", "steps_completed"), [("layers", 5), ("layers", 0), ("fewer-labels", 5), ("other-labels", 0)]
+)
 def test_the_checkpoint_of_another_model_is_refused(
     config: dict[str, Any], tmp_path: Path, tiny_model: Path, change: str, steps_completed: int
 ) -> None:
@@ -159,7 +112,8 @@ def test_the_checkpoint_of_another_model_is_refused(
         config["hyperparameters"]["pretrained_model_name_or_path"] = str(tiny_model)
     else:
         rename_tags(config, tmp_path, **({"MISC": ""} if change == "fewer-labels" else {"MISC": "ANY"}))
-    with pytest.raises(TrialError, match="The checkpoint is of another model"):
+    told = {"layers": "Missing key", "fewer-labels": "size mismatch", "other-labels": "its labels are"}[change]
+    with pytest.raises(TrialError, match=f"^The checkpoint is of another model: .*{told}"):
         run_on_stand_in(config, tmp_path, newest_checkpoint(tmp_path), steps_completed)
 
 
@@ -232,6 +186,6 @@ def test_determined_loads_a_checkpoint_of_two_slots(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "two"
-    train_with_torchrun(config, folder, 2, "--batches", "2")
+    train_to_end(config, folder, 2, "--batches", "2")
     (checkpoint,) = checkpoints_of(folder / "run")
     assert_loads_alone(checkpoint, tmp_path, monkeypatch)

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from transformer_trial.config import DataConfig
 from transformer_trial.data import (
     SlotBatchSampler,
-    TokenBatchSampler,
     default_load_dataset,
     group_by_tokens,
     ignore_interrupts,
@@ -178,7 +177,7 @@ def test_every_slot_validates_on_as_many_pieces(num_rows: int, num_slots: int) -
     rows = datasets.Dataset.from_dict({"number": list(range(num_rows))})
     pieces = []
     for rank in range(num_slots):
-        loader = build_data_loader(rows, TokenBatchSampler([5] * num_rows, 20, num_slots))
+        loader = build_data_loader(rows, group_by_tokens([5] * num_rows, 20, num_slots=num_slots))
         pieces.append([b["number"].tolist() for b in loader.get_data_loader(num_replicas=num_slots, rank=rank)])
 
     assert len({len(of_slot) for of_slot in pieces}) == 1

@@ -1,169 +1,86 @@
-"""Several processes under torchrun: together they do what one does, go on like one, and none of them is left behind."""
+"""Several processes: together they do what one does, go on like one, and none of them is left behind."""
 
-import contextlib
+import datetime
+import functools
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+import transformers
 import yaml
-from conftest import PROJECT, read_metrics
+from conftest import PROJECT, read_metrics, save_tiny_model
+from training_process import start_ranks, wait_for_all
 
-NOTING_TRAIN_PY = """
-import datetime, json, os, sys, time
-import torch, transformers
 from ner_trial import NERTrial
-from transformer_trial import resume, run
+from transformer_trial import local
 
-folder, rank, local_rank = os.getcwd(), int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
 
-def note(name, value):
-    with open(f"{folder}/{name}{rank}", "a") as file:
-        file.write(json.dumps(value) + "\\n")
-
-def train_batch(self, batch, epoch_idx, batch_idx, original=NERTrial.train_batch):
-    result = original(self, batch, epoch_idx, batch_idx)
-    rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
-    note("seen", [batch_idx, rows])
-    if os.environ.get("PAUSE") == f"{rank}:{batch_idx + 1}":  # until it is ended
-        note("paused", batch_idx + 1)
-        end = time.monotonic() + 60
-        while self.stop_signal is None and time.monotonic() < end:
-            time.sleep(0.01)
-    return result
-
-def clip_grad_norm_(*arguments, original=torch.nn.utils.clip_grad_norm_):
-    norm = original(*arguments)
-    note("norms", float(norm))
-    return norm
-
-def tokenize(self, texts, *arguments, original=transformers.PreTrainedTokenizerBase.__call__, **options):
-    note("tokenized", len(texts))
-    return original(self, texts, *arguments, **options)
-
-NERTrial.train_batch, torch.nn.utils.clip_grad_norm_ = train_batch, clip_grad_norm_
-transformers.PreTrainedTokenizerBase.__call__ = tokenize
-note("pid", os.getpid())
-"""
-"""The script of these tests: train.py, each of whose processes notes what it does; what a test adds follows."""
+# ------------------------------------------------------------------------------------------------------- what they note
 
 
-class Training:
-    """The noting script, in one process or under torchrun.
+def note_steps(folder: Path) -> None:
+    """Let this process note the rows and the gradient norm of each step, and what it tokenizes."""
 
-    Args:
-        config: What it trains.
-        folder: Its working directory, which takes its output and, in `run`, its results.
-        num_processes: Of each node.
-        arguments: More of its command line.
-        nodes: As many torchruns stand for nodes, each with caches of its own.
-        more: Code before the training starts.
-        pause: Rank and number of batches after which that process waits for its end.
-    """
+    def note(name: str, value: Any) -> None:
+        with (folder / f"{name}{os.environ.get('RANK', '0')}").open("a") as file:
+            file.write(json.dumps(value) + "\n")
 
-    def __init__(
-        self,
-        config: dict[str, Any],
-        folder: Path,
-        num_processes: int,
-        *arguments: str,
-        nodes: int = 1,
-        more: str = "",
-        pause: tuple[int, int] | None = None,
-    ) -> None:
-        folder.mkdir(exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        (folder / "noting_train.py").write_text(f"{NOTING_TRAIN_PY}\n{more}\nrun.run(NERTrial)\n")
-        for file in [*folder.glob("pid*"), *folder.glob("paused*"), *folder.glob("log")]:  # of the part before
-            file.unlink()
-        self.folder, self.num_processes, self.launchers = folder, num_processes * nodes, []
-        command = ["noting_train.py", "config.yaml", "--output-dir", str(folder / "run"), *arguments]
-        with contextlib.ExitStack() as stack:  # ports that are free: others on this machine may train, too
-            sockets = [stack.enter_context(socket.create_server(("", 0))) for _ in range(3)]
-            master, *comm = [str(server.getsockname()[1]) for server in sockets]
-        self.log = folder / "log"
-        for node in range(nodes):
-            launcher = [sys.executable]
-            if self.num_processes > 1:
-                launcher += ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
-                launcher += ["--nnodes", str(nodes), "--node-rank", str(node)]
-                launcher += ["--master-addr", "127.0.0.1", "--master-port", master]
-            env = {"PYTHONPATH": str(PROJECT), "PAUSE": "{}:{}".format(*pause) if pause else ""}
-            env |= {f"INTER_TRAIN_PROCESS_COMM_PORT_{number}": port for number, port in enumerate(comm, 1)}
-            if nodes > 1:
-                env["HF_DATASETS_CACHE"] = str(folder / f"cache{node}")
-            with self.log.open("ab") as log:
-                self.launchers.append(
-                    # In a session of its own, as a terminal's job is in a group of its own.
-                    subprocess.Popen(
-                        [*launcher, *command], cwd=folder, env=os.environ | env, stdout=log, stderr=log,
-                        start_new_session=True,
-                    )
-                )  # fmt: skip
+    def train_batch(self: Any, batch: Any, epoch_idx: int, batch_idx: int) -> Any:
+        result = original_train_batch(self, batch, epoch_idx, batch_idx)
+        rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
+        note("seen", [batch_idx, rows])
+        return result
 
-    def __enter__(self) -> "Training":
-        return self
+    def clip_grad_norm_(*arguments: Any) -> Any:
+        norm = original_clip_grad_norm(*arguments)
+        note("norms", float(norm))
+        return norm
 
-    def __exit__(self, *_: object) -> None:
-        """Leave nothing running, whatever failed."""
-        for launcher in self.launchers:
-            launcher.kill()
-            launcher.wait()
-        for pid in filter(self.is_running, self.pids()):
-            os.kill(pid, signal.SIGKILL)
+    def tokenize(self: Any, texts: Any, *arguments: Any, **options: Any) -> Any:
+        note("tokenized", len(texts))
+        return original_tokenize(self, texts, *arguments, **options)
 
-    def pids(self) -> list[int]:
-        """Of the processes that train, as far as they have come."""
-        return [int(file.read_text()) for file in sorted(self.folder.glob("pid*")) if file.read_text()]
-
-    @staticmethod
-    def is_running(pid: int) -> bool:
-        """Whether this is a process of ours: that number may have become another's."""
-        try:
-            return b"noting_train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        except FileNotFoundError:
-            return False
-
-    def wait_for_pause(self) -> None:
-        end = time.monotonic() + 120
-        while not list(self.folder.glob("paused*")):
-            assert self.launchers[0].poll() is None and time.monotonic() < end, self.output()
-            time.sleep(0.02)
-
-    def wait(self, seconds: float = 120) -> int:
-        """The first exit status other than 0, if there is any."""
-        end = time.monotonic() + seconds
-        try:
-            codes = [launcher.wait(max(end - time.monotonic(), 0.1)) for launcher in self.launchers]
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"It has not ended in {seconds} s.\n{self.output()}")
-        assert not any(map(self.is_running, self.pids())), f"One is still there.\n{self.output()}"
-        return next((code for code in codes if code), 0)
-
-    def output(self) -> str:
-        return self.log.read_text()
-
-
-def train(config: dict[str, Any], folder: Path, num_processes: int, *arguments: str, **options: Any) -> Path:
-    """Train to the end; returns the folder."""
-    with Training(config, folder, num_processes, *arguments, **options) as training:
-        assert training.wait() == 0, training.output()
-    return folder
+    tokenizer: Any = transformers.PreTrainedTokenizerBase
+    original_train_batch, original_clip_grad_norm = NERTrial.train_batch, torch.nn.utils.clip_grad_norm_
+    original_tokenize = tokenizer.__call__
+    patch = pytest.MonkeyPatch()
+    patch.setattr(NERTrial, "train_batch", train_batch)
+    patch.setattr(torch.nn.utils, "clip_grad_norm_", clip_grad_norm_)
+    patch.setattr(tokenizer, "__call__", tokenize)
 
 
 def read_notes(folder: Path, name: str) -> dict[int, list[Any]]:
-    """Of each process that has noted such a thing, what it has noted."""
+    """What each process has noted under this name, by its rank."""
     files = sorted(folder.glob(f"{name}[0-9]"))
     return {int(file.name[-1]): [json.loads(line) for line in file.read_text().splitlines()] for file in files}
+
+
+def train(config: dict[str, Any], folder: Path, num_ranks: int, *arguments: str, **options: Any) -> list[int]:
+    """Train in so many processes; returns their exit statuses. See `start_ranks` for the options."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [str(folder / "config.yaml"), "--output-dir", str(folder / "run"), *arguments]
+    changes = [functools.partial(note_steps, folder), *options.pop("changes", ())]
+    return wait_for_all(start_ranks(command, folder / "log", num_ranks, changes=changes, **options))
+
+
+def train_to_end(config: dict[str, Any], folder: Path, num_ranks: int, *arguments: str, **options: Any) -> Path:
+    """Train in so many processes; returns the folder, which holds their notes and, in `run`, the run."""
+    assert train(config, folder, num_ranks, *arguments, **options) == [0] * num_ranks, (folder / "log").read_text()
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------- what they do
 
 
 def rows_of_steps(folder: Path) -> dict[int, list[list[int]]]:
@@ -176,16 +93,20 @@ def rows_of_steps(folder: Path) -> dict[int, list[list[int]]]:
 
 
 def assert_trained_alike(folder: Path, alone: Path) -> None:
-    """Losses, gradients, metrics and weights are those of one process, but for the order of sums."""
+    """Rows, gradients, losses, metrics and weights are those of one process, but for the order of sums."""
+    assert rows_of_steps(folder) == rows_of_steps(alone)
+    norms, expected_norms = (read_notes(path, "norms")[0] for path in (folder, alone))
+    assert norms == pytest.approx(expected_norms, rel=2e-4)
+    assert_same_metrics_and_weights(folder, alone)
+
+
+def assert_same_metrics_and_weights(folder: Path, alone: Path) -> None:
     for group in ("training", "validation"):
         lines, expected = read_metrics(folder / "run", group), read_metrics(alone / "run", group)
         assert len(lines) == len(expected) > 0
         for line, expected_line in zip(lines, expected):
             assert line.pop("group") == expected_line.pop("group") == group
             assert line == pytest.approx(expected_line, rel=2e-4)
-    assert rows_of_steps(folder) == rows_of_steps(alone)
-    norms, expected_norms = (read_notes(path, "norms")[0] for path in (folder, alone))
-    assert norms == pytest.approx(expected_norms, rel=2e-4)
     weights, expected_weights = (
         safetensors.torch.load_file(path / "run" / "model" / "model.safetensors") for path in (folder, alone)
     )
@@ -199,11 +120,6 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(json.loads(file.read_text())["steps_completed"] for file in files)
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    files = (folder / "run").glob("checkpoints/determined/*/metadata.json")
-    return max(files, key=lambda file: file.stat().st_mtime_ns).parent
-
-
 @pytest.fixture
 def config(config: dict[str, Any]) -> dict[str, Any]:
     """24 batches, in 4 epochs whose last batch has one row; periods end amid an accumulation."""
@@ -215,23 +131,28 @@ def config(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"optimizations": {"aggregation_frequency": 3}}
 
 
+def download_slowly() -> None:
+    """Let rank 2 take longer to load its data than torch lets the others wait."""
+
+    def init_process_group(*arguments: Any) -> None:
+        original_init(*arguments)
+        torch.distributed.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=2))
+
+    def load_datasets(self: Any) -> Any:
+        time.sleep(3 if os.environ["RANK"] == "2" else 0)
+        return original_load(self)
+
+    original_init, original_load = torch.distributed.init_process_group, NERTrial.load_datasets
+    patch = pytest.MonkeyPatch()
+    patch.setattr(torch.distributed, "init_process_group", init_process_group)
+    patch.setattr(NERTrial, "load_datasets", load_datasets)
+
+
 def test_processes_of_several_nodes_do_what_one_does(config: dict[str, Any], tmp_path: Path) -> None:
     config["data"] |= {"max_eval_samples": 3, "overwrite_cache": True}  # the fourth process has nothing to validate
     config["searcher"]["max_length"] = {"batches": 13}
-    slow = """
-def init_process_group(*arguments, original=torch.distributed.init_process_group, **options):
-    original(*arguments, **options)
-    torch.distributed.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=5))
-
-def load_datasets(self, original=NERTrial.load_datasets):
-    time.sleep(7 if rank == 2 else 0)  # it downloads: the others wait for longer than torch would
-    return original(self)
-
-torch.distributed.init_process_group, NERTrial.load_datasets = init_process_group, load_datasets
-"""
-
-    alone = train(config, tmp_path / "alone", 1)
-    together = train(config, tmp_path / "together", 2, nodes=2, more=slow)
+    alone = train_to_end(config, tmp_path / "alone", 1)
+    together = train_to_end(config, tmp_path / "together", 4, nodes=2, changes=[download_slowly])
 
     assert_trained_alike(together, alone)
     assert len({len(lines) for lines in read_notes(together, "seen").values()}) == 1  # none has a step less
@@ -243,92 +164,125 @@ torch.distributed.init_process_group, NERTrial.load_datasets = init_process_grou
             assert "classifier.weight" in saved
 
 
-def test_after_ctrl_c_a_run_goes_on_with_fewer_or_more_processes(config: dict[str, Any], tmp_path: Path) -> None:
-    alone = train(config, tmp_path / "alone", 1)
+STOPPED_BY_TORCHRUN = """
+import os, signal, time
+from ner_trial import NERTrial
+from transformer_trial.local import run
+
+def train_batch(self, batch, epoch_idx, batch_idx, original=NERTrial.train_batch):
+    if batch_idx == 8:
+        if os.environ["RANK"] == "0":
+            os.kill(os.getppid(), signal.SIGTERM)  # torchrun, which passes it on
+        while signal.getsignal(signal.SIGTERM).__self__.received is None:
+            time.sleep(0.01)
+    return original(self, batch, epoch_idx, batch_idx)
+
+NERTrial.train_batch = train_batch
+run(NERTrial)
+"""
+
+
+@pytest.mark.parametrize("num_ranks", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_torchrun_passes_a_signal_on_and_fewer_or_more_processes_go_on(
+    config: dict[str, Any], tmp_path: Path, num_ranks: int
+) -> None:
+    alone, folder = train_to_end(config, tmp_path / "alone", 1), tmp_path / "cut"
     epochs = [list(rows_of_steps(alone).values())[start : start + 6] for start in range(0, 24, 6)]
     assert all(len({tuple(row) for rows in epoch for row in rows}) == 41 for epoch in epochs)
     scores = [line["accuracy_score"] for line in read_metrics(alone / "run", "validation")]
     assert len(set(scores)) > 2, "it has to learn something that a difference would change"
 
-    with Training(config, tmp_path / "one", 2, pause=(0, 8)) as training:
-        training.wait_for_pause()
-        os.killpg(training.launchers[0].pid, signal.SIGINT)
-        assert training.wait() != 0
-    assert "SIGINT: saving a checkpoint" in training.output()
-    assert checkpoint_steps(tmp_path / "one")[-1] == 10  # amid an accumulation, and an epoch
-    shutil.copytree(tmp_path / "one", tmp_path / "three")
+    folder.mkdir()
+    (folder / "stopped.py").write_text(STOPPED_BY_TORCHRUN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(folder / "stopped.py"), str(alone / "config.yaml"), "--output-dir", str(folder / "run")]
+    env = os.environ | {"PYTHONPATH": str(PROJECT)}
+    result = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=120)
+    assert result.returncode != 0 and "SIGTERM: saving a checkpoint" in result.stderr
+    assert "Stopped after batch 10 of 24." in result.stderr
+    assert checkpoint_steps(folder)[-1] == 10  # amid an accumulation, and an epoch
+    train_to_end(config, folder, num_ranks, "--resume", "auto")
+    assert_same_metrics_and_weights(folder, alone)
+    steps = rows_of_steps(folder)
+    assert steps == {step: rows for step, rows in rows_of_steps(alone).items() if step >= 10}
 
-    for name, num_processes in (("one", 1), ("three", 3)):
-        train(config, tmp_path / name, num_processes, "--resume", "auto")
-        assert len(read_notes(tmp_path / name, "seen")) == max(num_processes, 2)
-        assert_trained_alike(tmp_path / name, alone)
+
+def hurry() -> None:
+    local.PATIENCE = 3
 
 
-def test_whatever_ends_several_processes_they_go_on_exactly(
-    config: dict[str, Any], tiny_model: Path, tmp_path: Path
-) -> None:
-    model = shutil.copytree(tiny_model, tmp_path / "dropout_model")
-    model_config = json.loads((model / "config.json").read_text())
-    model_config |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-    (model / "config.json").write_text(json.dumps(model_config))
+@pytest.mark.slow
+def test_whatever_ends_several_processes_they_go_on_exactly(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    model = save_tiny_model(tmp_path / "model", num_hidden_layers=2)  # with dropout
     config["hyperparameters"]["pretrained_model_name_or_path"] = str(model)
     config["scheduling_unit"] = 6
-    whole, cut = train(config, tmp_path / "whole", 2), tmp_path / "cut"
+    whole, cut, log = train_to_end(config, tmp_path / "whole", 2), tmp_path / "cut", tmp_path / "cut" / "log"
 
-    with Training(config, cut, 2, pause=(0, 12)) as training:
-        training.wait_for_pause()
-        training.launchers[0].send_signal(signal.SIGTERM)  # torchrun passes it on
-        assert training.wait() != 0
+    assert train(config, cut, 2, signals={rank: [("training", 13, TERM)] for rank in range(2)}) == [128 + TERM] * 2
     assert checkpoint_steps(cut)[-1] == 14  # in a validation, amid an accumulation and between two reports
 
-    with Training(config, cut, 2, "--resume", "auto", pause=(1, 22)) as training:
-        training.wait_for_pause()
-        os.kill(training.pids()[1], signal.SIGKILL)  # the first one waits for its gradients
-        assert training.wait(60) != 0
-    assert "Another process of this training has ended: see its error." in training.output()
+    killed = {1: [("training", 9, KILL)]}  # at batch 22; the first one waits for its gradients
+    assert train(config, cut, 2, "--resume", "auto", signals=killed) == [1, -KILL]
+    assert "Another process of this training has ended: see its error." in log.read_text()
     assert checkpoint_steps(cut)[-1] == 21
 
-    with Training(config, cut, 2, "--resume", "auto", pause=(0, 24), more="resume.PATIENCE = 3") as training:
-        training.wait_for_pause()
-        os.kill(training.pids()[0], signal.SIGKILL)  # the second one waits for what it has to report
-        assert training.wait(60) != 0
-    assert "Another process of this training does not answer" in training.output()
+    # At the last batch, whose loss the second one waits for to report it. torchrun would send it a SIGTERM.
+    ended = {0: [("training", 3, KILL)], 1: [("training", 3, TERM)]}
+    statuses = train(config, cut, 2, "--resume", "auto", signals=ended, changes=[hurry])
+    assert statuses[0] == -KILL and statuses[1] in (1, 128 + TERM)
+    assert "Another process of this training" in log.read_text().splitlines()[-1]
 
-    train(config, cut, 2, "--resume", "auto")
+    train_to_end(config, cut, 2, "--resume", "auto")
     assert (cut / "run" / "metrics.jsonl").read_text() == (whole / "run" / "metrics.jsonl").read_text()
+    states = []
     for folder in (cut, whole):
         assert checkpoint_steps(folder)[-1] == 24
-    states = [torch.load(newest_checkpoint(folder) / "state_dict.pth", weights_only=False) for folder in (cut, whole)]
+        files = (folder / "run").glob("checkpoints/determined/*/state_dict.pth")
+        newest = max(files, key=lambda file: file.stat().st_mtime_ns)
+        states.append(torch.load(newest, weights_only=False))
     for key in ("models_state_dict", "optimizers_state_dict", "lr_schedulers_state_dict"):
         torch.testing.assert_close(states[0][key], states[1][key], rtol=0, atol=0)
 
 
-FAILING = """
-def load_datasets(self, original=NERTrial.load_datasets):
-    if rank == {rank}:
-        raise ValueError("no such thing")
-    return original(self)
+# ------------------------------------------------------------------------------------------------------------- failures
 
-NERTrial.load_datasets = load_datasets
-"""
-NOT_SHARED = "run.find_checkpoint = lambda *_: None if rank else folder"
+
+def fail(rank: int) -> None:
+    def load_datasets(self: Any) -> Any:
+        if os.environ["RANK"] == str(rank):
+            raise ValueError("no such thing")
+        return original(self)
+
+    original = NERTrial.load_datasets
+    pytest.MonkeyPatch().setattr(NERTrial, "load_datasets", load_datasets)
+
+
+def find_a_checkpoint_on_the_first_node_only() -> None:
+    found = None if os.environ["RANK"] == "1" else Path("found")
+    pytest.MonkeyPatch().setattr(local, "find_checkpoint", lambda *_: found)
 
 
 @pytest.mark.parametrize(
-    ("more", "arguments", "message"),
+    ("change", "arguments", "message"),
     [
-        pytest.param("", ["--config", "data.train_file=gone.csv"], "gone.csv does not exist", id="a mistake"),
-        pytest.param(FAILING.format(rank=0), [], "ValueError: no such thing", id="the first"),
         pytest.param(
-            FAILING.format(rank=1), [], "Process 1 failed, and this one with it: ValueError: no such", id="another"
+            None, ["--config", "data.train_file=gone.csv"], "gone.csv does not exist", id="a mistake",
+            marks=pytest.mark.slow,
         ),
-        pytest.param(NOT_SHARED, ["--resume", "auto"], "a folder that all nodes share", id="not the same checkpoint"),
+        pytest.param(functools.partial(fail, 0), [], "ValueError: no such thing", id="the first"),
+        pytest.param(
+            functools.partial(fail, 1), [], "Process 1 failed, and this one with it: ValueError: no such", id="another"
+        ),
+        pytest.param(
+            find_a_checkpoint_on_the_first_node_only, ["--resume", "auto"], "a folder that all nodes share",
+            id="not the same checkpoint", marks=pytest.mark.slow,
+        ),
     ],
-)
+)  # fmt: skip
 def test_one_that_fails_ends_all(
-    config: dict[str, Any], tmp_path: Path, more: str, arguments: list[str], message: str
+    config: dict[str, Any], tmp_path: Path, change: Callable[[], None] | None, arguments: list[str], message: str
 ) -> None:
-    with Training(config, tmp_path / "failing", 2, *arguments, more=more) as training:
-        assert training.wait(60) != 0
-    assert message in training.output()
+    assert 0 not in train(config, tmp_path / "failing", 2, *arguments, changes=[change] if change else [])
+    assert message in (tmp_path / "failing" / "log").read_text()
     assert not (tmp_path / "failing" / "run").exists()

@@ -23,8 +23,8 @@ from conftest import PROJECT, SAMPLE_DATA, read_metrics
 from determined.exec import harness
 from hypothesis import given
 from hypothesis import strategies as st
+from stand_in import stand_in_cluster
 from test_callbacks import script_f1
-from test_local import stand_in_cluster
 from test_ner_report import Page
 from test_predict import read_lines
 from test_tokenizers import KINDS, LABELS, save_kind
@@ -337,6 +337,7 @@ def test_an_export_tags_as_the_model_and_tokenizer_that_it_was_made_from(kinds: 
 
 
 @pytest.mark.skipif(find_other_python() is None, reason="no other environment: NER_OTHER_PYTHON, .venv, .venv-cluster")
+@pytest.mark.slow
 def test_exports_of_either_stack_tag_the_same_on_the_other(kinds: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     here, expected = kinds
     command = [str(find_other_python()), __file__, str(here), str(tmp_path / "there")]

@@ -16,6 +16,7 @@ from training_process import PHASES, Training
 NUM_KILLS = int(os.environ.get("KILLS", "20"))
 
 
+@pytest.mark.slow
 def test_every_kill_is_survived(
     config: dict[str, Any],  # noqa: F811
     tmp_path: Path,

@@ -14,6 +14,7 @@ from run_ner_reference import tokenize
 from transformer_trial.data import SlotBatchSampler
 
 NUM_BATCHES = 30
+SLOW = pytest.mark.slow
 
 
 class RecordingTrainer(transformers.Trainer):
@@ -71,15 +72,15 @@ def train_reference(
     ("hyperparameters", "optimizations", "arguments"),
     [
         pytest.param({}, {}, {}, id="defaults"),
-        pytest.param({"weight_decay": 0.1}, {}, {"weight_decay": 0.1}, id="weight-decay"),
+        pytest.param({"weight_decay": 0.1}, {}, {"weight_decay": 0.1}, id="weight-decay", marks=SLOW),
         pytest.param(
             {"lr_scheduler_type": "cosine", "num_warmup_steps": 7},
             {},
             {"lr_scheduler_type": "cosine", "warmup_steps": 7},
             id="cosine-warmup",
         ),
-        pytest.param({"warmup_ratio": 0.31}, {}, {"warmup_steps": 10}, id="linear-warmup-ratio"),
-        pytest.param({"adafactor": True}, {}, {"optim": "adafactor"}, id="adafactor-linear"),
+        pytest.param({"warmup_ratio": 0.31}, {}, {"warmup_steps": 10}, id="linear-warmup-ratio", marks=SLOW),
+        pytest.param({"adafactor": True}, {}, {"optim": "adafactor"}, id="adafactor-linear", marks=SLOW),
         pytest.param(
             {"adafactor": True, "lr_scheduler_type": "cosine", "num_warmup_steps": 5, "weight_decay": 0.1},
             {},
@@ -96,16 +97,16 @@ def train_reference(
             {},
             {"aggregation_frequency": 3, "average_aggregated_gradients": False},
             {"gradient_accumulation_steps": 3},
-            id="accumulation-summed",
+            id="accumulation-summed", marks=SLOW,
         ),
         pytest.param(
             {"adafactor": True, "lr_scheduler_type": "cosine"},
             {"aggregation_frequency": 2},
             {"optim": "adafactor", "lr_scheduler_type": "cosine", "gradient_accumulation_steps": 2},
-            id="adafactor-cosine-accumulation",
+            id="adafactor-cosine-accumulation", marks=SLOW,
         ),
         pytest.param({"max_grad_norm": 0, "adam_beta2": 0.99, "adam_epsilon": 1e-6}, {},
-                     {"max_grad_norm": 0, "adam_beta2": 0.99, "adam_epsilon": 1e-6}, id="no-clipping"),
+                     {"max_grad_norm": 0, "adam_beta2": 0.99, "adam_epsilon": 1e-6}, id="no-clipping", marks=SLOW),
     ],
 )  # fmt: skip
 def test_losses_and_weights_follow_transformers_trainer(

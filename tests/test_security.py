@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from conftest import PROJECT, SAMPLE_MODEL
 
 from ner.config import NERDataConfig
 from transformer_trial.config import ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig
+from transformer_trial.parsing import Section
 
 # ----------------------------------------------------------------------------------------------- what the code may call
 
@@ -204,10 +204,10 @@ def inspect(settings: dict[str, Any]) -> list[str]:
 
 def text_keys() -> list[tuple[str, Any]]:
     """Every key of the two sections that takes a text, or several, and its type."""
-    classes: list[tuple[str, type]] = [("data", NERDataConfig)]
+    classes: list[tuple[str, type[Section]]] = [("data", NERDataConfig)]
     classes += [("hyperparameters", c) for c in (ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig)]
-    hints = [(f"{home}.{name}", hint) for home, c in classes for name, hint in typing.get_type_hints(c).items()]
-    return [(key, hint) for key, hint in hints if hint is str or (typing.get_args(hint) and "str" in str(hint))]
+    fields = [(f"{home}.{name}", field.annotation) for home, c in classes for name, field in c.model_fields.items()]
+    return [(key, annotation) for key, annotation in fields if re.search("str|Literal", str(annotation))]
 
 
 def planted_cases() -> Iterator[tuple[str, list[str]]]:

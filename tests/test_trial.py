@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -46,7 +45,9 @@ def parquet_folder(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("file", ["ner_config.yaml", "tests/fixtures/original_ner_config.yaml"])
+@pytest.mark.parametrize(
+    "file", ["ner_config.yaml", pytest.param("tests/fixtures/original_ner_config.yaml", marks=pytest.mark.slow)]
+)
 def test_det_trains_one_batch_of_the_shipped_and_of_the_original_configuration(
     file: str, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -57,10 +58,12 @@ def test_det_trains_one_batch_of_the_shipped_and_of_the_original_configuration(
     assert "validation_loss" in output
 
 
+@pytest.mark.slow
 def test_det_trains_one_batch_of_the_sample() -> None:
     assert "The test experiment passed." in run_det("sample/ner_config.yaml")
 
 
+@pytest.mark.slow
 def test_the_sample_is_learned_from_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "train.py", "sample/ner_config.yaml", "--output-dir", str(tmp_path / "run")]
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
@@ -171,7 +174,7 @@ def test_more_sub_tokens_than_rotary_positions_are_refused(config: dict[str, Any
         fit(config)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_mixed_precision_learns_about_what_fp32_does(
     config: dict[str, Any], fit: Callable[..., Any], precision: str
 ) -> None:
@@ -366,20 +369,6 @@ def test_wrong_shapes_below_the_head_are_an_error_unless_asked_for(
     assert fit(config).model.config.intermediate_size == wider.intermediate_size
 
 
-def test_users_load_their_data_by_overriding_one_method(config: dict[str, Any], fit: Callable[..., Any]) -> None:
-    class OwnDataTrial(NERTrial):
-        def load_datasets(self) -> datasets.DatasetDict:
-            rows = {"words": [["Ada", "slept"], ["No", "one"]] * 8, "tags": [["B-PER", "O"], ["O", "O"]] * 8}
-            data = datasets.Dataset.from_dict(rows)
-            return datasets.DatasetDict(train=data, validation=data)
-
-    config["data"] = {"text_column_name": "words", "label_column_name": "tags"}
-    config["searcher"]["max_length"]["batches"] = 2
-    trial = fit(config, OwnDataTrial)
-    assert trial.label_list == ["B-PER", "O"]
-    assert read_metrics(trial.output_dir, "validation")
-
-
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [
@@ -405,6 +394,7 @@ def test_a_mistake_ends_in_one_clear_sentence(
         fit(config)
 
 
+@pytest.mark.slow
 def test_all_schedules_train(config: dict[str, Any], fit: Callable[..., Any]) -> None:
     from transformer_trial.config import LR_SCHEDULER_TYPES
 

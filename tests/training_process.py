@@ -3,12 +3,15 @@
 import functools
 import multiprocessing
 import os
+import socket
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import datasets
 from conftest import PROJECT
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -21,23 +24,30 @@ PHASES = {
     "test split": ("ner_trial", "NERTrial", "evaluate_best"),
     "checkpoint": ("determined.pytorch", "_PyTorchTrialController", "_save"),
     "export": ("transformer_trial.callbacks", "BestModel", "export"),
-    "exchange": ("transformer_trial.files", "_put_in_place", ""),
+    "exchange": ("transformer_trial.files", "", "_put_in_place"),
     "removal": ("transformer_trial.callbacks", "KeptCheckpoints", "on_checkpoint_upload_end"),
 }
-"""Where a training can be when it is interrupted, and the function that it is in then."""
+"""Where a training can be when it is interrupted, and the function that it is in then; the exchange is of folders."""
+
+Signals = Sequence[tuple[str, int, int]]
+"""Triples of a phase, n and a signal that the process gets as it enters that phase the n-th time."""
 
 
-def _train(arguments: Sequence[str], log: Path, signals: Sequence[tuple[str, int, int]], phase: Any) -> None:
+def _train(arguments: Sequence[str], log: Path, signals: Signals, phase: Any, env: Any, changes: Any) -> None:
     multiprocessing.set_start_method("fork", force=True)  # as in a process that no fork server has made
+    os.environ.update(env)
+    if "HF_DATASETS_CACHE" in env:  # read when the library was imported
+        datasets.config.HF_DATASETS_CACHE = Path(env["HF_DATASETS_CACHE"])
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    for number, (name, (module, owner, method)) in enumerate(PHASES.items()):
+    for number, (name, (module, owner, function)) in enumerate(PHASES.items()):
         due = {count: signum for phase_name, count, signum in signals if phase_name == name}
-        target = sys.modules[module]
-        holder, attribute = (getattr(target, owner), method) if method else (target, owner)
-        setattr(holder, attribute, _watched(getattr(holder, attribute), number, due, phase))
+        holder = getattr(sys.modules[module], owner) if owner else sys.modules[module]
+        setattr(holder, function, _watched(getattr(holder, function), number, due, phase))
+    for change in changes:
+        change()
     from ner_trial import NERTrial
     from transformer_trial.local import run
 
@@ -52,7 +62,7 @@ def _watched(function: Any, number: int, due: dict[int, int], phase: Any) -> Any
     @functools.wraps(function)
     def watched(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
-        calls += 1
+        calls += not (isinstance(arguments[0], Path) and arguments[0].is_file())  # a file has no exchange of two steps
         before, phase.value = phase.value, number
         if calls in due:
             os.kill(os.getpid(), due[calls])
@@ -70,13 +80,23 @@ class Training:
     Args:
         arguments: Its command line.
         log: File that takes its output.
-        signals: Triples of a phase, n and a signal that the process gets as it enters that phase the n-th time.
+        signals: What it gets, and when.
+        env: Variables to set in it.
+        changes: Functions without arguments, called in it before it trains.
     """
 
-    def __init__(self, arguments: Sequence[str], log: Path, signals: Sequence[tuple[str, int, int]] = ()) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        signals: Signals = (),
+        env: Mapping[str, str] = {},
+        changes: Sequence[Callable[[], None]] = (),
+    ) -> None:
         self.log = log
         self.phase = CONTEXT.Value("i", -1, lock=False)
-        self.process: ForkServerProcess = CONTEXT.Process(target=_train, args=(arguments, log, signals, self.phase))
+        options = (arguments, log, signals, self.phase, env, changes)
+        self.process: ForkServerProcess = CONTEXT.Process(target=_train, args=options)
         self.process.start()
 
     def wait(self, seconds: float = 120) -> int:
@@ -91,5 +111,38 @@ class Training:
         return "start" if self.phase.value < 0 else list(PHASES)[self.phase.value]
 
 
-def train(arguments: Sequence[str], log: Path, signals: Sequence[tuple[str, int, int]] = ()) -> int:
-    return Training(arguments, log, signals).wait()
+def train(arguments: Sequence[str], log: Path, signals: Signals = (), **options: Any) -> int:
+    return Training(arguments, log, signals, **options).wait()
+
+
+def start_ranks(
+    arguments: Sequence[str],
+    log: Path,
+    num_ranks: int,
+    nodes: int = 1,
+    signals: Mapping[int, Signals] = {},
+    changes: Sequence[Callable[[], None]] = (),
+) -> list[Training]:
+    """Start processes as torchrun does, on as many nodes, each of which has a cache of its own beside the log."""
+    with socket.create_server(("", 0)) as server:
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": str(num_ranks)}
+    local_size = num_ranks // nodes
+    env |= {"LOCAL_WORLD_SIZE": str(local_size), "GROUP_WORLD_SIZE": str(nodes)}
+    ranks = []
+    for rank in range(num_ranks):
+        node, local_rank = divmod(rank, local_size)
+        env |= {"RANK": str(rank), "LOCAL_RANK": str(local_rank), "GROUP_RANK": str(node)}
+        if nodes > 1:
+            env["HF_DATASETS_CACHE"] = str(log.with_name(f"cache{node}"))
+        ranks.append(Training(arguments, log, signals.get(rank, ()), dict(env), changes))
+    return ranks
+
+
+def wait_for_all(ranks: Sequence[Training], seconds: float = 120) -> list[int]:
+    """Their exit statuses; none is left behind."""
+    end = time.monotonic() + seconds
+    try:
+        return [training.wait(max(end - time.monotonic(), 0.1)) for training in ranks]
+    finally:
+        for training in ranks:
+            training.process.kill()

@@ -1,6 +1,7 @@
-"""Config, tokenizer, model, optimizer and schedule, from the slices of the configuration that describe them."""
+"""Build config, tokenizer, model, optimizer and schedule, each from its part of the configuration."""
 
 import contextlib
+import importlib.util
 import json
 import logging
 import math
@@ -111,7 +112,7 @@ def _explained(key: str, what: str, auto_class: Any) -> Iterator[None]:
 
 
 def _why_code_was_not_run(error: Exception, auto_class: Any) -> str | None:
-    """Why a model that could run code was refused, without the advice of others to let it; None if that is not why."""
+    """Explain why a model that could run code was refused, and what is safe to do; None for any other error."""
     if "trust_remote_code=True" in str(error):
         return (
             "it comes with Python code of its own, none of which was run. Read that code; if you trust it, set "
@@ -136,7 +137,7 @@ def _why_code_was_not_run(error: Exception, auto_class: Any) -> str | None:
 
 
 def _name_labels(config: transformers.PretrainedConfig, label_names: Sequence[str]) -> bool:
-    """Put the labels' names into the config, and tell whether the head for them has to be a new one."""
+    """Put the labels' names into the config, and tell whether they need a new head."""
     known = [config.id2label[i] for i in sorted(config.id2label)]
     if sorted(known) == sorted(label_names):
         return False
@@ -158,9 +159,9 @@ def _check_mismatched(model: Any, mismatched: Iterable[Any], model_config: Model
 
 
 def _freeze_what_is_fixed(model: Any, auto_class: Any) -> None:
-    """Freeze weights that a model computes for itself, such as RoFormer's positions: transformers 5 forgets it.
+    """Freeze weights that are computed, such as RoFormer's positions, as transformers 5 fails to do.
 
-    They would get no gradient, on which data-parallel training insists.
+    They get no gradient, and data-parallel training needs one for every weight that is not frozen.
     """
     with contextlib.suppress(Exception), torch.device("meta"):  # no model of that kind without weights: none is frozen
         fixed = [n for n, weight in auto_class.from_config(model.config).named_parameters() if not weight.requires_grad]
@@ -169,7 +170,7 @@ def _freeze_what_is_fixed(model: Any, auto_class: Any) -> None:
 
 
 def _start_head_afresh(model: transformers.PreTrainedModel, missing: set[str]) -> None:
-    """Forget the weights of a pretrained head: they were trained for other labels."""
+    """Initialize the weights of a pretrained head again, because they were trained for other labels."""
     std = getattr(model.config, "initializer_range", 0.02)
     for prefix, module in model.named_modules():
         in_head = not prefix.startswith(model.base_model_prefix)
@@ -181,9 +182,9 @@ def _start_head_afresh(model: transformers.PreTrainedModel, missing: set[str]) -
 
 
 def group_parameters_for_optimizer(model: torch.nn.Module, weight_decay: float = 0) -> list[dict[str, Any]]:
-    """Two groups of trainable parameters: weights, which decay, and biases and norms, which do not.
+    """Return two groups of trainable parameters: weights, which decay, and biases and norms, which do not.
 
-    Norms are told by their shape, since their names differ from model to model.
+    Norms are recognized by their shape, since their names differ from model to model.
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     decays = {name: parameter.ndim >= 2 and "bias" not in name for name, parameter in trainable}
@@ -194,7 +195,7 @@ def group_parameters_for_optimizer(model: torch.nn.Module, weight_decay: float =
 
 
 def build_default_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW, fused where torch has a kernel for the model's device, or Adafactor."""
+    """Build AdamW, fused where torch has a kernel for the model's device, or Adafactor."""
     if config.adafactor:
         return transformers.Adafactor(
             group_parameters_for_optimizer(model, config.weight_decay),
@@ -214,8 +215,19 @@ def build_default_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> 
         return adamw(fused=False)
 
 
+def check_apex() -> None:
+    """Raise a TrialError where NVIDIA's Apex, or a GPU for it, is missing."""
+    is_there = importlib.util.find_spec("apex") is not None
+    if not is_there or not torch.cuda.is_available():
+        what = "needs a GPU" if is_there else "needs NVIDIA Apex, which is not installed"
+        raise TrialError(
+            f"hyperparameters.use_apex_amp: true {what}. Set use_apex_amp: false and mixed_precision: bf16 (or fp16), "
+            "which needs PyTorch only."
+        )
+
+
 class OneOptimizerScaler(torch.amp.GradScaler):
-    """Adjusts its scale with each step: Determined alone knows at which batches of an accumulation it steps."""
+    """Updates its scale at each step: only Determined knows which batches of an accumulation make a step."""
 
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
         result = super().step(optimizer, *args, **kwargs)
@@ -226,7 +238,7 @@ class OneOptimizerScaler(torch.amp.GradScaler):
 def build_default_lr_scheduler(
     optimizer: torch.optim.Optimizer, config: SchedulerConfig, num_training_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The schedule of `lr_scheduler_type`, or, for an optimizer with a rate of its own, one that shows that rate.
+    """Build the schedule of `lr_scheduler_type`, or, for an optimizer with a rate of its own, one that shows that rate.
 
     Args:
         optimizer: From `build_default_optimizer`.

@@ -117,7 +117,7 @@ class BestModel(pytorch.PyTorchCallback):
     """Finds the best model so far by the searcher's metric, keeps what tells of it, and stops the training early.
 
     Off cluster the best model's export is DIR/model, beside what `evaluate_best` wrote. On a cluster `evaluate_best`
-    writes to a temporary folder, and CheckpointContents puts an export and a copy of that folder into checkpoints.
+    writes to a temporary folder; every checkpoint gets an export, and that of the best model a copy of the folder.
     """
 
     def __init__(self, trial: Trial, folder: Path | None, log: MetricsLog, max_test_rows: int | None) -> None:
@@ -126,6 +126,7 @@ class BestModel(pytorch.PyTorchCallback):
         self.folder = Path(tempfile.mkdtemp()) if self.on_cluster else folder
         self.metric, smaller_is_better = trial.searcher_metric
         self.sign = 1 if smaller_is_better else -1  # of values of which less is better
+        self.exports = trial.settings.training.export_model
         self.patience = trial.settings.training.early_stopping_patience
         self.best, self.best_batches, self.num_worse_validations = math.inf, -1, 0
 
@@ -164,10 +165,18 @@ class BestModel(pytorch.PyTorchCallback):
     def _keep(self, folder: Path) -> None:
         if test_metrics := self.trial.evaluate_best(folder, max_rows=self.max_test_rows):
             self.log.report("test", test_metrics)
-        if self.is_chief and not self.on_cluster and self.trial.settings.training.export_model:
+        if self.is_chief and self.exports and not self.on_cluster:
             with replacing(folder / "model") as new:
                 self.export(new)
             logger.info("%s %.4g is the best so far: saved in %s", self.metric, self.sign * self.best, folder / "model")
+
+    def on_checkpoint_write_end(self, checkpoint_dir: str) -> None:
+        if self.folder is None or not self.on_cluster:
+            return
+        if self.exports:
+            self.export(Path(checkpoint_dir, "model"))
+        if self.trial.batches_trained == self.best_batches:
+            shutil.copytree(self.folder, checkpoint_dir, dirs_exist_ok=True)
 
     def export(self, folder: Path) -> None:
         checkpoints.export_model(folder, self.trial.bare_model, self.trial.tokenizer, self.trial.model_card())
@@ -184,10 +193,10 @@ class BestModel(pytorch.PyTorchCallback):
 
 
 class CheckpointContents(pytorch.PyTorchCallback):
-    """Adds to a checkpoint what it can be used for, removes secrets, and checks the one that a run starts from."""
+    """Makes checkpoints that anyone can load, without secrets, and checks the one that a run starts from."""
 
-    def __init__(self, trial: Trial, best: BestModel) -> None:
-        self.trial, self.best = trial, best
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
 
     def state_dict(self) -> dict[str, Any]:
         return {"labels": checkpoints.read_labels(self.trial.bare_model)}
@@ -195,7 +204,8 @@ class CheckpointContents(pytorch.PyTorchCallback):
     def on_trial_startup(self, first_batch_idx: int, checkpoint_uuid: str | None) -> None:
         self.trial.batches_trained = first_batch_idx
         # On a cluster a trial's own checkpoint has a step: one without it is another experiment's.
-        self.is_anothers = self.best.on_cluster and checkpoint_uuid is not None and first_batch_idx == 0
+        on_cluster = get_cluster_task() is not None
+        self.is_anothers = on_cluster and checkpoint_uuid is not None and first_batch_idx == 0
 
     def on_checkpoint_load_start(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another model's checkpoint; of another experiment's, take nothing but the weights."""
@@ -225,12 +235,6 @@ class CheckpointContents(pytorch.PyTorchCallback):
         folder = Path(checkpoint_dir)
         checkpoints.complete_load_data(folder / "load_data.json", self.trial.bare_model)
         checkpoints.redact_configurations(folder)
-        if not self.best.on_cluster or self.best.folder is None:
-            return
-        if self.trial.settings.training.export_model:
-            self.best.export(folder / "model")
-        if self.trial.batches_trained == self.best.best_batches:
-            shutil.copytree(self.best.folder, folder, dirs_exist_ok=True)
 
 
 class KeptCheckpoints(pytorch.PyTorchCallback):
@@ -265,7 +269,7 @@ class KeptCheckpoints(pytorch.PyTorchCallback):
                 shutil.rmtree(checkpoint)
 
     def _read_batches(self) -> dict[Path, int]:
-        """How many batches each whole checkpoint has seen, but for those that a resume went back behind."""
+        """The number of batches of each whole checkpoint, but for those that a resume went back behind."""
         batches = {}
         for file in self.folder.glob("checkpoints/determined/*/metadata.json"):
             with contextlib.suppress(ValueError):  # damaged
@@ -301,7 +305,7 @@ def build_callbacks(
     """
     log = MetricsLog(trial, folder)
     best = BestModel(trial, folder, log, max_test_rows)
-    callbacks = {"metrics_log": log, "best_model": best, "checkpoint_contents": CheckpointContents(trial, best)}
+    callbacks = {"metrics_log": log, "best_model": best, "checkpoint_contents": CheckpointContents(trial)}
     if folder is not None and log.is_chief:
         callbacks["kept_checkpoints"] = KeptCheckpoints(trial, folder)
     return callbacks

@@ -74,13 +74,13 @@ def refuse_another_model(checkpoint: dict[str, Any], model: Any, labels: Mapping
     """
     _name_weights_as_one_process(checkpoint)
     what = None
+    if labels != read_labels(model):
+        known, given = (format_value("labels", list(names.values())) for names in (labels, read_labels(model)))
+        what = f"its labels are {known}, not {given}"
     try:
         model.load_state_dict(checkpoint["models_state_dict"][0])
     except RuntimeError as error:
         what = " ".join(str(error).split())[:200] + "..."
-    if labels != read_labels(model):
-        known, given = (format_value("labels", list(names.values())) for names in (labels, read_labels(model)))
-        what = f"its labels are {known}, not {given}"
     if what is not None:
         advice = "Go on with the model and the labels that it was trained with."
         raise TrialError(f"The checkpoint is of another model: {what}. {advice}")
@@ -139,11 +139,7 @@ def find_damage(checkpoint: Path) -> str | None:
 def find_checkpoint(requested: str, output_dir: Path) -> Path | None:
     """The checkpoint that `--resume` asks for: a folder, or with "auto" the newest whole one of a run.
 
-    One without metadata.json, which is written last, was being saved when the run was killed, and does not count.
-
-    Args:
-        requested: The argument of `--resume`.
-        output_dir: The folder of the run.
+    Determined writes metadata.json last: a checkpoint without it was being saved when the run was killed.
 
     Returns:
         The checkpoint's folder; None if the run was killed before its first one was whole.

@@ -1,4 +1,4 @@
-"""Loading and splitting data sets, and which rows make a batch, for any task. Nothing here imports Determined."""
+"""Load and split data sets, and choose the rows of each batch, for any task. Nothing here imports Determined."""
 
 import glob
 import signal
@@ -14,27 +14,23 @@ import torch.utils.data
 from transformer_trial.config import DataConfig
 from transformer_trial.errors import ConfigError, TrialError
 
+Lengths = Sequence[int] | np.ndarray[Any, Any]
+
 FILE_BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 # Data sets that came with a loading script, which datasets >= 4 refuses to run, and the same data without one.
 SCRIPT_FREE_NAMES = dict.fromkeys(("conll2003", "eriktks/conll2003", "tner/conll2003"), "lhoestq/conll2003")
 
 LENGTH_GROUP_BATCHES = 16
-"""Global batches that are sorted by length together: 95% of the tokens of WNUT 17's batches of 8 are then real. More
-would save little, and make a batch depend on its rows' lengths rather than on chance."""
+"""Global batches that are sorted by length together. 95% of the tokens in WNUT 17's batches of 8 are then real. Larger
+groups save little more, and batches would depend on lengths rather than on chance."""
 
 MIN_LENGTH_GROUPS = 4
-"""Of an epoch, so that a batch of a small data set, too, has other rows in each epoch."""
+"""At least so many groups make an epoch, so that small data sets, too, have other batches in each epoch."""
 
 
 def default_load_dataset(config: DataConfig) -> datasets.DatasetDict:
-    """Load the data set or the files that `data` names, with the splits they have: train, validation, test.
-
-    Args:
-        config: The `data` section.
-
-    Returns:
-        The splits under their usual names, every column as it was found.
+    """Load the data set or the files that `data` names: the splits train, validation, test, every column as it is.
 
     Raises:
         TrialError: If something is missing or cannot be read; it names the key and the file.
@@ -46,18 +42,14 @@ def default_load_dataset(config: DataConfig) -> datasets.DatasetDict:
 
 
 def configured_files(config: DataConfig) -> dict[str, str]:
-    """The file, or glob, of each split that has one.
-
-    Raises:
-        ConfigError: If train has none.
-    """
-    files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
+    """Return the file or glob of each split that has one. Raise a ConfigError if train has none."""
     if config.train_file is None:
         problem = (
             "data.train_file: missing, and dataset_name is null. Set dataset_name to a hub name or folder, or "
             "train_file (and validation_file) to your files."
         )
         raise ConfigError([problem])
+    files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
     return {split: file for split, file in files.items() if file is not None}
 
 
@@ -66,8 +58,9 @@ def _load_named(name: str, config: DataConfig) -> datasets.DatasetDict:
         if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):
             splits = datasets.load_from_disk(name)
         else:
+            options = _cache_options(config)
             splits = datasets.load_dataset(
-                name, config.dataset_config_name, revision=config.dataset_revision, **_cache_options(config)
+                name, config.dataset_config_name, revision=config.dataset_revision, **options
             )
     except Exception as error:
         raise TrialError(_why_not_loaded(name, config, error)) from error
@@ -93,11 +86,6 @@ def _why_not_loaded(name: str, config: DataConfig, error: Exception) -> str:
     return f"data.dataset_name: {name} needs a loading script, which the datasets library no longer runs; {advice}."
 
 
-def _cache_options(config: DataConfig) -> dict[str, str | None]:
-    mode = "reuse_cache_if_exists" if config.overwrite_cache else None  # what is downloaded is read anew
-    return {"cache_dir": config.cache_dir, "download_mode": mode}
-
-
 def _load_file(key: str, file: str, config: DataConfig) -> datasets.Dataset:
     builder = FILE_BUILDERS.get(Path(file.removesuffix(".gz")).suffix.lower())
     if builder is None:
@@ -110,8 +98,13 @@ def _load_file(key: str, file: str, config: DataConfig) -> datasets.Dataset:
         raise TrialError(f"{key}: cannot read {file} as {builder}: {reason}.") from error
 
 
+def _cache_options(config: DataConfig) -> dict[str, str | None]:
+    mode = "reuse_cache_if_exists" if config.overwrite_cache else None  # what is downloaded is read anew
+    return {"cache_dir": config.cache_dir, "download_mode": mode}
+
+
 def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.DatasetDict:
-    """Make sure that there is a validation split, and keep of each split what the configuration asks for.
+    """Make a validation split where there is none, and keep as many rows of each split as the configuration asks for.
 
     Raises:
         TrialError: If there is no validation split and no `validation_split_percentage` to make one with.
@@ -143,22 +136,20 @@ def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.
 
 
 def choose_evaluation_tokens(device: torch.device) -> int:
-    """Sub-tokens of a batch without gradients: on a CPU more of them leave its caches, on a GPU fewer leave it idle."""
+    """Sub-tokens of a batch without gradients. More would not fit a CPU's caches; fewer would leave a GPU idle."""
     return 16384 if device.type == "cuda" else 1024
 
 
 def group_by_tokens(
-    lengths: Sequence[int] | np.ndarray[Any, Any], max_tokens: int, max_rows: int | None = None
+    lengths: Lengths, max_tokens: int, max_rows: int | None = None, *, num_slots: int = 1
 ) -> list[list[int]]:
-    """Batches of rows of similar length, the longest first, so that little is padding, and memory runs out at once.
+    """Group rows of similar length, the longest first, so that little is padding and memory runs out at once or never.
 
     Args:
         lengths: Sub-tokens of each row.
         max_tokens: Sub-tokens of a batch, padding included; a longer row makes a batch of its own.
         max_rows: Rows of a batch, at most.
-
-    Returns:
-        The row numbers of each batch.
+        num_slots: Each slot gets as many batches, of which the last may be empty.
     """
     batches: list[list[int]] = []
     longest = 0
@@ -167,21 +158,21 @@ def group_by_tokens(
             batches.append([])
             longest = max(int(lengths[row]), 1)
         batches[-1].append(row)
-    return batches
+    return batches + [[]] * (-len(batches) % num_slots)
 
 
 def list_lengths(rows: datasets.Dataset, column: str) -> np.ndarray[Any, Any]:
-    """The length of the list in each row of a column, without reading the lists."""
+    """Return the length of the list in each row of a column, without reading the lists."""
     return pyarrow.compute.list_value_length(rows.with_format("arrow")[:][column]).to_numpy()
 
 
 class SlotBatchSampler(torch.utils.data.BatchSampler):
     """Yields the rows of each global batch, in as many pieces as there are slots, one piece after the other.
 
-    Determined deals the pieces out to the slots in turn, over and over, so that step k of the training is always the
-    k-th global batch of the epoch, and every row is seen once an epoch. A piece may be empty: the last batch can have
-    fewer rows than there are slots. The order is a function of seed and epoch alone, so that a resumed training, which
-    skips what it has seen, meets the same batches.
+    Determined deals the pieces out to the slots in turn, so that step k of the training is always the k-th global batch
+    of the epoch, and every row is seen once an epoch. A piece may be empty: the last batch can have fewer rows than
+    there are slots. The order is a function of seed and epoch alone, so that a resumed training, which skips what it
+    has seen, meets the same batches.
 
     Args:
         num_rows: Rows of the data set.
@@ -192,23 +183,14 @@ class SlotBatchSampler(torch.utils.data.BatchSampler):
     """
 
     def __init__(
-        self,
-        num_rows: int,
-        global_batch_size: int,
-        num_slots: int,
-        *,
-        seed: int,
-        lengths: Sequence[int] | np.ndarray[Any, Any] | None = None,
+        self, num_rows: int, global_batch_size: int, num_slots: int, *, seed: int, lengths: Lengths | None = None
     ) -> None:
-        self.num_rows = num_rows
-        self.global_batch_size = global_batch_size
-        self.num_slots = num_slots
-        self.seed = seed
+        self.num_rows, self.global_batch_size, self.num_slots, self.seed = num_rows, global_batch_size, num_slots, seed
         self.lengths = None if lengths is None else np.asarray(lengths)
         self.epoch = 0
 
     def __len__(self) -> int:
-        """Pieces an epoch: a multiple of the number of slots."""
+        """The number of pieces in an epoch, a multiple of the number of slots."""
         return -(-self.num_rows // self.global_batch_size) * self.num_slots
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -219,7 +201,7 @@ class SlotBatchSampler(torch.utils.data.BatchSampler):
                 yield piece.tolist()
 
     def global_batches(self, epoch: int) -> list[np.ndarray[Any, Any]]:
-        """The row numbers of each global batch of an epoch."""
+        """Return the row numbers of each global batch of an epoch."""
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(self.num_rows)
         if self.lengths is None:
@@ -239,29 +221,7 @@ class SlotBatchSampler(torch.utils.data.BatchSampler):
         return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-class TokenBatchSampler(torch.utils.data.BatchSampler):
-    """Yields rows for evaluation: those of similar length together, the longest first, in batches bounded by tokens.
-
-    Determined deals the batches out to the slots in turn; each gets as many, of which the last may be empty.
-
-    Args:
-        lengths: Sub-tokens of each row.
-        max_tokens: Sub-tokens of a batch, padding included; a longer row makes a batch of its own.
-        num_slots: Slots that share the batches.
-    """
-
-    def __init__(self, lengths: Sequence[int] | np.ndarray[Any, Any], max_tokens: int, num_slots: int) -> None:
-        self.batches = group_by_tokens(lengths, max_tokens)
-        self.batches += [[]] * (-len(self.batches) % num_slots)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-
 def ignore_interrupts(worker_id: int) -> None:
-    """A terminal sends Ctrl-C to the workers too, which have to live until the trainer has saved its checkpoint."""
+    """Let a data worker ignore Ctrl-C, which terminals send to it too: it must live until the checkpoint is saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -265,13 +265,10 @@ def log_outcome(trial: BaseTransformerTrial, signals: StopSignals, output_dir: P
 @contextlib.contextmanager
 def progress_bar(trial: BaseTransformerTrial, checkpoint: Path | None) -> Iterator[None]:
     """Show on a terminal how far the training is, which begins at the checkpoint's batch."""
-    if not sys.stderr.isatty():
-        yield
-        return
     done = 0 if checkpoint is None else read_trial_state(checkpoint)["batches_trained"]
     with (
         tqdm.contrib.logging.logging_redirect_tqdm(),
-        tqdm.tqdm(total=trial.num_training_batches, initial=done, unit="batch", leave=False) as bar,
+        tqdm.tqdm(total=trial.num_training_batches, initial=done, unit="batch", leave=False, disable=None) as bar,
     ):
         trial.batch_hooks.append(lambda _: bar.update(trial.batches_trained - bar.n))
         yield
@@ -327,7 +324,7 @@ def _exit_with_message() -> Iterator[None]:
 
 
 def explain_failure(error: Exception) -> str | None:
-    """What a failure of the machine means, of which torch and others tell in words of their own; None for any other."""
+    """What a failure of the machine means; None for any other failure."""
     text = " ".join(str(error).split())
     if isinstance(error, RuntimeError) and re.search(
         "closed by peer|reset by peer|Broken pipe|NCCL.*(abort|remote)", text

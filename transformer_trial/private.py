@@ -20,9 +20,8 @@ STORAGE_LOGGER = "determined.common.storage"
 def end_training() -> NoReturn:
     """End the training here and now: Determined saves a checkpoint, and `fit` returns.
 
-    Determined itself looks at `context.get_stop_requested` where a period ends, and never within a validation. Both are
-    too late for Ctrl-C, and for torchrun, which kills its processes 30 seconds after a SIGTERM. If it looked before
-    every batch, this would go.
+    Determined itself looks at `context.get_stop_requested` where a period ends, and never within a validation: too late
+    for Ctrl-C, and for torchrun, which kills its processes 30 seconds after a SIGTERM.
     """
     raise pytorch._ShouldExit
 
@@ -33,10 +32,7 @@ def set_batch_index(context: pytorch.PyTorchTrialContext, batch_idx: int) -> Non
 
 
 def read_experiment_config(task: det.ClusterInfo) -> dict[str, Any]:
-    """The configuration of a task's experiment; `context.get_experiment_config` comes too late.
-
-    Its `aggregation_frequency` is an argument of `pytorch.init`, which makes the context.
-    """
+    """The configuration of a task's experiment. `pytorch.init` needs a part of it, and gives it only afterwards."""
     return task.trial._config
 
 
@@ -46,10 +42,7 @@ def override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
 
 
 def is_ignored(project: Path, folder: Path) -> bool:
-    """Whether a checkpoint's copy of the project leaves out a folder; Determined copies by this function.
-
-    The package `pathspec` could read `.detignore` instead.
-    """
+    """Whether a checkpoint's copy of the project leaves out a folder: Determined copies by this function."""
     ignore, parts = detignore.make_shutil_ignore(project), folder.relative_to(project).parts
     return any(ignore(str(project.joinpath(*parts[:i])), [part]) for i, part in enumerate(parts))
 
@@ -72,8 +65,7 @@ class _ResumedController(pytorch._PyTorchTrialController):
 def fit_from(checkpoint: Path, state: dict[str, Any], trial: pytorch.PyTorchTrial, **options: Any) -> None:
     """`pytorch.Trainer.fit` from a checkpoint's batch on; off cluster the method itself begins at batch 0.
 
-    It builds the controller that `fit` builds, with the batch and the trial that a cluster's master would tell it. An
-    argument of `fit` for that batch would replace it.
+    It builds the controller that `fit` builds, with the batch and the trial that a cluster's master would tell it.
 
     Args:
         checkpoint: Its folder.

@@ -6,7 +6,6 @@ keeps. A task subclasses it, and adds its data, its head and its evaluation.
 
 import contextlib
 import dataclasses
-import importlib.util
 import logging
 import math
 from collections.abc import Callable, Iterable
@@ -20,25 +19,15 @@ import torch
 import transformers
 from determined import pytorch
 
-from transformer_trial import builders, private
+from transformer_trial import builders, data, private
 from transformer_trial.callbacks import TrainingMeans, build_callbacks
 from transformer_trial.checkpoints import allow_determined_checkpoints, recipe, versions
 from transformer_trial.config import DataConfig, TrialConfig, parse_trial_config
-from transformer_trial.data import (
-    SlotBatchSampler,
-    TokenBatchSampler,
-    choose_evaluation_tokens,
-    default_load_dataset,
-    ignore_interrupts,
-    list_lengths,
-)
 from transformer_trial.errors import TrialError
 from transformer_trial.experiment import OptimizationsConfig, ReproducibilityConfig, searcher_metric, training_length
 from transformer_trial.parsing import read_known
 
 logger = logging.getLogger(__name__)
-
-AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class BaseTransformerTrial(pytorch.PyTorchTrial):
@@ -70,9 +59,9 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
             )
         self.context = context
         self.experiment_config = context.get_experiment_config()
-        data = self.experiment_config.get("data") or {}
-        self.settings = parse_trial_config(context.get_hparams(), data, self.data_config_class)
-        if context.distributed.local_rank > 0:  # the first process of a node has made the caches anew
+        section = self.experiment_config.get("data") or {}
+        self.settings = parse_trial_config(context.get_hparams(), section, self.data_config_class)
+        if context.distributed.local_rank > 0:  # the first process of the node makes the caches anew
             data_config = self.settings.data.model_copy(update={"overwrite_cache": False})
             self.settings = dataclasses.replace(self.settings, data=data_config)
         self.training_length = training_length(self.experiment_config)
@@ -80,8 +69,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         self.seed = self._get_seed()
         if self.is_restored:
             return
-        # Determined seeds on a cluster only; here every way to run the same yaml starts from the same weights.
-        transformers.set_seed(self.seed)
+        transformers.set_seed(self.seed)  # Determined seeds on a cluster only
         self.batches_trained = 0
         self.data_report: dict[str, Any] = {}
         """What a task says of its data before training, on the first process; it is kept in report/data.json."""
@@ -117,7 +105,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
 
         Override it to load data in your own way: return a `datasets.DatasetDict`, whose `train` split is required.
         """
-        return default_load_dataset(self.settings.data)
+        return data.default_load_dataset(self.settings.data)
 
     def wrap(self, num_training_rows: int) -> None:
         """Hand model, optimizer and schedule to Determined.
@@ -137,12 +125,14 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
             average_aggregated_gradients=optimizations.average_aggregated_gradients,
         )
         if settings.training.use_apex_amp:
-            self._configure_apex()
+            builders.check_apex()
+            _, self.optimizer = context.configure_apex_amp(models=self.model, optimizers=self.optimizer)
+            self.model = context.models[0]  # the returned model does not exchange gradients between slots
         self.parameters = list(self.model.parameters())
         batch_size = settings.training.global_batch_size
         batches_per_epoch = math.ceil(num_training_rows / batch_size)
         num_batches = self.num_training_batches = self.training_length.in_batches(batches_per_epoch, batch_size)
-        # A schedule that moves with every batch is right under gradient accumulation too: Determined catches it up.
+        # A schedule moves with every batch, also under gradient accumulation: Determined catches up at each step.
         self.lr_scheduler = context.wrap_lr_scheduler(
             builders.build_default_lr_scheduler(self.optimizer, settings.scheduler, num_batches),
             pytorch.LRScheduler.StepMode.STEP_EVERY_BATCH,
@@ -151,38 +141,27 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         summary = "Training on %d rows in batches of %d: %d batches an epoch, %d in all."
         logger.info(summary, num_training_rows, batch_size, batches_per_epoch, num_batches)
 
-    def _configure_apex(self) -> None:
-        if importlib.util.find_spec("apex") is None or not torch.cuda.is_available():
-            what = "needs a GPU" if importlib.util.find_spec("apex") else "needs NVIDIA Apex, which is not installed"
-            raise TrialError(
-                f"hyperparameters.use_apex_amp: true {what}. Set use_apex_amp: false and mixed_precision: bf16 (or "
-                "fp16), which needs PyTorch only."
-            )
-        self.model, self.optimizer = self.context.configure_apex_amp(models=self.model, optimizers=self.optimizer)
-        # What it returns is the bare model, which skips the exchange of gradients between slots.
-        self.model = self.context.models[0]
-
     def data_loader(
         self, rows: datasets.Dataset, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], *, training: bool
     ) -> pytorch.DataLoader:
         """Batches of rows, which have `input_ids`: for training shuffled, for evaluation sorted by length."""
-        data, num_slots = self.settings.data, self.context.distributed.size
-        sampler: torch.utils.data.BatchSampler
+        settings, num_slots = self.settings, self.context.distributed.size
+        sampler: data.SlotBatchSampler | list[list[int]]
         if training:
-            batch_size = self.settings.training.global_batch_size
-            lengths = list_lengths(rows, "input_ids") if data.group_by_length else None
-            sampler = SlotBatchSampler(rows.num_rows, batch_size, num_slots, seed=self.seed, lengths=lengths)
+            lengths = data.list_lengths(rows, "input_ids") if settings.data.group_by_length else None
+            batch_size = settings.training.global_batch_size
+            sampler = data.SlotBatchSampler(rows.num_rows, batch_size, num_slots, seed=self.seed, lengths=lengths)
         else:
-            max_tokens = choose_evaluation_tokens(self.context.device)
-            sampler = TokenBatchSampler(list_lengths(rows, "input_ids"), max_tokens, num_slots)
+            max_tokens = data.choose_evaluation_tokens(self.context.device)
+            sampler = data.group_by_tokens(data.list_lengths(rows, "input_ids"), max_tokens, num_slots=num_slots)
         return pytorch.DataLoader(  # Determined repeats it, skips in it on a resume, and deals its batches to the slots
             rows,
             batch_sampler=sampler,
             collate_fn=collate,
-            num_workers=data.dataloader_num_workers,
+            num_workers=settings.data.dataloader_num_workers,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=data.dataloader_num_workers > 0,
-            worker_init_fn=ignore_interrupts,
+            persistent_workers=settings.data.dataloader_num_workers > 0,
+            worker_init_fn=data.ignore_interrupts,
         )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -190,7 +169,8 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         precision = self.settings.training.mixed_precision
         if precision == "none":
             return contextlib.nullcontext()
-        return torch.autocast(self.context.device.type, dtype=AUTOCAST_TYPES[precision])
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+        return torch.autocast(self.context.device.type, dtype=dtype)
 
     def compute_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """This slot's loss, a scalar; the gradients are the mean of the slots'. By default the model's own loss."""
@@ -205,16 +185,15 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         self.training_means.update(self._pass_backward(batch, batch_idx), learning_rate)
         self.context.step_optimizer(self.optimizer, clip_grads=self._clip_gradients, scaler=self.scaler)
         self.batches_trained = batch_idx + 1
-        # Determined copies a tensor that is returned here to the CPU, and waits for it: what it reports is a reducer's.
-        # With several slots it needs something to average nevertheless.
+        # training_means reports the loss: Determined would wait for a tensor. Several slots have to average something.
         return {"learning_rate": learning_rate}
 
     def _pass_backward(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        """Add a batch's gradients to what there is; returns its loss."""
-        # Dropout differs from slot to slot and step to step, and is the same again where a run is resumed.
+        """Add a batch's gradients to those of the accumulation; return the batch's loss."""
+        # Dropout differs from slot to slot and from step to step, and is the same again after a resume.
         stream = np.random.SeedSequence([self.seed, self.context.distributed.rank, batch_idx])
         seed = int(stream.generate_state(1, np.uint64)[0]) >> 1
-        # torch.manual_seed asks every kind of device, which takes longer than a small model's optimizer.
+        # torch.manual_seed seeds every kind of device, which takes longer than a small model's optimizer step.
         (torch.default_generator if self.context.device.type == "cpu" else torch).manual_seed(seed)
         with self.autocast():
             loss = self.compute_loss(batch)
@@ -222,7 +201,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         return loss
 
     def repeat_backward_passes(self) -> None:
-        """After a resume amid an accumulation, compute its gradients again: a checkpoint does not hold them."""
+        """Compute the gradients of a broken-off accumulation again, after a resume: checkpoints do not hold them."""
         first = self.batches_trained - self.batches_trained % self.aggregation_frequency
         if first == self.batches_trained:
             return
@@ -249,7 +228,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.settings.optimizer.max_grad_norm > 0:
-            # In the model's order, not in the optimizer's, the norm is rounded as transformers.Trainer rounds it.
+            # In the model's order of parameters the norm is rounded as transformers.Trainer rounds it.
             torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.optimizer.max_grad_norm)
 
     def evaluate_best(self, folder: Path, max_rows: int | None = None) -> dict[str, float]:
