@@ -1,7 +1,4 @@
-"""Sentences cut into windows of sub-tokens, each word scored in one of them; and windows padded to batches.
-
-Nothing here imports Determined.
-"""
+"""Sentences cut into windows of sub-tokens, each word scored in one of them; and windows padded to batches."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -95,19 +92,15 @@ def choose_doc_stride(tokenizer: Any, max_seq_length: int, requested: int | None
 
 
 def assign_words(windows: Sequence[Sequence[int | None]], stride: int, num_words: int) -> list[list[tuple[int, int]]]:
-    """Decide in which window, and where in it, each word of a sentence is trained on and scored.
+    """Decide in which window each word of a sentence is trained on and scored: (word, position) pairs by window.
 
     That is at its first sub-token, in the window that has the most sub-tokens on that one's poorer side; the earlier
-    one of equals.
+    one of equals. A word without sub-tokens has NO_POSITION, in the window of the word before.
 
     Args:
         windows: For each window the word that each of its sub-tokens belongs to; None for special tokens.
         stride: Sub-tokens that two windows share.
         num_words: Words of the sentence.
-
-    Returns:
-        For each window its (word, position) pairs, by word. A word without sub-tokens has NO_POSITION, in the window
-        of the word before.
 
     Example:
         >>> assign_words([[None, 0, 1, 1, None], [None, 1, 1, 2, None]], stride=2, num_words=4)
@@ -135,24 +128,16 @@ def assign_words(windows: Sequence[Sequence[int | None]], stride: int, num_words
 class Window(NamedTuple):
     """A stretch of a sentence that fits into the model."""
 
-    sentence: int
-    """The place of its sentence."""
-    inputs: dict[str, list[int]]
-    """The model's inputs, each (sub-token,)."""
-    word_ids: list[int | None]
-    """The word that each sub-token belongs to, None for special ones, (sub-token,)."""
-    scored: list[tuple[int, int]]
-    """The words that are trained on and scored in this window, and where; see `assign_words`."""
+    sentence: int  # the index of its sentence
+    inputs: dict[str, list[int]]  # the model's inputs, each (sub-token,)
+    word_ids: list[int | None]  # the word that each sub-token belongs to, None for special ones, (sub-token,)
+    scored: list[tuple[int, int]]  # the words that are trained on and scored here, and where; see `assign_words`
 
 
 def cut_windows(sentences: list[list[str]], tokenizer: Any, max_seq_length: int, doc_stride: int) -> Iterator[Window]:
-    """The windows of sentences, those in which some word is scored, by sentence and in the order of the text.
+    """The windows in which some word is scored, by sentence and in the order of the text.
 
-    Args:
-        sentences: The words of each.
-        tokenizer: A fast one.
-        max_seq_length: Sub-tokens of a window, special tokens included.
-        doc_stride: Sub-tokens that two windows of a sentence share.
+    They have at most `max_seq_length` sub-tokens, special tokens included; two of a sentence share `doc_stride`.
     """
     encoded = tokenizer(
         sentences,
@@ -179,8 +164,7 @@ class WordCollator:
 
     Args:
         tokenizer: Says what the model's inputs are padded with.
-        column_names: The columns of the rows. They are known also where there are no rows: a slot's piece of a batch
-            may be empty, and becomes one row without a word.
+        column_names: Of the rows. A slot's piece of a batch may be empty, and becomes one row without a word.
         max_length: Pad to that many sub-tokens; None pads to the longest row.
         pad_to_multiple_of: Round the padded length up, for the matrix units of GPUs.
     """
