@@ -79,15 +79,6 @@ def test_command_writes_an_image(tmp_path: Path) -> None:
     assert image[..., :3].mean() > 0.9  # on white
 
 
-def test_the_default_output_is_the_figure_beside_the_script(
-    script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    written = []
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: written.append(path))
-    script.main([str(write_metrics(tmp_path, REPORTS))])
-    assert written == [PROJECT / "figures" / "ner.png"]
-
-
 WHOLE = json.dumps(REPORTS[0]) + "\n"
 
 
