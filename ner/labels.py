@@ -25,11 +25,10 @@ BIOES takes M and W for I and S, as BMES and BMEWO write them."""
 
 PREFIXED = re.compile(r"[BIESLUMW]-.")
 
+# seqeval's default mode knows the letters of BIOES only: these are others for them. And it calls some schemes
+# otherwise, or `entity_tag` converts them to another.
 SEQEVAL_PREFIXES = {"M": "I", "W": "S", "L": "E", "U": "S"}
-"""seqeval's default mode knows the letters of BIOES only; these are other letters for them."""
-
 SEQEVAL_SCHEMES = {"BIOES": "IOBES", "BILOU": "IOBES", "plain": "IOB1"}
-"""seqeval's names of schemes that it calls otherwise, or that `entity_tag` converts to another."""
 
 
 def entity_tag(label: str, label_scheme: str | None = None) -> str:
@@ -190,10 +189,6 @@ def choose_metric_scheme(label_list: Sequence[str], label_scheme: str, requested
 
     Raises:
         ConfigError: If seqeval would refuse the tags.
-
-    Example:
-        >>> choose_metric_scheme(["B-PER", "L-PER", "O"], "BILOU", None)
-        'IOBES'
     """
     own, scheme = (SEQEVAL_SCHEMES.get(name, name) for name in (label_scheme, requested or label_scheme))
     try:

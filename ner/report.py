@@ -71,12 +71,6 @@ class ErrorReport:
         scheme: The scheme of the tags, as `ner.labels.find_label_scheme` names it; None where it is unknown.
         mode: "default" or "strict", how seqeval finds entities; see `ner_utils.compute_metrics`.
         strict_scheme: The class of `seqeval.scheme` that mode "strict" goes by.
-
-    Example:
-        >>> report = ErrorReport("IOB2")
-        >>> report.add(["B-PER", "I-PER", "O"], ["B-PER", "O", "O"])
-        >>> report.metrics()["accuracy_score"]
-        0.6666666666666666
     """
 
     def __init__(self, scheme: str | None = None, mode: str = "default", strict_scheme: str | None = None) -> None:

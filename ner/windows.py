@@ -10,11 +10,8 @@ from tokenizers import pre_tokenizers
 
 from transformer_trial.errors import ConfigError, TrialError
 
-NO_POSITION = -1
-"""Position of a word that the tokenizer gives no sub-token, and padding of the columns that count words."""
-
-IGNORED_LABEL_ID = -100
-"""What torch's cross entropy skips: special tokens, padding, continuation pieces."""
+NO_POSITION = -1  # of a word that the tokenizer gives no sub-token, and padding of the columns that count words
+IGNORED_LABEL_ID = -100  # what torch's cross entropy skips: special tokens, padding, continuation pieces
 
 WORD_PAD_VALUES = {"word_ids": NO_POSITION, "word_positions": NO_POSITION, "word_labels": IGNORED_LABEL_ID}
 """The columns of tokenized rows that hold one number a word, and what they are padded with."""
@@ -24,11 +21,7 @@ WORD_COLUMNS = (*WORD_PAD_VALUES, "sentence_id")
 
 
 def prepare_tokenizer(tokenizer: Any) -> None:
-    """Make a tokenizer ready for words that were split before: it must be fast, see spaces and be able to pad.
-
-    Raises:
-        TrialError: If it is a slow one, which cannot tell which word a sub-token belongs to.
-    """
+    """Make a tokenizer see spaces before words that were split before, and able to pad; refuse a slow one."""
     if not tokenizer.is_fast:
         raise TrialError(
             f"hyperparameters.tokenizer_name (or pretrained_model_name_or_path): {type(tokenizer).__name__} is a slow "
@@ -53,8 +46,7 @@ def prepare_tokenizer(tokenizer: Any) -> None:
 def choose_max_seq_length(tokenizer: Any, model: torch.nn.Module, requested: int | None) -> int:
     """Sub-tokens of a model input, special tokens included: as requested, or as many as tokenizer and model take.
 
-    Raises:
-        TrialError: If more are requested than the model has positions for.
+    Refuses more than the model has positions for.
     """
     positions = [
         module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
@@ -78,8 +70,7 @@ def choose_max_seq_length(tokenizer: Any, model: torch.nn.Module, requested: int
 def choose_doc_stride(tokenizer: Any, max_seq_length: int, requested: int | None) -> int:
     """Sub-tokens that two windows share: as requested, or 128, or half a window's content if that is less.
 
-    Raises:
-        TrialError: If windows that share so many could not move on.
+    Refuses so many that windows could not move on.
     """
     content = max_seq_length - tokenizer.num_special_tokens_to_add()
     leaves = f"data.max_seq_length: {max_seq_length} leaves {content} sub-tokens beside the special ones"
