@@ -53,10 +53,7 @@ TRIAL: dict[str, object] = {
     "state": "STATE_ACTIVE", "totalBatchesProcessed": 0,
 }  # fmt: skip
 LOG_LINE = "a line of the trial's log"
-LOG: dict[str, object] = {
-    "id": "1", "level": "LOG_LEVEL_INFO", "message": f"{LOG_LINE}\n", "trialId": 9,
-    "timestamp": "2026-01-01T00:00:00Z",
-}  # fmt: skip
+LOG = {"id": "1", "level": "LOG_LEVEL_INFO", "message": f"{LOG_LINE}\n", "trialId": 9, "timestamp": TRIAL["startTime"]}
 ANSWERS = {
     "GET /info": {"version": "0.38.1", "cluster_id": "cluster", "master_id": "master"},
     "POST /api/v1/auth/login": {"token": "planted", "user": {"username": "ada", "admin": False, "active": True}},
@@ -177,10 +174,8 @@ def test_the_sample_arrives_as_it_is_written_and_no_more_is_asked_for(sample: St
     assert [request for request, _, _ in sample.received] == list(ANSWERS)
     bearers = [headers.get("Authorization") for request, headers, _ in sample.received if "experiments" in request]
     assert bearers == ["Bearer planted"] * 2
-    written = (PROJECT / "sample" / "ner_config.yaml").read_text()
-    assert util.safe_load_yaml_with_exceptions(sample.experiment()["config"]) == (
-        util.safe_load_yaml_with_exceptions(written)
-    )
+    found, written = sample.experiment()["config"], (PROJECT / "sample" / "ner_config.yaml").read_text()
+    assert util.safe_load_yaml_with_exceptions(found) == util.safe_load_yaml_with_exceptions(written)
     assert sample.experiment()["activate"] is True
 
 

@@ -50,8 +50,7 @@ def start(command: Sequence[str], mark: str, folder: str, **environment: str) ->
 
 def cpu_seconds_of_children() -> float:
     """Of those that have ended."""
-    times = os.times()
-    return times.children_user + times.children_system
+    return sum(os.times()[2:4])
 
 
 def start_ups(job: Job) -> dict[str, Callable[[int], dict[str, float]]]:
@@ -87,9 +86,8 @@ def scalings(job: Job) -> dict[str, Callable[[int], dict[str, float]]]:
         def measure(index: int) -> dict[str, float]:
             part = replace(job, num_processes=num_processes, seed=job.seed + index)
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-            command = [*(launcher if num_processes > 1 else []), *child_arguments("train", name, part)]
-            _, line = start(command, MARK, f"{job.work_dir}/scaling", OMP_NUM_THREADS="1")
-            seconds = json.loads(line.removeprefix(MARK))["seconds"]
+            launcher = launcher if num_processes > 1 else []
+            seconds = start_contender("train", name, part, f"{job.work_dir}/scaling", launcher)["seconds"]
             return {"seconds": seconds, "sentences_per_second": part.num_sentences / seconds}
 
         return measure
@@ -98,13 +96,9 @@ def scalings(job: Job) -> dict[str, Callable[[int], dict[str, float]]]:
 
 
 def measure_memory(job: Job, num_sentences: int, num_types: int | None, model_dir: str) -> dict[str, Any]:
-    """Each contender's evaluation of so many sentences in a fresh process, with a tiny model.
+    """Each contender's evaluation of so many sentences in a fresh process, with a tiny model of that tokenizer.
 
-    Args:
-        job: Whose data is repeated.
-        num_sentences: Of the validation split, repeated.
-        num_types: Entity types to rename those of the data to; None keeps them.
-        model_dir: Whose tokenizer the tiny model has.
+    The sentences are the validation split, repeated; `num_types` entity types replace the data's own, if given.
     """
     with tempfile.TemporaryDirectory(dir=job.work_dir) as folder:
         label_names = repeat_data(Path(job.data_dir), Path(folder), num_sentences, num_types)
@@ -112,8 +106,7 @@ def measure_memory(job: Job, num_sentences: int, num_types: int | None, model_di
         part = replace(job, data_dir=folder, model_dir=model, work_dir=folder)
         results: dict[str, Any] = {"sentences": num_sentences, "labels": len(label_names)}
         for name in ("NERTrial", "run_ner"):
-            _, line = start(child_arguments("evaluate", name, part), MARK, folder)
-            results[name] = json.loads(line.removeprefix(MARK))
+            results[name] = start_contender("evaluate", name, part, folder)
         return results
 
 
@@ -146,8 +139,11 @@ def repeat_data(source: Path, target: Path, num_sentences: int, num_types: int |
     return label_names
 
 
-def child_arguments(what: str, name: str, job: Job) -> list[str]:
-    return [str(HERE / "subprocesses.py"), what, name, json.dumps(asdict(job))]
+def start_contender(what: str, name: str, job: Job, folder: str, launcher: Sequence[str] = ()) -> dict[str, Any]:
+    """Let a contender train, with a thread a process, or evaluate, in processes of its own; what was measured."""
+    command = [*launcher, str(HERE / "subprocesses.py"), what, name, json.dumps(asdict(job))]
+    _, line = start(command, MARK, folder, **({"OMP_NUM_THREADS": "1"} if what == "train" else {}))
+    return json.loads(line.removeprefix(MARK))
 
 
 def main() -> None:
