@@ -73,14 +73,6 @@ class StandInMaster:
     received: list[tuple[str, Mapping[str, str], Any]] = field(default_factory=list)
     """Request line, headers and body of each request."""
 
-    def answer(self, request: str, headers: Mapping[str, str], body: Any) -> tuple[int, Any]:
-        self.received.append((request, headers, body))
-        if request not in ANSWERS:
-            return 404, {"message": f"The stand-in has no answer to {request}."}
-        if request == "POST /api/v1/experiments" and self.refusal:
-            return 400, {"code": 3, "message": self.refusal}
-        return 200, ANSWERS[request]
-
     def experiment(self) -> dict[str, Any]:
         """Body of the only request for an experiment."""
         (body,) = (body for request, _, body in self.received if request == "POST /api/v1/experiments")
@@ -95,9 +87,10 @@ class StandInMaster:
             def do_GET(self) -> None:
                 sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 request = f"{self.command} {self.path.partition('?')[0]}"
-                status, found = master.answer(request, dict(self.headers), json.loads(sent or "null"))
-                content = json.dumps(found).encode()
-                self.send_response(status)
+                master.received.append((request, dict(self.headers), json.loads(sent or "null")))
+                refused = request == "POST /api/v1/experiments" and master.refusal
+                content = json.dumps({"code": 3, "message": refused} if refused else ANSWERS[request]).encode()
+                self.send_response(400 if refused else 200)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)

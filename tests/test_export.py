@@ -72,10 +72,8 @@ def test_an_export_has_weights_names_tokenizer_and_settings(
     model = transformers.AutoModelForTokenClassification.from_pretrained(folder)
     assert [model.config.id2label[i] for i in range(9)] == trial.label_list
     assert model.config.label2id == {name: i for i, name in enumerate(trial.label_list)}
-    expected = {
-        "label_scheme": "IOB2", "max_seq_length": 20, "doc_stride": 5,
-        "metric_options": {"mode": "strict", "scheme": "IOB2"},
-    }  # fmt: skip
+    options = {"mode": "strict", "scheme": "IOB2"}
+    expected = {"label_scheme": "IOB2", "max_seq_length": 20, "doc_stride": 5, "metric_options": options}
     assert model.config.ner | expected == model.config.ner
     written = [path for path in trial.output_dir.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
     assert len(written) > 8

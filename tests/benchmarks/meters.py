@@ -142,24 +142,22 @@ class Meter:
     """
 
     def __init__(self, *, memory: bool = False) -> None:
-        self.with_memory = memory
         self.stopped = threading.Event()
-        self.peak = 0
+        self.thread = threading.Thread(target=self._watch_memory, daemon=True) if memory else None
+        self.bytes: list[int] = []
 
     def start(self) -> None:
-        if self.with_memory:
+        if self.thread:
             gc.collect()
             if sys.platform == "linux":
                 ctypes.CDLL(None).malloc_trim(0)  # memory that is free but kept would hide what is needed next
             self._look_at_memory()
-            self.base = self.peak
-            self.thread = threading.Thread(target=self._watch_memory, daemon=True)
             self.thread.start()
         self.started = now()
 
     def _look_at_memory(self) -> None:
         memory = psutil.Process().memory_info()
-        self.peak = max(self.peak, int(memory.rss - getattr(memory, "shared", 0)))
+        self.bytes.append(int(memory.rss - getattr(memory, "shared", 0)))
 
     def _watch_memory(self) -> None:
         while not self.stopped.wait(0.01):
@@ -167,10 +165,11 @@ class Meter:
 
     def stop(self) -> None:
         self.seconds = now() - self.started
-        if self.with_memory:
+        self.stopped.set()
+        if self.thread:
             self._look_at_memory()
-            self.stopped.set()
             self.thread.join()
 
     def results(self) -> dict[str, float]:
-        return {"seconds": self.seconds} | ({"peak_mib": (self.peak - self.base) / 2**20} if self.with_memory else {})
+        peak = {"peak_mib": (max(self.bytes) - self.bytes[0]) / 2**20} if self.bytes else {}
+        return {"seconds": self.seconds, **peak}
