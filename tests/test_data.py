@@ -49,29 +49,20 @@ def build_sampler(
 
 
 @given(**sizes, num_slots=st.integers(1, 9))
-def test_an_epoch_has_every_row_once_in_full_batches(num_slots: int, num_rows: int, **arguments: Any) -> None:
-    sampler = build_sampler(num_rows, num_slots=num_slots, **arguments)
+def test_an_epoch_has_every_row_once_in_full_batches_of_even_pieces(
+    num_slots: int, num_rows: int, global_batch_size: int, **arguments: Any
+) -> None:
+    sampler = build_sampler(num_rows, global_batch_size, num_slots=num_slots, **arguments)
 
     for _ in range(3):
         pieces = list(sampler)
         assert sorted(row for piece in pieces for row in piece) == list(range(num_rows))
         assert len(pieces) == len(sampler)
         assert len(pieces) % num_slots == 0
-        batch_sizes = [sum(map(len, pieces[i : i + num_slots])) for i in range(0, len(pieces), num_slots)]
-        size = arguments["global_batch_size"]
-        full, rest = divmod(num_rows, size)
-        assert sorted(batch_sizes, reverse=True) == [size] * full + [rest] * (rest > 0)
-
-
-@given(**sizes, num_slots=st.integers(2, 9))
-def test_the_pieces_of_a_step_make_the_batch_of_a_single_slot(num_slots: int, **arguments: Any) -> None:
-    sampler, single = build_sampler(num_slots=num_slots, **arguments), build_sampler(**arguments)
-
-    for _ in range(2):
-        pieces, batches = list(sampler), list(single)
-        steps = [pieces[i : i + num_slots] for i in range(0, len(pieces), num_slots)]
-        assert [[row for piece in step for row in piece] for step in steps] == batches
-        assert all(max(map(len, step)) - min(map(len, step)) <= 1 for step in steps)
+        steps = [list(map(len, pieces[i : i + num_slots])) for i in range(0, len(pieces), num_slots)]
+        full, rest = divmod(num_rows, global_batch_size)
+        assert sorted(map(sum, steps), reverse=True) == [global_batch_size] * full + [rest] * (rest > 0)
+        assert all(max(step) - min(step) <= 1 for step in steps)
 
 
 @given(**sizes, epoch=st.integers(0, 50))
@@ -205,16 +196,11 @@ def sample_rows() -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def write_jsonl(rows: list[dict[str, Any]], path: Path) -> None:
+Rows = list[dict[str, Any]]
+
+
+def write_jsonl(rows: Rows, path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_json_list(rows: list[dict[str, Any]], path: Path) -> None:
-    path.write_text(json.dumps(rows, indent=1))
-
-
-def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    pd.DataFrame(rows).to_parquet(path)
 
 
 @pytest.mark.parametrize(
@@ -222,16 +208,13 @@ def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
     [
         pytest.param(".jsonl", write_jsonl, id="jsonl"),
         pytest.param(".JSON", write_jsonl, id="json lines, ending in capitals"),
-        pytest.param(".json", write_json_list, id="json, one list"),
-        pytest.param(".parquet", write_parquet, id="parquet"),
+        pytest.param(".json", lambda rows, path: path.write_text(json.dumps(rows, indent=1)), id="json, one list"),
+        pytest.param(".parquet", lambda rows, path: pd.DataFrame(rows).to_parquet(path), id="parquet"),
         pytest.param(" [1]*?.json", write_jsonl, id="a name with characters of patterns"),
     ],
 )
 def test_files_are_read_as_they_were_written(
-    ending: str,
-    write: Callable[[list[dict[str, Any]], Path], None],
-    sample_rows: dict[str, list[dict[str, Any]]],
-    tmp_path: Path,
+    ending: str, write: Callable[[Rows, Path], None], sample_rows: dict[str, Rows], tmp_path: Path
 ) -> None:
     files: dict[str, Any] = {f"{split}_file": str(tmp_path / f"{split}{ending}") for split in sample_rows}
     for split, rows in sample_rows.items():
@@ -241,36 +224,20 @@ def test_files_are_read_as_they_were_written(
     assert {split: rows.to_list() for split, rows in loaded.items()} == sample_rows
 
 
-def save_splits(rows: dict[str, list[dict[str, Any]]], folder: Path) -> None:
-    datasets.DatasetDict({s: datasets.Dataset.from_list(r) for s, r in rows.items()}).save_to_disk(folder)
-
-
-def save_train_alone(rows: dict[str, list[dict[str, Any]]], folder: Path) -> None:
-    datasets.Dataset.from_list(rows["train"]).save_to_disk(folder)
-
-
-def write_folder_of_files(rows: dict[str, list[dict[str, Any]]], folder: Path) -> None:
-    folder.mkdir()
-    for split in rows:
-        write_jsonl(rows[split], folder / f"{split}.jsonl")
-
-
 @pytest.mark.parametrize(
-    ("write", "splits"),
-    [
-        pytest.param(save_splits, ("train", "validation", "test"), id="saved splits"),
-        pytest.param(save_train_alone, ("train",), id="a saved split"),
-        pytest.param(write_folder_of_files, ("train", "validation", "test"), id="files"),
-    ],
+    ("saved", "splits"),
+    [("splits", ["train", "validation", "test"]), ("a split", ["train"]), ("files", ["train", "validation", "test"])],
 )
 def test_a_local_folder_is_a_data_set(
-    write: Callable[[dict[str, list[dict[str, Any]]], Path], None],
-    splits: tuple[str, ...],
-    sample_rows: dict[str, list[dict[str, Any]]],
-    tmp_path: Path,
+    saved: str, splits: list[str], sample_rows: dict[str, Rows], tmp_path: Path
 ) -> None:
-    write(sample_rows, tmp_path / "folder")
-    loaded = default_load_dataset(DataConfig(dataset_name=str(tmp_path / "folder")))
+    data = datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in sample_rows.items()})
+    if saved == "files":
+        for split, rows in sample_rows.items():
+            write_jsonl(rows, tmp_path / f"{split}.jsonl")
+    else:
+        (data if saved == "splits" else data["train"]).save_to_disk(tmp_path)
+    loaded = default_load_dataset(DataConfig(dataset_name=str(tmp_path)))
     assert {split: rows.to_list() for split, rows in loaded.items()} == {split: sample_rows[split] for split in splits}
 
 
@@ -280,6 +247,11 @@ def test_a_file_that_changed_is_read_anew(overwrite_cache: bool, tmp_path: Path)
     for number in (1, 2):
         (tmp_path / "train.jsonl").write_text(json.dumps({"number": number}) + "\n" * number)
         assert default_load_dataset(config)["train"].to_list() == [{"number": number}]
+
+
+def test_without_a_data_set_or_files_the_message_says_what_to_set() -> None:
+    with pytest.raises(TrialError, match=r"data\.train_file: missing, and dataset_name is null\. Set dataset_name"):
+        default_load_dataset(DataConfig())
 
 
 # ------------------------------------------------------------------------------------------------------------- splits
@@ -298,10 +270,8 @@ def make_splits(**sizes: int) -> datasets.DatasetDict:
         pytest.param({"train": 9, "validation": 4}, {"max_train_samples": 3}, {"train": 3, "validation": 4}, id="few"),
         pytest.param({"train": 9, "validation": 4}, {"max_eval_samples": 3}, {"train": 9, "validation": 3}, id="eval"),
         pytest.param({"train": 9, "validation": 4}, {"max_train_samples": 99}, {"train": 9, "validation": 4}, id="99"),
-        pytest.param(
-            {"train": 9, "validation": 4}, {"validation_split_percentage": 50}, {"train": 9, "validation": 4},
-            id="a validation split is kept",
-        ),
+        pytest.param({"train": 9, "validation": 4}, {"validation_split_percentage": 50}, {"train": 9, "validation": 4},
+                     id="a validation split is kept"),
     ],
 )  # fmt: skip
 def test_splits_keep_their_first_rows(found: dict[str, int], options: dict[str, Any], expected: dict[str, int]) -> None:
@@ -321,17 +291,22 @@ def test_the_first_rows_of_train_become_the_validation_split() -> None:
 
 
 @pytest.mark.parametrize(
-    ("percentage", "said"),
+    ("found", "percentage", "said"),
     [
-        pytest.param(None, ["no validation split", "train, test", "data.validation_split_percentage"], id="none"),
-        pytest.param(4, ["4% of 10 rows", "leaves 0 to validate", "validation_file"], id="nothing to validate on"),
-        pytest.param(96, ["96% of 10 rows", "0 to train on", "validation_file"], id="nothing to train on"),
+        pytest.param({"train": 10, "test": 3}, None,
+                     ["no validation split", "train, test", "data.validation_split_percentage"], id="none"),
+        pytest.param({"train": 10}, 4, ["4% of 10 rows", "leaves 0 to validate", "validation_file"], id="validate"),
+        pytest.param({"train": 10}, 96, ["96% of 10 rows", "0 to train on", "validation_file"], id="train"),
+        pytest.param({"train": 0, "validation": 1}, None, ["The train split has no rows"], id="empty train"),
+        pytest.param({"train": 1, "validation": 0}, None, ["The validation split has no rows"], id="empty"),
     ],
-)
-def test_a_validation_split_that_cannot_be_made_is_refused(percentage: float | None, said: list[str]) -> None:
+)  # fmt: skip
+def test_splits_that_leave_nothing_to_train_or_validate_on_are_refused(
+    found: dict[str, int], percentage: float | None, said: list[str]
+) -> None:
     config = DataConfig(dataset_name="d", validation_split_percentage=percentage)
     with pytest.raises(TrialError) as raised:
-        select_splits(make_splits(train=10, test=3), config)
+        select_splits(make_splits(**found), config)
     assert [text for text in said if text not in str(raised.value)] == []
 
 
@@ -414,17 +389,3 @@ def test_who_is_interrupted_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(distributed, "allgather", lambda _: pytest.fail("the others may have ended"))
     with pytest.raises(KeyboardInterrupt), local_chief_first(distributed):
         raise KeyboardInterrupt
-
-
-def test_without_a_data_set_or_files_the_message_says_what_to_set() -> None:
-    with pytest.raises(TrialError, match=r"data\.train_file: missing, and dataset_name is null\. Set dataset_name"):
-        default_load_dataset(DataConfig())
-
-
-@pytest.mark.parametrize("empty", ["train", "validation"])
-def test_a_split_without_rows_is_an_error(empty: str) -> None:
-    rows = {"tokens": [["a"]], "ner_tags": [["O"]]}
-    splits = datasets.DatasetDict({s: datasets.Dataset.from_dict(rows) for s in ("train", "validation")})
-    splits[empty] = splits[empty].select([])
-    with pytest.raises(TrialError, match=f"The {empty} split has no rows"):
-        select_splits(splits, DataConfig())

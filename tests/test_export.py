@@ -23,11 +23,11 @@ from conftest import PROJECT, SAMPLE_DATA, read_metrics
 from determined.exec import harness
 from hypothesis import given
 from hypothesis import strategies as st
+from model_kinds import KINDS, LABELS, save_kind
 from stand_in import stand_in_cluster
 from test_callbacks import script_f1
 from test_ner_report import Page
 from test_predict import read_lines
-from test_tokenizers import KINDS, LABELS, save_kind
 
 import ner.card
 import ner.report

@@ -1,10 +1,8 @@
-"""Tokenized data sets and their cache, labels, predictions and metrics."""
+"""Labels, alignment of words and sub-tokens, tokenized data sets, metrics and predictions."""
 
 import subprocess
 import sys
 import tracemalloc
-import types
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,79 +11,225 @@ import numpy as np
 import pytest
 import torch
 from conftest import SAMPLE_DATA
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from test_ner_windows import BUILDERS, LABELS
+from model_kinds import KINDS, LABELS, SENTENCES, every_kind, load_tokenizer, prepared_tokenizer
+from run_ner_reference import tokenize as run_ner_tokenize
 
 import ner.windows
 import ner_utils
 from ner.report import ErrorReport, metric_directions
-from ner.windows import NO_POSITION, WORD_COLUMNS, prepare_tokenizer
-from ner_utils import build_tokenized_datasets, compute_metrics, get_dataset_metadata, iterate_sentences, predict_words
+from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WORD_COLUMNS, assign_words, prepare_tokenizer
+from ner_utils import (
+    build_tokenized_datasets,
+    compute_metrics,
+    continuation_ids,
+    get_dataset_metadata,
+    iterate_sentences,
+    predict_words,
+    tokenize_and_align_labels,
+)
+
+# --------------------------------------------------------------------------------------------------- alignment of words
+
+special_texts = sorted({token for kind in KINDS.values() for token in kind.special_tokens.values()})
+odd_words = [
+    *special_texts, *" \n\x00\x07\x85\ufe0f\u200b\u2028▁Ġé", "", "e\u0301", "東京",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467", "x" * 130, "ab" * 9, "don't", " lead", "two words",
+]  # fmt: skip
+known_words = sorted({word for row in SENTENCES for word in row["tokens"]})
+any_word = st.sampled_from(odd_words) | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+tagged_words = st.lists(
+    st.tuples(any_word | st.sampled_from(known_words), st.sampled_from(LABELS)), min_size=1, max_size=25
+)
+TaggedWords = list[tuple[str, str]]
+
+
+def align(tokenizer: Any, sentences: list[TaggedWords], content: int, stride: int, **options: Any) -> list[Any]:
+    """The rows that `tokenize_and_align_labels` makes of sentences, for windows of `content` beside special tokens."""
+    words, tags = ([[pair[i] for pair in sentence] for sentence in sentences] for i in range(2))
+    length, indices = content + tokenizer.num_special_tokens_to_add(), list(range(7, 7 + len(sentences)))
+    columns, inputs = (
+        tokenize_and_align_labels(rows, indices, tokenizer, LABELS, length, stride, **options)
+        for rows in ({"tokens": words, "tags": tags}, {"tokens": words})
+    )
+    assert inputs == {n: values for n, values in columns.items() if n not in ("labels", "word_labels")}
+    return [dict(zip(columns, row)) for row in zip(*columns.values())]
+
+
+def cut(num_tokens: int, size: int, stride: int, truncation_side: str) -> list[tuple[int, int]]:
+    """Where the windows of a text begin and end, in its order."""
+    starts = range(0, max(num_tokens - stride, 1), size - stride)
+    windows = [(start, min(start + size, num_tokens)) for start in starts]
+    return windows if truncation_side == "right" else [(num_tokens - b, num_tokens - a) for a, b in windows[::-1]]
+
+
+def rows_by_trying_all(
+    tokenizer: Any, sentence: TaggedWords, content: int, stride: int, label_all_tokens: bool
+) -> list[dict[str, Any]]:
+    """The rows as slices of the uncut sentence, each word in the window that has most around its first sub-token."""
+    encoded = tokenizer([word for word, _ in sentence], is_split_into_words=True)
+    word_ids = encoded.word_ids()
+    inner = [i for i, word in enumerate(word_ids) if word is not None]
+    begin, end = (inner[0], inner[-1] + 1) if inner else (0, 0)  # special tokens are around
+    windows = [(begin + a, begin + b) for a, b in cut(end - begin, content, stride, tokenizer.truncation_side)]
+    places = {word: word_ids.index(word) for word in range(len(sentence)) if word in word_ids}
+
+    chosen: dict[int, int] = {}  # the window of each word
+    window = 0
+    for word in range(len(sentence)):
+        if word in places:
+            place = places[word]
+            context = {w: min(place - a, b - 1 - place) for w, (a, b) in enumerate(windows) if a <= place < b}
+            window = max(context, key=lambda w: (context[w], -w))
+        chosen[word] = window  # without sub-token it is that of the word before
+    label_ids = [LABELS.index(tag) for _, tag in sentence]
+    further_ids = [LABELS.index(tag.replace("B-PER", "I-PER")) for _, tag in sentence]
+    rows = []
+    for window, (a, b) in enumerate(windows):
+        scored = [word for word in chosen if chosen[word] == window]
+        labels = [IGNORED_LABEL_ID] * len(word_ids)
+        for i in range(a, b):
+            word = word_ids[i]
+            if word in scored and (i == places[word] or label_all_tokens):
+                labels[i] = label_ids[word] if i == places[word] else further_ids[word]
+        columns = {**encoded, "labels": labels}
+        numbers = {
+            "word_ids": scored,
+            "word_positions": [begin + places[word] - a if word in places else NO_POSITION for word in scored],
+            "word_labels": [label_ids[word] for word in scored],
+        }
+        if scored:
+            rows.append(numbers | {n: values[:begin] + values[a:b] + values[end:] for n, values in columns.items()})
+    return rows
+
+
+@every_kind
+@given(
+    sentences=st.lists(tagged_words, min_size=1, max_size=2),
+    content=st.integers(1, 20),
+    stride=st.integers(0, 19),
+    label_all_tokens=st.booleans(),
+    truncation_side=st.sampled_from(["right", "left"]),
+)
+@example([[("\u200b", "B-PER"), ("", "O")], [("", "O"), ("Ada", "B-PER")]], 4, 1, False, "right")  # without sub-tokens
+def test_windows_and_their_words_are_those_found_by_trying_all(
+    kind: str, sentences: list[TaggedWords], content: int, stride: int, label_all_tokens: bool, truncation_side: str
+) -> None:
+    tokenizer, stride = prepared_tokenizer(kind, truncation_side), stride % content
+    expected = [
+        row | {"sentence_id": 7 + i}
+        for i, sentence in enumerate(sentences)
+        for row in rows_by_trying_all(tokenizer, sentence, content, stride, label_all_tokens)
+    ]
+    assert align(tokenizer, sentences, content, stride, label_all_tokens=label_all_tokens) == expected
+    assert [i for row in expected for i in row["word_ids"]] == [i for words in sentences for i in range(len(words))]
+
+
+@pytest.mark.parametrize(
+    ("truncation_side", "expected"),
+    [
+        ("right", [("a b c d", [0, 1, 2]), ("c d e f", [3, 4]), ("e f g", [5, 6])]),
+        ("left", [("a b c", [0, 1]), ("b c d e", [2, 3]), ("d e f g", [4, 5, 6])]),
+    ],
+)
+def test_words_are_scored_where_they_have_most_around_them(truncation_side: str, expected: Any) -> None:
+    tokenizer = prepared_tokenizer("BERT", truncation_side)
+    rows = align(tokenizer, [list(zip("abcdefg", ["O", "B-PER", "I-PER", "O", "B-ORG", "O", "O"]))], 4, 2)
+    assert [(tokenizer.decode(row["input_ids"][1:-1]), row["word_ids"]) for row in rows] == expected
+
+
+def test_words_without_windows_around_them_go_with_the_word_before() -> None:
+    windows = [[None, 1, 1, None], [None, 2, 4, None]]
+    assert assign_words(windows, 0, 6) == [[(0, -1), (1, 1)], [(2, 1), (3, -1), (4, 2), (5, -1)]]
+
+
+@every_kind
+@given(sentence=tagged_words)
+def test_without_windows_inputs_and_labels_are_those_of_run_ner(kind: str, sentence: TaggedWords) -> None:
+    (row,) = align(prepared_tokenizer(kind), [sentence], content=5000, stride=0)
+    words, tags = ([list(column)] for column in zip(*sentence))
+    label_ids = {label: i for i, label in enumerate(LABELS)}
+    expected = run_ner_tokenize(prepared_tokenizer(kind), label_ids, {"tokens": words, "ner_tags": tags})
+    assert {name: values[0] for name, values in expected.items() if name != "length"}.items() <= row.items()
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        pytest.param(["O", "B-X", "I-X"], ["O", "I-X", "I-X"], id="I exists"),
+        pytest.param(["O", "B-X", "I-Y", "B-Y"], ["O", "B-X", "I-Y", "I-Y"], id="I of another type"),
+        pytest.param(["O", "S-X", "E-X", "X", "B", "B-"], ["O", "S-X", "E-X", "X", "B", "B-"], id="no B"),
+        pytest.param(["S-X", "I-X", "B-X", "E-X"], ["S-X", "I-X", "I-X", "E-X"], id="other prefixes"),
+        pytest.param(["B-a-b", "I-a-b"], ["I-a-b", "I-a-b"], id="a type with a hyphen"),
+    ],
+)
+def test_further_pieces_of_a_word_continue_its_entity(labels: list[str], expected: list[str]) -> None:
+    assert [labels[i] for i in continuation_ids(labels)] == expected
+
 
 # ------------------------------------------------------------------------------------------------- tokenized data sets
 
 
-def tokenize_sample(kind: str, label_list: Sequence[str] | None = None, **options: Any) -> datasets.DatasetDict:
+def tokenize_sample(
+    kind: str = "BERT",
+    label_list: list[str] | None = None,
+    max_seq_length: int = 24,
+    doc_stride: int = 8,
+    **options: Any,
+) -> datasets.DatasetDict:
     """What a new process does: it reads data and tokenizer, and tokenizes."""
     files = {split: str(SAMPLE_DATA / f"{split}.json") for split in ("train", "validation", "test")}
     rows = datasets.load_dataset("json", data_files=files).rename_column("ner_tags", "tags")
-    tokenizer = BUILDERS[kind]()
+    tokenizer, labels = load_tokenizer(kind), label_list or get_dataset_metadata(rows).label_list
     prepare_tokenizer(tokenizer)
-    labels = label_list or sorted({tag for tags in rows["train"]["tags"] for tag in tags})
-    arguments: dict[str, Any] = {"max_seq_length": 24, "doc_stride": 8, **options}
-    return build_tokenized_datasets(rows, tokenizer, labels, **arguments)
+    return build_tokenized_datasets(rows, tokenizer, labels, max_seq_length, doc_stride, **options)
 
 
-def files_of(splits: datasets.DatasetDict) -> dict[str, list[tuple[str, int]]]:
-    return {
-        split: [(file["filename"], Path(file["filename"]).stat().st_mtime_ns) for file in rows.cache_files]
-        for split, rows in splits.items()
-    }
+def files_of(splits: datasets.DatasetDict) -> set[tuple[str, int]]:
+    files = [Path(file["filename"]) for rows in splits.values() for file in rows.cache_files]
+    return {(str(file), file.stat().st_mtime_ns) for file in files}
 
 
-@pytest.mark.parametrize("kind", ["WordPiece", "byte-level BPE", "byte-level BPE in a sequence"])
+@pytest.mark.parametrize("kind", ["BERT", "RoBERTa", "Qwen"])
 def test_a_new_process_finds_every_split_in_the_cache(kind: str) -> None:
     first = files_of(tokenize_sample(kind))
-    assert [len(files) for files in first.values()] == [1, 1, 1]
+    assert len(first) == 3
     assert files_of(tokenize_sample(kind)) == first
 
 
 @pytest.mark.parametrize(
     "options",
     [
+        pytest.param({"kind": "BERT, cased"}, id="tokenizer"),
         pytest.param({"max_seq_length": 23}, id="length"),
         pytest.param({"doc_stride": 7}, id="stride"),
         pytest.param({"label_all_tokens": True}, id="label_all_tokens"),
-        pytest.param({"label_list": ["B-LOC", "O", "I-LOC", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-MISC", "I-MISC"]},
+        pytest.param({"label_list": ["O", *(f"{b}-{x}" for b in "BI" for x in ("LOC", "PER", "ORG", "MISC"))]},
                      id="order of labels"),
         pytest.param({"overwrite_cache": True}, id="overwrite_cache"),
+        pytest.param({"changed": ner_utils}, id="code"),
+        pytest.param({"changed": ner.windows}, id="code of windows"),
     ],
 )  # fmt: skip
-def test_the_cache_is_not_taken_for_something_else(options: dict[str, Any]) -> None:
-    first = files_of(tokenize_sample("WordPiece"))
-    other = files_of(tokenize_sample("WordPiece", **options))
-    assert all(set(other[split]).isdisjoint(first[split]) for split in first)
-
-
-@pytest.mark.parametrize("module", [ner_utils, ner.windows])
-def test_the_cache_is_not_taken_for_what_other_code_would_do(
-    module: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_cache_is_not_taken_for_something_else(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = files_of(tokenize_sample("WordPiece"))
-    (tmp_path / "other.py").write_text("# another version")
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "other.py"))
-    other = files_of(tokenize_sample("WordPiece"))
-    assert all(set(other[split]).isdisjoint(first[split]) for split in first)
+    first = files_of(tokenize_sample())
+    if "changed" in options:
+        (tmp_path / "other.py").write_text("# another version")
+        monkeypatch.setattr(options["changed"], "__file__", str(tmp_path / "other.py"))
+    other = files_of(tokenize_sample(**{name: value for name, value in options.items() if name != "changed"}))
+    assert other.isdisjoint(first)
 
 
 def test_several_processes_tokenize_to_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     for num_workers in (None, 2):
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / str(num_workers))
-        made.append(tokenize_sample("WordPiece", max_seq_length=20, num_workers=num_workers))
+        made.append(tokenize_sample(max_seq_length=20, num_workers=num_workers))
     one, two = made
-    assert [len(rows.cache_files) for rows in two.values()] == [2, 2, 2]
+    assert len(files_of(two)) == 6
     for split, rows in one.items():
         assert two[split].to_list() == rows.to_list()
         assert max(rows["sentence_id"]) == sum(1 for _ in (SAMPLE_DATA / f"{split}.json").open(encoding="utf-8")) - 1
@@ -105,17 +249,14 @@ def make_rows(**tags: list[list[str]]) -> datasets.DatasetDict:
     )
 
 
-def test_the_labels_are_the_sorted_tags_of_all_splits() -> None:
+def test_the_labels_are_the_sorted_tags_of_all_splits_or_the_given_names() -> None:
     rows = make_rows(train=[["O", "B-PER"], ["O"]], validation=[["B-LOC", "O"]], test=[["B-ORG", "B-PER", "B-MISC"]])
     metadata = get_dataset_metadata(rows)
     assert metadata.label_list == ["B-LOC", "B-MISC", "B-ORG", "B-PER", "O"]
     assert metadata.num_labels == 5
     assert metadata.label_scheme == "IOB2"
-
-
-def test_given_names_keep_their_order_also_where_no_row_has_them() -> None:
-    names = ("O", "I-X", "B-X", "B-A")
-    assert get_dataset_metadata(make_rows(train=[["O", "B-X"]]), names).label_list == list(names)
+    names = ["O", "I-X", "B-X", "B-A"]  # in no order, and some in no row
+    assert get_dataset_metadata(make_rows(train=[["O", "B-X"]]), names).label_list == names
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics

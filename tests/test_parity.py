@@ -73,50 +73,28 @@ def train_reference(
     [
         pytest.param({}, {}, {}, id="defaults"),
         pytest.param({"weight_decay": 0.1}, {}, {"weight_decay": 0.1}, id="weight-decay", marks=SLOW),
-        pytest.param(
-            {"lr_scheduler_type": "cosine", "num_warmup_steps": 7},
-            {},
-            {"lr_scheduler_type": "cosine", "warmup_steps": 7},
-            id="cosine-warmup",
-        ),
+        pytest.param({"lr_scheduler_type": "cosine", "num_warmup_steps": 7}, {},
+                     {"lr_scheduler_type": "cosine", "warmup_steps": 7}, id="cosine-warmup"),
         pytest.param({"warmup_ratio": 0.31}, {}, {"warmup_steps": 10}, id="linear-warmup-ratio", marks=SLOW),
         pytest.param({"adafactor": True}, {}, {"optim": "adafactor"}, id="adafactor-linear", marks=SLOW),
-        pytest.param(
-            {"adafactor": True, "lr_scheduler_type": "cosine", "num_warmup_steps": 5, "weight_decay": 0.1},
-            {},
-            {"optim": "adafactor", "lr_scheduler_type": "cosine", "warmup_steps": 5, "weight_decay": 0.1},
-            id="adafactor-cosine-warmup",
-        ),
-        pytest.param(
-            {"num_warmup_steps": 6},
-            {"aggregation_frequency": 3},
-            {"gradient_accumulation_steps": 3, "warmup_steps": 2},
-            id="accumulation",
-        ),
-        pytest.param(
-            {},
-            {"aggregation_frequency": 3, "average_aggregated_gradients": False},
-            {"gradient_accumulation_steps": 3},
-            id="accumulation-summed", marks=SLOW,
-        ),
-        pytest.param(
-            {"adafactor": True, "lr_scheduler_type": "cosine"},
-            {"aggregation_frequency": 2},
-            {"optim": "adafactor", "lr_scheduler_type": "cosine", "gradient_accumulation_steps": 2},
-            id="adafactor-cosine-accumulation", marks=SLOW,
-        ),
+        pytest.param({"adafactor": True, "lr_scheduler_type": "cosine", "num_warmup_steps": 5, "weight_decay": 0.1}, {},
+                     {"optim": "adafactor", "lr_scheduler_type": "cosine", "warmup_steps": 5, "weight_decay": 0.1},
+                     id="adafactor-cosine-warmup"),
+        pytest.param({"num_warmup_steps": 6}, {"aggregation_frequency": 3},
+                     {"gradient_accumulation_steps": 3, "warmup_steps": 2}, id="accumulation"),
+        pytest.param({}, {"aggregation_frequency": 3, "average_aggregated_gradients": False},
+                     {"gradient_accumulation_steps": 3}, id="accumulation-summed", marks=SLOW),
+        pytest.param({"adafactor": True, "lr_scheduler_type": "cosine"}, {"aggregation_frequency": 2},
+                     {"optim": "adafactor", "lr_scheduler_type": "cosine", "gradient_accumulation_steps": 2},
+                     id="adafactor-cosine-accumulation", marks=SLOW),
         pytest.param({"max_grad_norm": 0, "adam_beta2": 0.99, "adam_epsilon": 1e-6}, {},
                      {"max_grad_norm": 0, "adam_beta2": 0.99, "adam_epsilon": 1e-6}, id="no-clipping", marks=SLOW),
     ],
 )  # fmt: skip
 def test_losses_and_weights_follow_transformers_trainer(
-    config: dict[str, Any],
-    fit: Callable[..., Any],
-    tmp_path: Path,
-    hyperparameters: dict[str, Any],
-    optimizations: dict[str, Any],
-    arguments: dict[str, Any],
-) -> None:
+    config: dict[str, Any], fit: Callable[..., Any], tmp_path: Path, hyperparameters: dict[str, Any],
+    optimizations: dict[str, Any], arguments: dict[str, Any],
+) -> None:  # fmt: skip
     config["hyperparameters"] |= {"learning_rate": 1e-3, **hyperparameters}
     config["optimizations"] = optimizations
     every = optimizations.get("aggregation_frequency", 1)
