@@ -141,8 +141,10 @@ def row_lengths(draw: st.DrawFn) -> tuple[list[tuple[int, int]], dict[str, int]]
     return lengths, options
 
 
-NO_ROW = {"input_ids": [1], "attention_mask": [1], "token_type_ids": [0], "labels": [-100]}  # attends to its padding
-NO_ROW |= {"word_ids": [], "word_positions": [], "word_labels": [], "sentence_id": NO_POSITION}
+NO_ROW: dict[str, Any] = {
+    "input_ids": [1], "attention_mask": [1], "token_type_ids": [0], "labels": [-100],  # it attends to its padding
+    "word_ids": [], "word_positions": [], "word_labels": [], "sentence_id": NO_POSITION,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("padding_side", ["right", "left"])
