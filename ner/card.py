@@ -16,20 +16,12 @@ def model_card(
         title: The experiment's name.
         settings: `config.ner` of the export.
         data: From `ner.inspect.describe_data`.
-        reports: For each split that was evaluated with these weights, from `ner.report.ErrorReport`.
+        reports: From `ner.report.ErrorReport`, for each split that was evaluated with these weights.
         texts: `batches`, `recipe` and `versions` to fill in.
     """
-    return render_template(
-        "card.md.j2",
-        escape_markdown,
-        title=title,
-        settings=settings,
-        types=sorted({name for counts in data["splits"].values() for name in counts["entities"]}),
-        data=data,
-        reports=reports,
-        summarize=summarize,
-        **texts,
-    )
+    texts |= {"title": title, "settings": settings, "data": data, "reports": reports, "summarize": summarize}
+    types = sorted({name for counts in data["splits"].values() for name in counts["entities"]})
+    return render_template("card.md.j2", escape_markdown, types=types, **texts)
 
 
 def escape_markdown(text: str) -> str:

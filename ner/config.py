@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from transformer_trial.config import DataConfig
-from transformer_trial.parsing import Boolean, Choice, Column, OptionalChoice, OptionalText, Texts
 
 FileFormat = Literal["json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu"]
 FORMAT_NAMES: tuple[str, ...] = get_args(FileFormat)
@@ -17,41 +16,39 @@ MetricScheme = Literal["IOB1", "IOB2", "IOE1", "IOE2", "IOBES", "BILOU"]
 class NERDataConfig(DataConfig):
     """The `data` section for named-entity recognition."""
 
-    file_format: Annotated[FileFormat, OptionalChoice] | None = None
+    file_format: FileFormat | None = None
     """Format of the files; by default each file's ending tells."""
-    text_column_name: Column | None = None
+    text_column_name: str | int | None = None
     """Column of the words, or of the text that `entities` mark; by default `tokens` or another usual name, else the
     first. Of CoNLL columns also the number, from 0, or from the end as -1."""
-    label_column_name: Column | None = None
+    label_column_name: str | int | None = None
     """Column of the tags, one a word, or of the spans; by default `{finetuning_task}_tags` or another usual name, else
     the second. Of CoNLL columns by default the last that holds tags."""
-    sentence_column_name: OptionalText = None
+    sentence_column_name: str | None = None
     """Column of the sentence's id where a row is a word; by default `Sentence #` or another usual name."""
-    label_list: Texts | None = None
+    label_list: list[str] | None = None
     """All tags there can be, in their order: the names of tags that are numbers, or a check on tags that are texts."""
-    label_scheme: Annotated[LabelScheme, OptionalChoice] | None = None
+    label_scheme: LabelScheme | None = None
     """How tags mark entities; by default what the tags look like. `plain` are types without a prefix."""
-    label_all_tokens: Boolean = False
+    label_all_tokens: bool = False
     """Train on every sub-token of a word, not on its first one only. Metrics stay word by word."""
-    return_entity_level_metrics: Boolean = False
+    return_entity_level_metrics: bool = False
     """Report precision, recall, f1 and number of every entity type too."""
-    metric_mode: Annotated[Literal["default", "strict"], Choice] = "default"
+    metric_mode: Literal["default", "strict"] = "default"
     """How seqeval finds entities: `default` as conlleval does, `strict` only where the scheme's rules are kept."""
-    metric_scheme: Annotated[MetricScheme, OptionalChoice] | None = None
+    metric_scheme: MetricScheme | None = None
     """The scheme whose rules metric_mode: strict goes by; by default the tags' own."""
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
         if self.metric_scheme is not None and self.metric_mode != "strict":
-            yield (
-                f"data.metric_scheme: {self.metric_scheme} has an effect with metric_mode: strict only. "
-                "Set that, or metric_scheme: null."
-            )
+            effect = f"{self.metric_scheme} has an effect with metric_mode: strict only"
+            yield f"metric_scheme: {effect}. Set that, or metric_scheme: null."
         if self.label_list is not None and len(set(self.label_list)) != len(self.label_list):
             twice = sorted({name for name in self.label_list if self.label_list.count(name) > 1})
-            yield f"data.label_list: {', '.join(twice)} stands there twice; accepted is a list of different tags."
+            yield f"label_list: {', '.join(twice)} stands there twice; accepted is a list of different tags."
         if self.file_format is not None and self.dataset_name is not None:
-            yield f"data.file_format: {self.file_format} has an effect on files only. Set file_format: null."
+            yield f"file_format: {self.file_format} has an effect on files only. Set file_format: null."
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,12 @@ from transformer_trial.errors import printable
 MAX_DRAWN_TYPES = 60
 """Figures show the most frequent types: with more, nothing could be read."""
 
-CAPTIONS = {
-    "Bar chart": "F1 of each type. In the table, correct entities have the gold span and type, boundary errors another "
-    "span, confused ones another type; missed and spurious ones have no counterpart.",
-    "Heat map": "Gold types in rows, predicted types in columns. Blue is right, orange is wrong; the darker, the "
-    "larger a part of its row.",
-}
-
 STYLE: list[Any] = ["default", {"svg.fonttype": "none", "svg.hashsalt": "ner_report"}]
 """Text stays text: a browser has the letters that matplotlib's fonts lack. The user's own style has no effect."""
 
 
-def draw_figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """A bar chart and a heat map: for each a data URI of SVG, what it is, and what it shows."""
+def draw_figures(report: Mapping[str, Any]) -> list[str]:
+    """A bar chart and a heat map, each a data URI of SVG."""
     by_support = sorted(report["types"], key=lambda name: -report["types"][name]["support"])
     rows = {name: report["types"][name] for name in sorted(by_support[:MAX_DRAWN_TYPES])}
     labels = [_shorten(printable(name)) for name in rows]
@@ -37,11 +30,10 @@ def draw_figures(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     drawn = []
     with matplotlib.style.context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about letters that the fonts lack
-        figures = (draw_bars(labels, [row["f1"] for row in rows.values()]), draw_heat_map(labels, rows, report))
-        for figure, texts in zip(figures, CAPTIONS.items()):
+        for figure in (draw_bars(labels, [row["f1"] for row in rows.values()]), draw_heat_map(labels, rows, report)):
             file = io.BytesIO()
             figure.savefig(file, format="svg", bbox_inches="tight", pad_inches=padding, dpi=200, metadata=metadata)
-            drawn.append(("data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode(), *texts))
+            drawn.append("data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode())
     return drawn
 
 
@@ -90,7 +82,6 @@ def draw_heat_map(labels: Sequence[str], rows: Mapping[str, Mapping[str, Any]], 
 
 
 def _shorten(label: str) -> str:
-    """As much of a label as a figure has room for."""
     length = 12 if _count_wide(label) else 24
     return label if len(label) <= length else label[: length - 1] + "…"
 

@@ -12,26 +12,20 @@ from ner.report import format_table
 from ner.windows import NO_POSITION
 from transformer_trial.errors import printable
 
-RARE_ENTITIES = 10
-"""A type that training has fewer of is hard to learn."""
-
-LONG_WORD = 100
-"""Characters of a word that looks like lost blanks."""
+RARE_ENTITIES = 10  # a type that training has fewer of is hard to learn
+LONG_WORD = 100  # characters of a word that looks like lost blanks
 
 
 def describe_data(
     rows: datasets.DatasetDict, tokenized: datasets.DatasetDict, labels: Sequence[str], label_scheme: str
 ) -> dict[str, Any]:
-    """Count what the splits hold.
+    """Count what the splits hold: `labels`, `label_scheme`, `warnings`, and the numbers of each of the `splits`.
 
     Args:
         rows: Checked rows, with the columns `tokens`, `tags` and `place`.
         tokenized: The same, tokenized.
         labels: All tags, in the order of their ids; also those of rows that are not trained on.
         label_scheme: The scheme by which they mark entities.
-
-    Returns:
-        `labels`, `label_scheme`, `warnings` (sentences), and `splits`: for each the numbers that `format_data` shows.
     """
     tags = {split: encode_tags(rows[split]) for split in rows}
     hashes = {split: _hash_sentences(rows[split]) for split in rows}
@@ -46,8 +40,8 @@ def describe_data(
         if split != "train":
             counts["sentences that train has too"] = shared = int(np.isin(found, hashes["train"]).sum())
             if shared:
-                of_all = f"{shared} of {counts['sentences']} sentences of {split}"
-                warnings.append(f"{of_all} are in train too: scores on them say little about new text.")
+                which = f"{shared} of {counts['sentences']} sentences of {split}"
+                warnings.append(f"{which} are in train too: scores on them say little about new text.")
         if counts["long words"]:
             warnings.append(f"{split} has {counts['long words']} words of more than {LONG_WORD} characters.")
         warnings += _odd_tags(split, tags[split], entities, label_scheme)
@@ -65,18 +59,17 @@ def _listed(names: list[str]) -> str:
 
 def _count(rows: datasets.Dataset, tokenized: datasets.Dataset, entities: dict[str, int]) -> dict[str, Any]:
     tokens = rows.with_format("arrow")[:]["tokens"]
-    lengths = compute.list_value_length(tokens)
     characters = compute.utf8_length(compute.list_flatten(tokens))
     windows = tokenized.with_format("arrow")[:]
-    sentence_ids = windows["sentence_id"].to_numpy()
+    num_windows = np.unique(windows["sentence_id"].to_numpy(), return_counts=True)[1]
     positions = compute.list_flatten(windows["word_positions"])
     return {
         "sentences": rows.num_rows,
         "words": len(characters),
-        "longest sentence (words)": compute.max(lengths).as_py(),
+        "longest sentence (words)": compute.max(compute.list_value_length(tokens)).as_py(),
         "longest word (characters)": compute.max(characters).as_py(),
         "long words": compute.sum(compute.greater(characters, LONG_WORD)).as_py() or 0,
-        "sentences in several windows": int((np.unique(sentence_ids, return_counts=True)[1] > 1).sum()),
+        "sentences in several windows": int((num_windows > 1).sum()),
         "words without sub-tokens": compute.sum(compute.equal(positions, NO_POSITION)).as_py() or 0,
         "entities": entities,
     }
@@ -109,11 +102,12 @@ def format_data(description: Mapping[str, Any]) -> str:
     """The description as a table with a column for each split, and the warnings below."""
     splits = description["splits"]
     names = dict.fromkeys(name for counts in splits.values() for name in counts if name != "entities")
-    types = sorted({entity for counts in splits.values() for entity in counts["entities"]})
+    found = [counts["entities"] for counts in splits.values()]
     rows = [["", *splits]]
     rows += [[name, *(f"{counts[name]:,}" if name in counts else "-" for counts in splits.values())] for name in names]
-    rows.append(["entities", *(f"{sum(counts['entities'].values()):,}" for counts in splits.values())])
-    rows += [[f"- {name}", *(f"{counts['entities'].get(name, 0):,}" for counts in splits.values())] for name in types]
+    rows.append(["entities", *(f"{sum(entities.values()):,}" for entities in found)])
+    types = sorted(set().union(*found))
+    rows += [[f"- {name}", *(f"{entities.get(name, 0):,}" for entities in found)] for name in types]
     lines = format_table([[printable(cell) for cell in row] for row in rows]).split("\n")
     lines.append(f"The labels' scheme is {description['label_scheme']}: {', '.join(description['labels'])}")
     lines += [f"Warning: {warning}" for warning in description["warnings"]]

@@ -16,28 +16,19 @@ OUTSIDE = "O"
 """The tag of a word outside of any entity, and the prediction for a word without sub-tokens."""
 
 Array = np.ndarray[Any, Any]
+Entity = tuple[str, int, int]  # type, first and last word
 
-Entity = tuple[str, int, int]
-"""Type, first and last word."""
+PREFIXES = dict(IOB2="BI", IOB1="BI", IOE2="IE", IOE1="IE", BIOES="BIESMW", BILOU="BILU", plain="")
+"""The letters that a tag of each scheme may begin with, before a dash and the type.
 
-PREFIXES = {
-    "IOB2": "BI",
-    "IOB1": "BI",
-    "IOE2": "IE",
-    "IOE1": "IE",
-    "BIOES": "BIESMW",  # with M and W for I and S, as in BMES and BMEWO
-    "BILOU": "BILU",
-    "plain": "",
-}
-"""The letters that a tag of each scheme may begin with, before a dash and the type."""
+BIOES takes M and W for I and S, as BMES and BMEWO write them."""
 
 PREFIXED = re.compile(r"[BIESLUMW]-.")
 
+# seqeval's default mode knows the letters of BIOES only: these are others for them. And it calls some schemes
+# otherwise, or `entity_tag` converts them to another.
 SEQEVAL_PREFIXES = {"M": "I", "W": "S", "L": "E", "U": "S"}
-"""seqeval's default mode knows the letters of BIOES only; these are other letters for them."""
-
 SEQEVAL_SCHEMES = {"BIOES": "IOBES", "BILOU": "IOBES", "plain": "IOB1"}
-"""seqeval's names of schemes that it calls otherwise, or that `entity_tag` converts to another."""
 
 
 def entity_tag(label: str, label_scheme: str | None = None) -> str:
@@ -59,13 +50,10 @@ def find_entity_types(label_list: Sequence[str], label_scheme: str | None = None
 
 
 def find_entities(tags: list[str], mode: str = "default", scheme: str | None = None) -> list[Entity]:
-    """Find the entities of a sentence by seqeval.
+    """Find the entities of a sentence, by seqeval, in tags that `entity_tag` wrote.
 
-    Args:
-        tags: As `entity_tag` writes them.
-        mode: "default" finds them as conlleval does: an I-X after O begins one. "strict" finds only those that keep
-            the rules of the scheme.
-        scheme: The class of `seqeval.scheme`, for mode "strict".
+    Mode "default" finds them as conlleval does: an I-X after O begins one. Mode "strict" finds only those that keep
+    the rules of the scheme, a class of `seqeval.scheme`.
 
     Example:
         >>> find_entities(["B-PER", "I-PER", "O", "I-LOC"]), find_entities(["O", "I-LOC"], "strict", "IOB2")
@@ -86,14 +74,10 @@ def find_entities(tags: list[str], mode: str = "default", scheme: str | None = N
 class EncodedTags:
     """The tags of all words of a split, one sentence after the other, as numbers: a word takes a few bytes."""
 
-    names: list[str]
-    """The different tags."""
-    ids: Array
-    """For each word the index of its tag in `names`, (words,)."""
-    starts: Array
-    """For each sentence the index of its first word in `ids`, (sentences,)."""
-    rows: datasets.Dataset
-    """The split itself, for the places of sentences."""
+    names: list[str]  # the different tags
+    ids: Array  # for each word the index of its tag in `names`, (words,)
+    starts: Array  # for each sentence the index of its first word in `ids`, (sentences,)
+    rows: datasets.Dataset  # the split itself, for the places of sentences
 
     def entities(self, label_scheme: str | None) -> "EntityMarks":
         """Find the entities as seqeval's default mode does, for all words at once."""
@@ -119,14 +103,10 @@ class EncodedTags:
 class EntityMarks:
     """What the tags of a split say of its entities, in the letters that seqeval reads."""
 
-    counts: dict[str, int]
-    """Number of entities by type."""
-    prefixes: Array
-    """The first letter of each word's tag, (words,)."""
-    before: Array
-    """The first letter of the tag before each word; O at the beginning of a sentence, (words,)."""
-    continues: Array
-    """Whether the word before has a tag of the same type, (words,)."""
+    counts: dict[str, int]  # number of entities by type
+    prefixes: Array  # the first letter of each word's tag, (words,)
+    before: Array  # the first letter of the tag before each word; O at the beginning of a sentence, (words,)
+    continues: Array  # whether the word before has a tag of the same type, (words,)
 
 
 def encode_tags(rows: datasets.Dataset) -> EncodedTags:
@@ -134,23 +114,15 @@ def encode_tags(rows: datasets.Dataset) -> EncodedTags:
     column = rows.with_format("arrow")[:]["tags"]
     lengths = pyarrow.compute.list_value_length(column).to_numpy()
     encoded = pyarrow.compute.list_flatten(column).dictionary_encode().combine_chunks()
-    return EncodedTags(
-        encoded.dictionary.to_pylist(),
-        encoded.indices.to_numpy(),
-        np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64),
-        rows,
-    )
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    return EncodedTags(encoded.dictionary.to_pylist(), encoded.indices.to_numpy(), starts, rows)
 
 
 def find_label_scheme(splits: Mapping[str, EncodedTags], requested: str | None) -> str:
-    """Find the scheme that the tags follow: the requested one, or the one that they look like.
+    """Find the scheme that the tags of all splits follow: the requested one, or the one that they look like.
 
     Tags without any prefix are plain. Otherwise their letters tell the scheme. B- and I- alone are IOB1 if every B-
     stands right after a word of its own type, else IOB2.
-
-    Args:
-        splits: The tags of each split.
-        requested: `data.label_scheme`.
 
     Raises:
         TrialError: If the tags mix schemes, or cannot be of the requested one.
@@ -217,22 +189,14 @@ def choose_metric_scheme(label_list: Sequence[str], label_scheme: str, requested
 
     Raises:
         ConfigError: If seqeval would refuse the tags.
-
-    Example:
-        >>> choose_metric_scheme(["B-PER", "L-PER", "O"], "BILOU", None)
-        'IOBES'
     """
     own, scheme = (SEQEVAL_SCHEMES.get(name, name) for name in (label_scheme, requested or label_scheme))
     try:
         if scheme != own and (label_scheme == "plain" or PREFIXES.get(scheme) != PREFIXES.get(own)):
             raise ValueError(f"they are {label_scheme}")  # seqeval might read them, and find no entity in any
-        seqeval_schemes.Entities(
-            [[entity_tag(label, label_scheme) for label in label_list]], getattr(seqeval_schemes, scheme)
-        )
+        find_entities([entity_tag(label, label_scheme) for label in label_list], "strict", scheme)
     except (ValueError, KeyError) as error:
-        problem = (
-            f"data.metric_scheme: {requested or 'null'} does not suit the tags {', '.join(label_list)} ({error}). Name "
-            "the scheme that they follow, or set metric_mode: default."
-        )
-        raise ConfigError([problem]) from None
+        what = f"{requested or 'null'} does not suit the tags {', '.join(label_list)} ({error})"
+        advice = "Name the scheme that they follow, or set metric_mode: default."
+        raise ConfigError([f"data.metric_scheme: {what}. {advice}"]) from None
     return scheme

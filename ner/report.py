@@ -18,12 +18,8 @@ from transformer_trial.errors import printable
 from transformer_trial.files import replacing
 
 NUM_WORST_SENTENCES = 50
-NUM_COMMONEST = 10
-"""Rows of the tables of confusions and of invalid transitions."""
-
-START, END = "(start)", "(end)"
-"""What stands before the first tag of a sentence and after its last one."""
-
+NUM_COMMONEST = 10  # rows of the tables of confusions and of invalid transitions
+START, END = "(start)", "(end)"  # what stands before the first tag of a sentence and after its last one
 SCORES = ("precision", "recall", "f1")
 COUNTS = ("support", "predicted", "correct", "boundary", "confused", "missed", "spurious")
 
@@ -69,20 +65,12 @@ def is_invalid(tag: str, next_tag: str, scheme: str | None) -> bool:
 
 
 class ErrorReport:
-    """Counts entities and errors of sentences as they come; what it keeps does not grow with their number.
-
-    It is the one counter of entities: the metrics of a validation and the report come from the same counts.
+    """The one counter of entities and errors; what it keeps does not grow with the number of sentences.
 
     Args:
         scheme: The scheme of the tags, as `ner.labels.find_label_scheme` names it; None where it is unknown.
         mode: "default" or "strict", how seqeval finds entities; see `ner_utils.compute_metrics`.
         strict_scheme: The class of `seqeval.scheme` that mode "strict" goes by.
-
-    Example:
-        >>> report = ErrorReport("IOB2")
-        >>> report.add(["B-PER", "I-PER", "O"], ["B-PER", "O", "O"])
-        >>> report.metrics()["accuracy_score"]
-        0.6666666666666666
     """
 
     def __init__(self, scheme: str | None = None, mode: str = "default", strict_scheme: str | None = None) -> None:
@@ -98,13 +86,10 @@ class ErrorReport:
         predicted: Sequence[str],
         describe: Callable[[], tuple[Sequence[str], str]] = lambda: ((), ""),
     ) -> None:
-        """Add a sentence.
+        """Add a sentence by the gold and the predicted tag of each word.
 
-        Args:
-            gold: A tag for each word.
-            predicted: As many tags.
-            describe: Returns the words, and where the sentence is from. It is called only if the sentence is among the
-                worst ones so far, so that the rows of all others need not be read.
+        `describe` returns the words and where they are from. It is called only if the sentence is among the worst ones
+        so far, so that the rows of all others need not be read.
         """
         gold_tags = [entity_tag(tag, self.scheme) for tag in gold]
         predicted_tags = gold_tags if predicted == gold else [entity_tag(tag, self.scheme) for tag in predicted]
@@ -172,23 +157,19 @@ class ErrorReport:
     def as_dict(self) -> dict[str, Any]:
         """The report, ready for json."""
         types, transitions = self.count_by_type(), self.find_invalid_transitions()
-        outcomes, confusion = self.outcomes, Counter[tuple[str, str]]()
-        for (gold, predicted, _), number in outcomes.items():
+        confusion: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: {"same_span": 0, "other_span": 0})
+        for (gold, predicted, same_span), number in self.outcomes.items():
             if gold is not None and predicted is not None:
-                confusion[gold, predicted] += number
+                confusion[gold, predicted]["same_span" if same_span else "other_span"] = number
+        confusion_counts = Counter({types: sum(cell.values()) for types, cell in confusion.items()})
         return {
             "sentences": self.num_sentences,
             "words": self.num_words,
-            "scheme": self.scheme,
-            "mode": self.mode,
-            "strict_scheme": self.strict_scheme,
+            **{name: getattr(self, name) for name in ("scheme", "mode", "strict_scheme")},
             "accuracy": self.accuracy,
             "overall": score_type(sum(types.values(), Counter())),
             "types": {name: score_type(types[name]) for name in sorted(types)},
-            "confusion": [
-                {"gold": g, "predicted": p, "same_span": outcomes[g, p, True], "other_span": outcomes[g, p, False]}
-                for (g, p), _ in rank(confusion)
-            ],
+            "confusion": [{"gold": g, "predicted": p, **confusion[g, p]} for (g, p), _ in rank(confusion_counts)],
             "invalid_transitions": {side: counts.total() for side, counts in transitions.items()},
             "commonest_invalid_transitions": [
                 {"tags": side, "tag": tag, "next_tag": next_tag, "count": number}
@@ -226,24 +207,21 @@ def summarize(report: Mapping[str, Any]) -> str:
 
 def build_tables(report: Mapping[str, Any]) -> list[tuple[str, int, list[list[str]]]]:
     """Name, number of the columns that name things, and rows of each table; the first row names the columns."""
-    scores: list[list[Any]] = [["type", *SCORES, *COUNTS]]
-    for name, row in [*report["types"].items(), ("all types", report["overall"])]:
-        scores.append([name, *(f"{row[key]:.3f}" for key in SCORES), *(row[key] for key in COUNTS)])
-    confusions: list[list[Any]] = [["gold", "predicted", "same span", "other span"]]
-    confusions += [[*cell.values()] for cell in report["confusion"] if cell["gold"] != cell["predicted"]]
-    transitions: list[list[Any]] = [["tags", "tag", "next tag", "count"]]
-    transitions += [[*row.values()] for row in report["commonest_invalid_transitions"]]
+    types = [*report["types"].items(), ("all types", report["overall"])]
+    scores = [[name, *(f"{row[key]:.3f}" for key in SCORES), *(row[key] for key in COUNTS)] for name, row in types]
+    confusions = [[*cell.values()] for cell in report["confusion"] if cell["gold"] != cell["predicted"]][:NUM_COMMONEST]
+    transitions = [[*row.values()] for row in report["commonest_invalid_transitions"]]
     number = ", ".join(f"{count:,} in {side} tags" for side, count in report["invalid_transitions"].items())
     if report["scheme"] not in TRANSITION_RULES:
         number = "no rules are known for these tags"
-    tables = [
-        ("Entities by type", 1, scores),
-        ("Confusions of types, commonest first", 2, confusions[: NUM_COMMONEST + 1]),
-        (f"Invalid transitions: {number}", 3, transitions),
+    tables: list[tuple[str, int, list[str], list[list[Any]]]] = [
+        ("Entities by type", 1, ["type", *SCORES, *COUNTS], scores),
+        ("Confusions of types, commonest first", 2, ["gold", "predicted", "same span", "other span"], confusions),
+        (f"Invalid transitions: {number}", 3, ["tags", "tag", "next tag", "count"], transitions),
     ]
     return [
-        (name, num_names, [[printable(f"{cell:,}" if isinstance(cell, int) else cell) for cell in row] for row in rows])
-        for name, num_names, rows in tables
+        (name, names, [[printable(f"{x:,}" if isinstance(x, int) else x) for x in row] for row in [head, *rows]])
+        for name, names, head, rows in tables
     ]
 
 
@@ -251,9 +229,7 @@ def report_text(report: Mapping[str, Any]) -> str:
     """The report for a terminal, without its sentences."""
     lines = [summarize(report)]
     for name, num_names, rows in build_tables(report):
-        lines += ["", name]
-        if len(rows) > 1:
-            lines.append(format_table(rows, num_names))
+        lines += ["", name, *([format_table(rows, num_names)] if len(rows) > 1 else [])]
     return "\n".join(lines) + "\n"
 
 
@@ -268,16 +244,10 @@ def report_html(report: Mapping[str, Any], title: str) -> str:
     """The report as a page that refers to no other file."""
     from ner.drawing import draw_figures  # here, as matplotlib takes most of a second to import
 
-    return render_template(
-        "report.html.j2",
-        printable,
-        title=title,
-        summary=summarize(report),
-        tables=build_tables(report),
-        figures=draw_figures(report) if report["types"] else [],
-        sentences=report["worst_sentences"],
-        zip=zip,
-    )
+    texts = {"title": title, "summary": summarize(report), "tables": build_tables(report)}
+    figures = draw_figures(report) if report["types"] else []
+    sentences = report["worst_sentences"]
+    return render_template("report.html.j2", printable, **texts, figures=figures, sentences=sentences, zip=zip)
 
 
 def render_template(name: str, escape: Callable[[str], str], **values: Any) -> str:

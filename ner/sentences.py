@@ -21,17 +21,12 @@ class Sentence:
     """A sentence, and what is known and predicted of it."""
 
     words: list[str]
-    text: str | None = None
-    """The text that the words were split from, if they were."""
-    offsets: list[tuple[int, int]] | None = None
-    """Start and end of each word in the text, in characters."""
+    text: str | None = None  # that the words were split from, if they were
+    offsets: list[tuple[int, int]] | None = None  # start and end of each word in the text, in characters
     gold: list[str] | None = None
-    place: str = ""
-    """File and line, or row."""
-    tags: list[str] | None = None
-    """The predicted tag of each word."""
-    scores: list[float | None] | None = None
-    """The probability of each predicted tag; None for a word without sub-tokens, whose tag is O."""
+    place: str = ""  # file and line, or row
+    tags: list[str] | None = None  # the predicted ones
+    scores: list[float | None] | None = None  # probabilities of `tags`; None for a word without sub-tokens, tagged O
 
     @classmethod
     def of_text(cls, text: str, place: str = "") -> "Sentence":
@@ -72,23 +67,18 @@ class Sentence:
         columns = [self.words, *([self.gold] if self.gold is not None else []), self.tags or []]
         for word in self.words:
             if NO_CELL.search(word) and self.words != ["-DOCSTART-"]:
-                raise TrialError(
-                    f"{self.place}: the word {word!r} cannot stand in a column. Write json lines: --output FILE.jsonl"
-                )
+                advice = "Write json lines: --output FILE.jsonl"
+                raise TrialError(f"{self.place}: the word {word!r} cannot stand in a column. {advice}")
         return "".join("\t".join(cells) + "\n" for cells in zip(*columns))
 
 
 def write_predictions(
     tagged: Iterable[Sentence], output: Any, report: ErrorReport, *, as_columns: bool = False
 ) -> None:
-    """Write tagged sentences, and count those that have gold tags.
+    """Write tagged sentences as json lines or CoNLL columns, and count in the report those that have gold tags.
 
-    Args:
-        tagged: The sentences.
-        output: An unbuffered binary file. It gets each sentence in a call of its own, so that an interruption leaves
-            whole lines. (Linux itself may cut one, at the end of a page, if SIGKILL comes while it copies the line.)
-        report: Counts the errors, and knows the scheme of the tags.
-        as_columns: Write CoNLL columns instead of json lines.
+    The output is an unbuffered binary file. It gets each sentence in a call of its own, so that an interruption leaves
+    whole lines. (Linux itself may cut one, at the end of a page, if SIGKILL comes while it copies the line.)
     """
     for sentence in tagged:
         if sentence.gold is not None:

@@ -1,7 +1,4 @@
-"""Sentences cut into windows of sub-tokens, each word scored in one of them; and windows padded to batches.
-
-Nothing here imports Determined.
-"""
+"""Sentences cut into windows of sub-tokens, each word scored in one of them; and windows padded to batches."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -13,11 +10,8 @@ from tokenizers import pre_tokenizers
 
 from transformer_trial.errors import ConfigError, TrialError
 
-NO_POSITION = -1
-"""Position of a word that the tokenizer gives no sub-token, and padding of the columns that count words."""
-
-IGNORED_LABEL_ID = -100
-"""What torch's cross entropy skips: special tokens, padding, continuation pieces."""
+NO_POSITION = -1  # of a word that the tokenizer gives no sub-token, and padding of the columns that count words
+IGNORED_LABEL_ID = -100  # what torch's cross entropy skips: special tokens, padding, continuation pieces
 
 WORD_PAD_VALUES = {"word_ids": NO_POSITION, "word_positions": NO_POSITION, "word_labels": IGNORED_LABEL_ID}
 """The columns of tokenized rows that hold one number a word, and what they are padded with."""
@@ -27,11 +21,7 @@ WORD_COLUMNS = (*WORD_PAD_VALUES, "sentence_id")
 
 
 def prepare_tokenizer(tokenizer: Any) -> None:
-    """Make a tokenizer ready for words that were split before: it must be fast, see spaces and be able to pad.
-
-    Raises:
-        TrialError: If it is a slow one, which cannot tell which word a sub-token belongs to.
-    """
+    """Make a tokenizer see spaces before words that were split before, and able to pad; refuse a slow one."""
     if not tokenizer.is_fast:
         raise TrialError(
             f"hyperparameters.tokenizer_name (or pretrained_model_name_or_path): {type(tokenizer).__name__} is a slow "
@@ -56,8 +46,7 @@ def prepare_tokenizer(tokenizer: Any) -> None:
 def choose_max_seq_length(tokenizer: Any, model: torch.nn.Module, requested: int | None) -> int:
     """Sub-tokens of a model input, special tokens included: as requested, or as many as tokenizer and model take.
 
-    Raises:
-        TrialError: If more are requested than the model has positions for.
+    Refuses more than the model has positions for.
     """
     positions = [
         module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
@@ -81,8 +70,7 @@ def choose_max_seq_length(tokenizer: Any, model: torch.nn.Module, requested: int
 def choose_doc_stride(tokenizer: Any, max_seq_length: int, requested: int | None) -> int:
     """Sub-tokens that two windows share: as requested, or 128, or half a window's content if that is less.
 
-    Raises:
-        TrialError: If windows that share so many could not move on.
+    Refuses so many that windows could not move on.
     """
     content = max_seq_length - tokenizer.num_special_tokens_to_add()
     leaves = f"data.max_seq_length: {max_seq_length} leaves {content} sub-tokens beside the special ones"
@@ -95,19 +83,15 @@ def choose_doc_stride(tokenizer: Any, max_seq_length: int, requested: int | None
 
 
 def assign_words(windows: Sequence[Sequence[int | None]], stride: int, num_words: int) -> list[list[tuple[int, int]]]:
-    """Decide in which window, and where in it, each word of a sentence is trained on and scored.
+    """Decide in which window each word of a sentence is trained on and scored: (word, position) pairs by window.
 
     That is at its first sub-token, in the window that has the most sub-tokens on that one's poorer side; the earlier
-    one of equals.
+    one of equals. A word without sub-tokens has NO_POSITION, in the window of the word before.
 
     Args:
         windows: For each window the word that each of its sub-tokens belongs to; None for special tokens.
         stride: Sub-tokens that two windows share.
         num_words: Words of the sentence.
-
-    Returns:
-        For each window its (word, position) pairs, by word. A word without sub-tokens has NO_POSITION, in the window
-        of the word before.
 
     Example:
         >>> assign_words([[None, 0, 1, 1, None], [None, 1, 1, 2, None]], stride=2, num_words=4)
@@ -135,24 +119,16 @@ def assign_words(windows: Sequence[Sequence[int | None]], stride: int, num_words
 class Window(NamedTuple):
     """A stretch of a sentence that fits into the model."""
 
-    sentence: int
-    """The place of its sentence."""
-    inputs: dict[str, list[int]]
-    """The model's inputs, each (sub-token,)."""
-    word_ids: list[int | None]
-    """The word that each sub-token belongs to, None for special ones, (sub-token,)."""
-    scored: list[tuple[int, int]]
-    """The words that are trained on and scored in this window, and where; see `assign_words`."""
+    sentence: int  # the index of its sentence
+    inputs: dict[str, list[int]]  # the model's inputs, each (sub-token,)
+    word_ids: list[int | None]  # the word that each sub-token belongs to, None for special ones, (sub-token,)
+    scored: list[tuple[int, int]]  # the words that are trained on and scored here, and where; see `assign_words`
 
 
 def cut_windows(sentences: list[list[str]], tokenizer: Any, max_seq_length: int, doc_stride: int) -> Iterator[Window]:
-    """The windows of sentences, those in which some word is scored, by sentence and in the order of the text.
+    """The windows in which some word is scored, by sentence and in the order of the text.
 
-    Args:
-        sentences: The words of each.
-        tokenizer: A fast one.
-        max_seq_length: Sub-tokens of a window, special tokens included.
-        doc_stride: Sub-tokens that two windows of a sentence share.
+    They have at most `max_seq_length` sub-tokens, special tokens included; two of a sentence share `doc_stride`.
     """
     encoded = tokenizer(
         sentences,
@@ -179,8 +155,7 @@ class WordCollator:
 
     Args:
         tokenizer: Says what the model's inputs are padded with.
-        column_names: The columns of the rows. They are known also where there are no rows: a slot's piece of a batch
-            may be empty, and becomes one row without a word.
+        column_names: Of the rows. A slot's piece of a batch may be empty, and becomes one row without a word.
         max_length: Pad to that many sub-tokens; None pads to the longest row.
         pad_to_multiple_of: Round the padded length up, for the matrix units of GPUs.
     """

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 import pytest
-from test_ner_formats import CASES, SENTENCES
+from test_ner_formats import CASES, SENTENCES, write_file
 from test_predict import train_here
 
 import ner.data
@@ -347,7 +347,7 @@ FORMATS = ("json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu")
 def test_another_file_format_than_the_file_has_is_refused(name: str, sentences: Any, tmp_path: Path) -> None:
     case = CASES[name]
     content = case.write([sentence for sentence in sentences if case.holds(sentence[0])])
-    (tmp_path / "a").write_bytes(content if isinstance(content, bytes) else content.encode())
+    write_file(tmp_path / "a", content)
     # With names for the columns, CoNLL-U and other columns are read alike.
     alike = [{"json", "jsonl"}, {"conll", "conllu"} if "global.columns" in str(content) else set()]
     right = set().union({case.file_format}, *(formats for formats in alike if case.file_format in formats))
@@ -357,12 +357,6 @@ def test_another_file_format_than_the_file_has_is_refused(name: str, sentences: 
 
 
 # --------------------------------------------------------------------------------------------------- files and globs
-
-
-def make_many(folder: Path, *contents: Any, ending: str = "jsonl") -> str:
-    for i, content in enumerate(contents):
-        (folder / f"part{i}.{ending}").write_bytes(content if isinstance(content, bytes) else content.encode())
-    return f"part*.{ending}"
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -393,35 +387,33 @@ def test_a_file_that_is_not_there_is_named_with_its_key(name: str, said: list[st
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("ending", "contents", "said"),
     [
-        pytest.param(lambda folder: make_many(folder, GOOD, "\n"), ["part1.jsonl: has no rows"], id="an empty one"),
+        pytest.param("jsonl", [GOOD, "\n"], ["1.jsonl: has no rows"], id="an empty one"),
+        pytest.param("jsonl", [GOOD, line(["a"], [])], ["1.jsonl, line 1: found 1"], id="a bad row"),
         pytest.param(
-            lambda folder: make_many(folder, GOOD, line(["a"], [])), ["part1.jsonl, line 1: found 1"], id="a bad row"
+            "jsonl", [GOOD, '{"words": ["a"], "tags": ["O"]}'],
+            ["1.jsonl, line 1: no column 'tokens' as in the first row; found words, tags"], id="other columns",
         ),
         pytest.param(
-            lambda folder: make_many(folder, GOOD, '{"words": ["a"], "tags": ["O"]}'),
-            ["part1.jsonl, line 1: no column 'tokens' as in the first row; found words, tags"], id="other columns",
+            "conll", ["EU\tO\n", "EU\tNNP\tB-NP\tO\n"],
+            ["1.conll, line 1: found 4 columns, but 2 in the first sentence"], id="more columns",
         ),
         pytest.param(
-            lambda folder: make_many(folder, "EU\tO\n", "EU\tNNP\tB-NP\tO\n", ending="conll"),
-            ["part1.conll, line 1: found 4 columns, but 2 in the first sentence"], id="more columns",
+            "csv", [KAGGLE + "1,EU,,O\n", KAGGLE + ",a,,O\n"],
+            ["1.csv, line 2: found no sentence's id"], id="a first id missing in the second",
         ),
         pytest.param(
-            lambda folder: make_many(folder, KAGGLE + "1,EU,,O\n", KAGGLE + ",a,,O\n", ending="csv"),
-            ["part1.csv, line 2: found no sentence's id"], id="a first id missing in the second",
-        ),
-        pytest.param(
-            lambda folder: make_many(
-                folder, *(parquet([["EU"]], [[1]], names) for names in (["O", "B-X"], ["B-X", "O"])), ending="parquet"
-            ),
-            ["part0.parquet has O, B-X", "part1.parquet has B-X, O", "same ClassLabel"], id="other names of numbers",
+            "parquet", [parquet([["EU"]], [[1]], names) for names in (["O", "B-X"], ["B-X", "O"])],
+            ["0.parquet has O, B-X", "1.parquet has B-X, O", "same ClassLabel"], id="other names of numbers",
         ),
     ],
 )  # fmt: skip
-def test_one_of_several_files_is_named(make: Callable[[Path], str], said: list[str], tmp_path: Path) -> None:
+def test_one_of_several_files_is_named(ending: str, contents: list[Any], said: list[str], tmp_path: Path) -> None:
+    for i, content in enumerate(contents):
+        write_file(tmp_path / f"{i}.{ending}", content)
     with refuses(*said):
-        read(tmp_path / make(tmp_path))
+        read(tmp_path / f"*.{ending}")
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,7 @@ TRIAL: dict[str, object] = {
     "state": "STATE_ACTIVE", "totalBatchesProcessed": 0,
 }  # fmt: skip
 LOG_LINE = "a line of the trial's log"
-LOG: dict[str, object] = {
-    "id": "1", "level": "LOG_LEVEL_INFO", "message": f"{LOG_LINE}\n", "trialId": 9,
-    "timestamp": "2026-01-01T00:00:00Z",
-}  # fmt: skip
+LOG = {"id": "1", "level": "LOG_LEVEL_INFO", "message": f"{LOG_LINE}\n", "trialId": 9, "timestamp": TRIAL["startTime"]}
 ANSWERS = {
     "GET /info": {"version": "0.38.1", "cluster_id": "cluster", "master_id": "master"},
     "POST /api/v1/auth/login": {"token": "planted", "user": {"username": "ada", "admin": False, "active": True}},
@@ -76,14 +73,6 @@ class StandInMaster:
     received: list[tuple[str, Mapping[str, str], Any]] = field(default_factory=list)
     """Request line, headers and body of each request."""
 
-    def answer(self, request: str, headers: Mapping[str, str], body: Any) -> tuple[int, Any]:
-        self.received.append((request, headers, body))
-        if request not in ANSWERS:
-            return 404, {"message": f"The stand-in has no answer to {request}."}
-        if request == "POST /api/v1/experiments" and self.refusal:
-            return 400, {"code": 3, "message": self.refusal}
-        return 200, ANSWERS[request]
-
     def experiment(self) -> dict[str, Any]:
         """Body of the only request for an experiment."""
         (body,) = (body for request, _, body in self.received if request == "POST /api/v1/experiments")
@@ -98,9 +87,10 @@ class StandInMaster:
             def do_GET(self) -> None:
                 sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 request = f"{self.command} {self.path.partition('?')[0]}"
-                status, found = master.answer(request, dict(self.headers), json.loads(sent or "null"))
-                content = json.dumps(found).encode()
-                self.send_response(status)
+                master.received.append((request, dict(self.headers), json.loads(sent or "null")))
+                refused = request == "POST /api/v1/experiments" and master.refusal
+                content = json.dumps({"code": 3, "message": refused} if refused else ANSWERS[request]).encode()
+                self.send_response(400 if refused else 200)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
@@ -177,10 +167,8 @@ def test_the_sample_arrives_as_it_is_written_and_no_more_is_asked_for(sample: St
     assert [request for request, _, _ in sample.received] == list(ANSWERS)
     bearers = [headers.get("Authorization") for request, headers, _ in sample.received if "experiments" in request]
     assert bearers == ["Bearer planted"] * 2
-    written = (PROJECT / "sample" / "ner_config.yaml").read_text()
-    assert util.safe_load_yaml_with_exceptions(sample.experiment()["config"]) == (
-        util.safe_load_yaml_with_exceptions(written)
-    )
+    found, written = sample.experiment()["config"], (PROJECT / "sample" / "ner_config.yaml").read_text()
+    assert util.safe_load_yaml_with_exceptions(found) == util.safe_load_yaml_with_exceptions(written)
     assert sample.experiment()["activate"] is True
 
 

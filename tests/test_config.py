@@ -1,6 +1,7 @@
 """The experiment configuration: what is accepted, what it becomes, and what is said about mistakes."""
 
 import contextlib
+import datetime
 import logging
 import math
 import re
@@ -16,24 +17,15 @@ from hypothesis import strategies as st
 from transformers.trainer_utils import SchedulerType
 
 from ner.config import NERDataConfig
+from transformer_trial import config as cfg
 from transformer_trial.builders import AUTO_CLASSES
-from transformer_trial.config import (
-    LR_SCHEDULER_TYPES,
-    MODEL_MODES,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    SchedulerConfig,
-    TrainingConfig,
-    TrialConfig,
-    parse_trial_config,
-)
 from transformer_trial.errors import ConfigError
 from transformer_trial.experiment import Length, SearcherConfig, parse_length, searcher_metric, training_length
-from transformer_trial.parsing import Section, pick_from_range
+from transformer_trial.parsing import pick_from_range
 
 Values = Mapping[Any, Any]
-CLASSES = {"hyperparameters": (ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig), "data": (NERDataConfig,)}
+HYPERPARAMETER_CLASSES = (cfg.ModelConfig, cfg.OptimizerConfig, cfg.SchedulerConfig, cfg.TrainingConfig)
+CLASSES = {"hyperparameters": HYPERPARAMETER_CLASSES, "data": (NERDataConfig,)}
 FIELDS = {s: {key: f for c in classes for key, f in c.model_fields.items()} for s, classes in CLASSES.items()}
 KEYS = [(section, key) for section, fields in FIELDS.items() for key in fields]
 
@@ -50,19 +42,17 @@ MISSING = ...
 YAML_PARSERS: dict[str, Callable[[str], Any]] = {"client": util.yaml_safe_load, "master": yaml.safe_load}
 
 
-def parse(hyperparameters: Values = {}, data: Values = {}) -> TrialConfig[NERDataConfig]:  # noqa: B006
+def parse(hyperparameters: Values = {}, data: Values = {}) -> cfg.TrialConfig[NERDataConfig]:  # noqa: B006
     """Parse a small valid configuration in which these keys have other values, or are MISSING."""
     sections = {**HYPERPARAMETERS, **hyperparameters}, {**DATA, **data}
     hparams, data = ({key: value for key, value in section.items() if value is not MISSING} for section in sections)
-    return parse_trial_config(hparams, data, NERDataConfig)
+    return cfg.parse_trial_config(hparams, data, NERDataConfig)
 
 
 def parsed_value(section: str, key: str, edits: Values) -> Any:
     """What the key becomes in a configuration with these edits to its section."""
-    config = parse(**{section: edits})
-    parts = [config.data] if section == "data" else [config.model, config.optimizer, config.scheduler, config.training]
-    (value,) = [getattr(part, key) for part in parts if hasattr(part, key)]
-    return value
+    parts = [part for name, part in vars(parse(**{section: edits})).items() if (name == "data") == (section == "data")]
+    return next(getattr(part, key) for part in parts if hasattr(part, key))
 
 
 def problems_of(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> list[str]:
@@ -79,75 +69,59 @@ TEXT = "accepted is a text or null."
 TEXT_OR_NUMBER = "accepted is a text or a whole number or null."
 TEXTS = "accepted is a list of texts or null."
 ARGUMENTS = "accepted is a mapping of names to numbers or texts or null."
-MODES = f"accepted is one of {', '.join(MODEL_MODES)}."
-SCHEDULES = f"accepted is one of {', '.join(LR_SCHEDULER_TYPES)}."
+MODES = f"accepted is one of {', '.join(cfg.MODEL_MODES)}."
+SCHEDULES = f"accepted is one of {', '.join(cfg.LR_SCHEDULER_TYPES)}."
 NOT_BOOLEAN = "YAML parsers disagree on which words are true or false: take another text than true, yes, on, y, false, "
-IN_ORDER = "A search range needs the numbers minval and maxval, the smaller first."
+RANGE = "A search range has the type const and a val; categorical and a list of vals; or int, double or log and the "
 
 # By section: key, value, and what is said after the key: what was found, what is accepted, and what is nearest.
 MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
     "hyperparameters": [
         ("learning_rat", 1e-3, "unknown key (found 0.001). Did you mean learning_rate? Accepted: adafactor, adam_"),
         ("Model_Mode", "base", "unknown key (found 'base'). Did you mean model_mode? Accepted: adafactor, adam_"),
-        ("dropout_of_nothing", 0.1, "unknown key (found 0.1). Remove it. Accepted: adafactor, adam_beta1, adam_beta2"),
-        ("train_file", "a.csv", "unknown key (found 'a.csv'). train_file belongs in the section data."),
         ("max_seq_lenght", 9, "unknown key (found 9). max_seq_length belongs in the section data."),
-        ("model_mode", MISSING, f"missing. Accepted: one of {', '.join(MODEL_MODES)}."),
-        ("global_batch_size", MISSING, "missing. Accepted: a whole number at least 1."),
+        ("model_mode", MISSING, f"missing. Accepted: one of {', '.join(cfg.MODEL_MODES)}."),
         ("pretrained_model_name_or_path", MISSING, "missing. Give a hub name such as bert-base-uncased or a "),
         ("learning_rate", "fast", f"found 'fast'; {NUMBER}"),
-        ("learning_rate", "", f"found ''; {NUMBER}"),
         ("learning_rate", True, f"found True; {NUMBER}"),
         ("learning_rate", [1e-5, 3e-5], f"found [1e-05, 3e-05]; {NUMBER}"),
         ("learning_rate", None, f"found None; {NUMBER} Remove the key for its default, 5e-05."),
         ("learning_rate", math.nan, f"found nan; {NUMBER}"),
         ("learning_rate", -1e-5, f"found -1e-05; {NUMBER}"),
-        ("max_grad_norm", math.inf, f"found inf; {NUMBER}"),
         ("max_grad_norm", 10**400, f"found 1{'0' * 76}...; {NUMBER}"),
-        ("adam_epsilon", {"value": 1}, f"found {{'value': 1}}; {NUMBER}"),
         ("adam_beta2", 1, "found 1; accepted is a number at least 0 and below 1."),
         ("warmup_ratio", 6, "found 6; accepted is a number at least 0 and at most 1."),
         ("global_batch_size", None, f"found None; {COUNT}"),
         ("global_batch_size", 8.5, f"found 8.5; {COUNT}"),
-        ("global_batch_size", "eight", f"found 'eight'; {COUNT}"),
         ("global_batch_size", 0, f"found 0; {COUNT}"),
         ("use_pretrained_weights", 1, "found 1; accepted is true or false."),
         ("adafactor", "ja", "found 'ja'; accepted is true or false."),
-        ("revision", 2021, "found 2021; accepted is a text. Put 2021 in quotes: YAML reads it as something else"),
+        ("revision", 2021, "found 2021; accepted is a text. Put it in quotes: YAML reads it as something else"),
         ("revision", None, "found None; accepted is a text. Remove the key for its default, 'main'."),
         ("finetuning_task", ["ner"], f"found ['ner']; {TEXT}"),
         ("lr_scheduler_kwargs", 0.5, f"found 0.5; {ARGUMENTS}"),
         ("lr_scheduler_kwargs", {"power": None}, f"found {{'power': None}}; {ARGUMENTS}"),
         ("model_mode", "causal_lm", f"found 'causal_lm'; {MODES} Did you mean causal-lm?"),
-        ("lr_scheduler_type", "Linear", f"found 'Linear'; {SCHEDULES} Did you mean linear?"),
         ("lr_scheduler_type", "zigzag", f"found 'zigzag'; {SCHEDULES}"),
         ("mixed_precision", "BF16", "found 'BF16'; accepted is one of none, bf16, fp16. Did you mean bf16?"),
         ("mixed_precision", False, f"found False; accepted is one of none, bf16, fp16. {NOT_BOOLEAN}"),
-        ("learning_rate", {"type": "logg"}, f"found {{'type': 'logg'}}; {NUMBER} A search range has one of the types "),
-        ("learning_rate", {"type": "double"}, f"found {{'type': 'double'}}; {NUMBER} {IN_ORDER}"),
+        ("learning_rate", {"type": "logg"}, f"found {{'type': 'logg'}}; {NUMBER} {RANGE}"),
+        ("learning_rate", {"type": "double"}, f"found {{'type': 'double'}}; {NUMBER} {RANGE}"),
     ],
     "data": [
-        ("learning_rate", 1, "unknown key (found 1). learning_rate belongs in the section hyperparameters."),
-        ("max_train_sample", 9, "unknown key (found 9). Did you mean max_train_samples? Accepted: cache_dir, data"),
         (8, "eight", "unknown key (found 'eight'). Remove it. Accepted: cache_dir, dataloader_num_workers, "),
         ("dataset_name", False, f"found False; {TEXT} {NOT_BOOLEAN}"),
-        ("dataset_name", "no", f"found 'no'; {TEXT} {NOT_BOOLEAN}"),
-        ("text_column_name", "Off", f"found 'Off'; {TEXT_OR_NUMBER} {NOT_BOOLEAN}"),
         ("text_column_name", True, f"found True; {TEXT_OR_NUMBER} {NOT_BOOLEAN}"),
         ("text_column_name", [0], f"found [0]; {TEXT_OR_NUMBER}"),
-        ("label_column_name", 1.5, f"found 1.5; {TEXT_OR_NUMBER} Put 1.5 in quotes: YAML reads it as something else"),
+        ("label_column_name", 1.5, f"found 1.5; {TEXT_OR_NUMBER} Put it in quotes: YAML reads it as something else"),
         ("label_column_name", "None", f"found 'None'; {TEXT_OR_NUMBER} Did you mean null?"),
-        ("sentence_column_name", 0, f"found 0; {TEXT} Put 0 in quotes: YAML reads it as something else than a text."),
+        ("sentence_column_name", 0, f"found 0; {TEXT} Put it in quotes: YAML reads it as something else than a text."),
         ("file_format", "CoNLL", "found 'CoNLL'; accepted is one of json, jsonl, csv, tsv, parquet, conll, conllu or "),
-        ("label_scheme", "BIO", "found 'BIO'; accepted is one of IOB1, IOB2, IOE1, IOE2, BIOES, BILOU, plain or null."),
         ("cache_dir", "None", f"found 'None'; {TEXT} Did you mean null?"),
         ("cache_dir", "", f"found ''; {TEXT}"),
         ("label_list", "O", f"found 'O'; {TEXTS}"),
         ("label_list", [], f"found []; {TEXTS}"),
-        ("label_list", ["O", 1], f"found ['O', 1]; {TEXTS} Put 1 in quotes: YAML reads it as something "),
-        ("label_list", ["O", True], f"found ['O', True]; {TEXTS} {NOT_BOOLEAN}"),
-        ("label_all_tokens", "maybe", "found 'maybe'; accepted is true or false."),
-        ("metric_mode", "strickt", "found 'strickt'; accepted is one of default, strict. Did you mean strict?"),
+        ("label_list", ["O", 1], f"found ['O', 1]; {TEXTS} Put it in quotes: YAML reads it as something "),
         ("validation_split_percentage", 100, "found 100; accepted is a number above 0 and below 100 or null."),
         ("max_seq_length", 2, "found 2; accepted is a whole number at least 3 or null."),
         ("max_seq_length", {"type": "const", "val": 8}, "found {'type': 'const', 'val': 8}; accepted is a whole "),
@@ -155,33 +129,16 @@ MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("section", "key", "value", "said"),
-    [
-        pytest.param(section, *mistake, id=f"{mistake[0]}: {mistake[2].partition(';')[0][:60]}")
-        for section, mistakes in MISTAKES.items()
-        for mistake in mistakes
-    ],
-)
-def test_a_mistake_is_explained_with_what_was_found_what_is_accepted_and_what_is_nearest(
-    section: str, key: str, value: Any, said: str
-) -> None:
-    (problem,) = problems_of(parse, **{section: {key: value}})
-    assert problem.startswith(f"{section}.{key}: {said}")
-    assert len(problem) - len(said) < 1000
-
-
 # By section: the keys at odds, and what is said.
 CONTRADICTIONS: dict[str, list[tuple[Values, str]]] = {
     "hyperparameters": [
         ({"relative_step": True}, "relative_step: true has an effect with adafactor: true only. Set that, or remove"),
-        ({"scale_parameter": "yes"}, "scale_parameter: true has an effect with adafactor: true only. Set that, or rem"),
         ({"num_warmup_steps": 9, "warmup_ratio": 0.1}, "warmup_ratio: 0.1 beside num_warmup_steps: 9. Both say how lo"),
         ({"use_apex_amp": True, "mixed_precision": "fp16"}, "mixed_precision: fp16 beside use_apex_amp: true. Both lo"),
         ({"pretrained_model_name_or_path": None, "model_name": "m"}, "pretrained_model_name_or_path: missing. Give a "),
     ],
     "data": [
-        ({"train_file": "a.csv"}, "dataset_name: 'lhoestq/conll2003' beside train_file. To train on your files set "),
+        ({"train_file": "a.csv"}, "dataset_name: 'lhoestq/conll2003' beside train_file. Set dataset_name: null to "),
         ({**OWN_FILES, "dataset_config_name": "c"}, "dataset_config_name: 'c' without a dataset_name. Set that, or da"),
         ({**OWN_FILES, "dataset_revision": "main"}, "dataset_revision: 'main' without a dataset_name. Set that, or da"),
         ({"max_seq_length": 64, "doc_stride": 64}, "doc_stride: found 64; accepted is below max_seq_length, 64."),
@@ -192,13 +149,17 @@ CONTRADICTIONS: dict[str, list[tuple[Values, str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("section", "edits", "said"),
-    [pytest.param(s, *case, id=str(case[0])) for s, cases in CONTRADICTIONS.items() for case in cases],
-)
-def test_keys_that_contradict_each_other_are_explained(section: str, edits: Values, said: str) -> None:
+EXPLAINED = [(s, edits, said) for s, cases in CONTRADICTIONS.items() for edits, said in cases]
+EXPLAINED += [(s, {key: value}, f"{key}: {said}") for s, cases in MISTAKES.items() for key, value, said in cases]
+
+
+@pytest.mark.parametrize(("section", "edits", "said"), EXPLAINED, ids=lambda part: str(part)[:60])
+def test_a_mistake_is_explained_with_what_was_found_what_is_accepted_and_what_is_nearest(
+    section: str, edits: Values, said: str
+) -> None:
     (problem,) = problems_of(parse, **{section: edits})
     assert problem.startswith(f"{section}.{said}")
+    assert len(problem) - len(said) < 1000
 
 
 def test_all_problems_of_both_sections_are_reported_at_once() -> None:
@@ -215,7 +176,7 @@ def test_all_problems_of_both_sections_are_reported_at_once() -> None:
 
 @pytest.mark.parametrize("section", [None, [], "token", 3, ["hf_token", "hf_abc"]], ids=repr)
 def test_a_section_that_is_no_mapping_is_refused(section: Any) -> None:
-    problems = problems_of(parse_trial_config, section, section, NERDataConfig)
+    problems = problems_of(cfg.parse_trial_config, section, section, NERDataConfig)
     assert [problem.partition(": found")[0] for problem in problems] == ["hyperparameters", "data"]
     assert "hf_abc" not in " ".join(problems)
 
@@ -225,14 +186,15 @@ def test_a_section_that_is_no_mapping_is_refused(section: Any) -> None:
     [
         ("use_auth_token", "hf_abc"), ("hf_token", "hf_abc"), ("HUB_API_KEY", "hf_abc"), ("token", ["hf_abc"]),
         ("hub", {"user": "me", "auth": [{"password": "hf_abc"}]}), ("hub_password", 1234567),
-        ("learning_rate", {"token": "hf_abc"}),
+        ("learning_rate", {"token": "hf_abc"}), ("lr_scheduler_kwargs", {"auth_token": datetime.date(1234, 5, 6)}),
+        ("revision", {"hf_abcdefghijklmnopqrstuvwxyz"}), ("revision", b"hf_abcdefghijklmnopqrstuvwxyz"),
     ],
     ids=str,
 )  # fmt: skip
 def test_secrets_are_not_repeated_in_messages(key: str, value: Any) -> None:
     (problem,) = problems_of(parse, {key: value})
     assert "a value that is not repeated here (secrets belong in the environment, such as HF_TOKEN)" in problem
-    assert "hf_abc" not in problem and "1234567" not in problem
+    assert not re.search("hf_abc|1234567|1234-05", problem)
 
 
 @pytest.mark.parametrize(("value", "warned"), [(True, True), (False, False), (None, False)])
@@ -291,26 +253,23 @@ def test_a_key_has_its_default_and_takes_another_value(section: str, key: str, d
     assert (value, type(value)) == (other, type(other))
 
 
-def test_the_keys_above_are_all_there_are() -> None:
+def test_the_keys_above_are_all_there_are_and_each_is_documented() -> None:
     assert sorted(KEYS) == sorted((section, value[0]) for section, values in VALUES.items() for value in values)
     assert len(KEYS) == 61
-
-
-@pytest.mark.parametrize("config_class", [*CLASSES["hyperparameters"], DataConfig, NERDataConfig, SearcherConfig])
-def test_every_key_is_documented_beneath_it(config_class: type[Section]) -> None:
-    assert [key for key, field in config_class.model_fields.items() if not field.description] == []
+    fields = {**FIELDS["hyperparameters"], **FIELDS["data"], **SearcherConfig.model_fields}
+    assert [key for key, field in fields.items() if not field.description] == []
 
 
 def test_choices_are_what_transformers_and_the_trial_know() -> None:
-    assert set(MODEL_MODES) == set(AUTO_CLASSES)
-    assert set(LR_SCHEDULER_TYPES) < {schedule.value for schedule in SchedulerType}
+    assert set(cfg.MODEL_MODES) == set(AUTO_CLASSES)
+    assert set(cfg.LR_SCHEDULER_TYPES) < {schedule.value for schedule in SchedulerType}
 
 
 @pytest.mark.parametrize("parser", YAML_PARSERS)
 @pytest.mark.parametrize("file", ["ner_config.yaml", "ner_search.yaml", "tests/fixtures/original_ner_config.yaml"])
 def test_shipped_and_original_configurations_are_accepted(file: str, parser: str) -> None:
     config = YAML_PARSERS[parser]((PROJECT / file).read_text())
-    parsed = parse_trial_config(config["hyperparameters"], config["data"], NERDataConfig)
+    parsed = cfg.parse_trial_config(config["hyperparameters"], config["data"], NERDataConfig)
     assert parsed.training.global_batch_size == 8 and parsed.optimizer.adam_epsilon == 1e-8
     assert training_length(config).amount in (3, 5120)
 
@@ -329,6 +288,7 @@ READINGS: list[tuple[str, list[str], Any]] = [
     ("hyperparameters.num_warmup_steps", ["1e3", "1_000", "1000."], 1000),
     ("hyperparameters.lr_scheduler_kwargs", ["{lr_end: 1e-7, power: 2}", "{lr_end: '1e-7', power: 2.0}"],
      {"lr_end": 1e-7, "power": 2}),
+    ("hyperparameters.lr_scheduler_kwargs", ["{num_cycles: {type: int, minval: 1, maxval: 3}}"], {"num_cycles": 2}),
     ("hyperparameters.mixed_precision", ["no", "off", "null", "16"], REFUSED),
     ("data.max_seq_length", ["null", "~", "", "NULL"], None),
     ("data.max_seq_length", ["yes", "no", "None", ".inf", ".nan", "1e400", "true", "12a"], REFUSED),
@@ -368,36 +328,6 @@ def outcome(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> A
     with contextlib.suppress(ConfigError):
         return function(*arguments, **keywords)
     return ConfigError
-
-
-def yaml_texts(section: str, key: str) -> st.SearchStrategy[str]:
-    """Ways to write values of the key's type in a yaml, in and out of range."""
-    quoted = st.text(max_size=9).map(lambda text: yaml.safe_dump(text, default_style='"').strip())
-    numbers = st.builds(
-        lambda style, number: style.format(number),
-        st.sampled_from(["{!r}", "'{}'", "{:e}", "{:.3g}", "{:E}"]),
-        st.one_of(st.integers(-3, 3000).map(float), st.floats(allow_nan=False, allow_infinity=False)),
-    )
-    lists = st.lists(quoted, max_size=3).map(lambda texts: f"[{', '.join(texts)}]")
-    mappings = st.dictionaries(quoted, numbers, max_size=3).map(
-        lambda entries: f"{{{', '.join(f'{name}: {number}' for name, number in entries.items())}}}"
-    )
-    kinds: dict[type, st.SearchStrategy[str]] = {
-        bool: st.sampled_from(["true", "no", "On", "OFF", "yes", "'yes'", "n"]),
-        int: numbers | st.integers().map(str), float: numbers, str: quoted, list: lists, dict: mappings,
-    }  # fmt: skip
-    (kind,) = [type(other) for name, _, other in VALUES[section] if name == key]
-    kinds |= {int: quoted | st.integers().map(str)} if key in TEXTS_OR_NUMBERS else {}
-    return kinds[kind] | st.sampled_from(["null", "~"])
-
-
-@given(st.sampled_from(KEYS).flatmap(lambda path: st.tuples(st.just(path), yaml_texts(*path))))
-def test_any_value_of_a_key_s_type_means_the_same_whichever_yaml_parser_reads_it(
-    case: tuple[tuple[str, str], str],
-) -> None:
-    (section, key), text = case
-    client, master = (read(f"{key}: {text}") for read in YAML_PARSERS.values())
-    assert outcome(parse, **{section: client}) == outcome(parse, **{section: master})
 
 
 PLAIN = st.lists(st.sampled_from([*"0189eE.+-_xoab~:", "no", "off", "true", "null"]), min_size=1).map("".join)
@@ -442,8 +372,8 @@ def sections(*keys: str) -> st.SearchStrategy[dict[Any, Any]]:
 def test_whatever_stands_in_the_sections_a_mistake_is_a_config_error(hparams: Any, data: Any) -> None:
     if isinstance(hparams, dict) and isinstance(data, dict):
         hparams, data = {**HYPERPARAMETERS, **hparams}, {**DATA, **data}
-    if outcome(parse_trial_config, hparams, data, NERDataConfig) is ConfigError:
-        assert problems_of(parse_trial_config, hparams, data, NERDataConfig)
+    if outcome(cfg.parse_trial_config, hparams, data, NERDataConfig) is ConfigError:
+        assert problems_of(cfg.parse_trial_config, hparams, data, NERDataConfig)
 
 
 @given(JSON_LIKE | sections("metric", "smaller_is_better", "max_length", "max_time", "time_metric"))
@@ -457,36 +387,29 @@ def test_whatever_stands_in_the_searcher_a_mistake_is_a_config_error(searcher: A
 @pytest.mark.parametrize(
     ("search_range", "middle"),
     [
-        pytest.param({"type": "const", "val": "linear"}, "linear", id="const"),
-        pytest.param({"type": "categorical", "vals": ["cosine", "linear"]}, "cosine", id="categorical"),
-        pytest.param({"type": "int", "minval": 8, "maxval": 33}, 20, id="int"),
-        pytest.param({"type": "double", "minval": 0, "maxval": 0.25}, 0.125, id="double"),
-        pytest.param({"type": "double", "minval": "1e-5", "maxval": "3e-5"}, 2e-5, id="as PyYAML reads 1e-5"),
-        pytest.param({"type": "log", "minval": -5.0, "maxval": -3.0}, 1e-4, id="log, of base 10"),
-        pytest.param({"type": "log", "base": 2, "minval": 2, "maxval": 4}, 8.0, id="log"),
+        ({"type": "const", "val": "linear"}, "linear"), ({"type": "categorical", "vals": ["b", "a"]}, "b"),
+        ({"type": "int", "minval": 8, "maxval": 33}, 20), ({"type": "double", "minval": 0, "maxval": 0.25}, 0.125),
+        ({"type": "double", "minval": "1e-5", "maxval": "3e-5"}, 2e-5),  # as PyYAML reads 1e-5
+        ({"type": "log", "minval": -5.0, "maxval": -3.0}, 1e-4),
+        ({"type": "log", "base": 2, "minval": 2, "maxval": 4}, 8.0),
     ],
-)
+    ids=str,
+)  # fmt: skip
 def test_a_search_range_stands_for_its_middle(search_range: dict[str, Any], middle: Any) -> None:
     found = pick_from_range(search_range)
     assert found == (pytest.approx(middle) if isinstance(middle, float) else middle)
     assert type(found) is type(middle)
 
 
-def test_arguments_of_the_schedule_may_be_search_ranges() -> None:
-    config = parse({"lr_scheduler_kwargs": {"num_cycles": {"type": "int", "minval": 1, "maxval": 3}}})
-    assert config.scheduler.lr_scheduler_kwargs == {"num_cycles": 2}
-
-
 @pytest.mark.parametrize(
     "search_range",
     [
-        {"type": "double", "minval": 0}, {"type": "double", "minval": 1, "maxval": 0},
+        {"type": "double", "minval": 0}, {"type": "double", "minval": 1, "maxval": 0}, {"type": ["double"]},
         {"type": "double", "minval": "low", "maxval": "high"}, {"type": "double", "minval": False, "maxval": True},
         {"type": "int", "minval": 0, "maxval": math.inf}, {"type": "int", "minval": 0, "maxval": 10**400},
         {"type": "log", "minval": 1, "maxval": 2, "base": "x"}, {"type": "log", "minval": -1, "maxval": -1, "base": 0},
-        {"type": "log", "minval": 0, "maxval": 1, "base": -2}, {"type": "log", "minval": 999, "maxval": 999},
-        {"type": "categorical"}, {"type": "categorical", "vals": []}, {"type": "categorical", "vals": "1"},
-        {"type": "categorical", "vals": {"a": 1}}, {"type": "const", "value": 1}, {"type": ["double"]}, {"type": None},
+        {"type": "log", "minval": 999, "maxval": 999}, {"type": "categorical"}, {"type": "categorical", "vals": []},
+        {"type": "categorical", "vals": "1"}, {"type": "const", "value": 1}, {"type": None},
     ],
     ids=lambda search_range: str(search_range)[:60],
 )  # fmt: skip
@@ -513,76 +436,61 @@ def test_training_length_is_the_searcher_s(searcher: dict[str, Any], length: Len
 def test_a_length_is_counted_in_batches_of_which_records_make_one_at_least() -> None:
     lengths = [Length("batches", 7), Length("epochs", 3), Length("records", 33), Length("records", 7)]
     assert [length.in_batches(batches_per_epoch=10, global_batch_size=8) for length in lengths] == [7, 30, 4, 1]
-
-
-def test_a_period_may_be_zero_but_not_negative() -> None:
     assert parse_length("min_validation_period", {"batches": 0}) == Length("batches", 0)
     (problem,) = problems_of(parse_length, "min_validation_period", {"epochs": -1})
     assert problem.startswith("min_validation_period: found {'epochs': -1}; accepted is one of {batches: N}, ")
 
 
-UNITS = "accepted is one of {batches: N}, {epochs: N} and {records: N}, with a whole number N of at least 1."
-EITHER = "accepted is one of batches, epochs or null."
-
-
-@pytest.mark.parametrize(
-    ("searcher", "said"),
-    [
-        (None, "searcher.max_length: missing, and there is no max_time; give max_length, such as {epochs: 3}, or "),
-        ("single", "searcher: found 'single'; accepted is a mapping of keys to values."),
-        ({"max_length": {"epoch": 3}}, f"searcher.max_length: found {{'epoch': 3}}; {UNITS} Did you mean epochs?"),
-        ({"max_length": {}}, f"searcher.max_length: found {{}}; {UNITS}"),
-        ({"max_length": {"epochs": 0}}, f"searcher.max_length: found {{'epochs': 0}}; {UNITS}"),
-        ({"max_length": {"epochs": 1.5}}, f"searcher.max_length: found {{'epochs': 1.5}}; {UNITS}"),
-        ({"max_length": {"epochs": True}}, f"searcher.max_length: found {{'epochs': True}}; {UNITS}"),
-        ({"max_length": "long"}, f"searcher.max_length: found 'long'; {UNITS}"),
-        ({"max_length": dict.fromkeys(("epochs", "batches"), 1)}, "searcher.max_length: found {'epochs': 1, 'batches'"),
-        ({"max_time": 3}, "searcher.time_metric: missing beside max_time. Accepted: one of batches, epochs."),
-        ({"max_time": 3, "time_metric": "epoch"}, f"searcher.time_metric: found 'epoch'; {EITHER} Did you mean e"),
-        ({"max_time": 0, "time_metric": "epochs"}, "searcher.max_time: found 0; accepted is a whole number at least 1"),
-    ],
-    ids=str,
-)
-def test_a_wrong_training_length_is_explained(searcher: Any, said: str) -> None:
-    (problem,) = problems_of(training_length, {"searcher": searcher})
-    assert problem.startswith(said)
-
-
 METRICS = {"f1": True, "accuracy_score": True, "validation_loss": False}
-KNOWN = "accepted is f1, accuracy_score, validation_loss."
 
 
 @pytest.mark.parametrize(
     ("metric", "smaller_is_better", "expected"),
     [
-        ("f1", {"smaller_is_better": False}, False),
-        ("f1", {"smaller_is_better": "no"}, False),  # as the client reads it
-        ("validation_loss", {"smaller_is_better": True}, True),
-        ("validation_loss", {"smaller_is_better": None}, True),
+        ("f1", {"smaller_is_better": False}, False), ("f1", {"smaller_is_better": "no"}, False),
+        ("validation_loss", {"smaller_is_better": True}, True), ("validation_loss", {"smaller_is_better": None}, True),
         ("validation_loss", {}, True),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_the_searcher_says_which_model_is_best(metric: str, smaller_is_better: Values, expected: bool) -> None:
-    searcher = {"metric": metric, **smaller_is_better}
     for known in (METRICS, {}):
-        assert searcher_metric({"searcher": searcher}, known) == (metric, expected)
+        assert searcher_metric({"searcher": {"metric": metric, **smaller_is_better}}, known) == (metric, expected)
+
+
+UNITS = "accepted is one of {batches: N}, {epochs: N} and {records: N}, with a whole number N of at least 1."
+KNOWN = "accepted is f1, accuracy_score, validation_loss."
+WORST = "(the default is true), which would keep the worst model by f1; accepted is false."
+# By function: what the section `searcher` holds, and what is said after its name.
+SEARCHERS: dict[Callable[[Any], Any], list[tuple[Any, str]]] = {
+    training_length: [
+        (None, ".max_length: missing, and there is no max_time; give max_length, such as {epochs: 3}, or "),
+        ("single", ": found 'single'; accepted is a mapping of keys to values."),
+        ({"max_length": {"epoch": 3}}, f".max_length: found {{'epoch': 3}}; {UNITS} Did you mean epochs?"),
+        ({"max_length": {}}, f".max_length: found {{}}; {UNITS}"),
+        ({"max_length": {"epochs": 0}}, f".max_length: found {{'epochs': 0}}; {UNITS}"),
+        ({"max_length": {"epochs": 1.5}}, f".max_length: found {{'epochs': 1.5}}; {UNITS}"),
+        ({"max_length": {"epochs": True}}, f".max_length: found {{'epochs': True}}; {UNITS}"),
+        ({"max_length": {"epochs": 1, "batches": 1}}, f".max_length: found {{'epochs': 1, 'batches': 1}}; {UNITS}"),
+        ({"max_time": 3}, ".time_metric: missing beside max_time. Accepted: one of batches, epochs."),
+        ({"max_time": 3, "time_metric": "epoch"}, ".time_metric: found 'epoch'; accepted is one of batches, epochs "),
+        ({"max_time": 0, "time_metric": "epochs"}, ".max_time: found 0; accepted is a whole number at least 1"),
+    ],
+    lambda config: searcher_metric(config, METRICS): [
+        ({}, f".metric: found None; {KNOWN}"),
+        ({"metric": "F-1"}, f".metric: found 'F-1'; {KNOWN} Did you mean f1?"),
+        ({"metric": 1}, ".metric: found 1; accepted is a text or null. Put it in quotes: YAML reads it as something "),
+        ({"metric": "f1"}, f".smaller_is_better: found true {WORST}"),
+        ({"metric": "validation_loss", "smaller_is_better": "no"}, ".smaller_is_better: found false (the "),
+        ({"metric": "f1", "smaller_is_better": 0}, ".smaller_is_better: found 0; accepted is true or false."),
+    ],
+}
 
 
 @pytest.mark.parametrize(
-    ("searcher", "said"),
-    [
-        ({}, f"metric: found None; {KNOWN}"),
-        ({"metric": "F-1"}, f"metric: found 'F-1'; {KNOWN} Did you mean f1?"),
-        ({"metric": "accuracy"}, f"metric: found 'accuracy'; {KNOWN} Did you mean accuracy_score?"),
-        ({"metric": 1}, "metric: found 1; accepted is a text or null. Put 1 in quotes: YAML reads it as something "),
-        ({"metric": "f1"}, "smaller_is_better: found true (the default is true), which would keep the worst model "),
-        ({"metric": "f1", "smaller_is_better": "yes"}, "smaller_is_better: found true (the default is true), which "),
-        ({"metric": "validation_loss", "smaller_is_better": "no"}, "smaller_is_better: found false (the "),
-        ({"metric": "f1", "smaller_is_better": 0}, "smaller_is_better: found 0; accepted is true or false."),
-    ],
-    ids=str,
+    ("function", "searcher", "said"),
+    [pytest.param(f, *case, id=str(case[0])) for f, cases in SEARCHERS.items() for case in cases],
 )
-def test_a_wrong_searcher_metric_is_explained(searcher: dict[str, Any], said: str) -> None:
-    (problem,) = problems_of(searcher_metric, {"searcher": searcher}, METRICS)
-    assert problem.startswith(f"searcher.{said}")
+def test_a_wrong_searcher_is_explained(function: Callable[..., Any], searcher: Any, said: str) -> None:
+    (problem,) = problems_of(function, {"searcher": searcher})
+    assert problem.startswith(f"searcher{said}")

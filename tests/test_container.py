@@ -88,9 +88,8 @@ def pack(project: Path) -> str:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:gz") as archive:
         for item in context.read_v1_context(project):
-            info = tarfile.TarInfo(item.path)
+            info, content = tarfile.TarInfo(item.path), base64.b64decode(item.content)
             info.type, info.mode, info.mtime = bytes([item.type]), item.mode & 0o777, int(item.mtime)
-            content = base64.b64decode(item.content)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return base64.b64encode(file.getvalue()).decode()
@@ -108,10 +107,7 @@ def start_container(tmp_path: Path, command: list[str], **environment: str) -> "
             "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1",
             "HF_HOME": str(folder / "hf"), "MPLCONFIGDIR": FONTS, **environment,
         },
-        preexec_fn=write_as_an_ordinary_user,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
+        preexec_fn=write_as_an_ordinary_user, capture_output=True, text=True, timeout=SECONDS,
     )  # fmt: skip
 
 
@@ -232,9 +228,8 @@ def read_and_tokenize(config: ner.config.NERDataConfig) -> list[list[int]]:
     rows, label_names = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     metadata = ner_utils.get_dataset_metadata(rows, label_names, None)
     tokenizer = transformers.AutoTokenizer.from_pretrained(SAMPLE_MODEL)
-    overwrite = config.overwrite_cache
     tokenized = ner_utils.build_tokenized_datasets(
-        rows, tokenizer, metadata.label_list, 64, 16, overwrite_cache=overwrite
+        rows, tokenizer, metadata.label_list, 64, 16, overwrite_cache=config.overwrite_cache
     )
     return [list(ids) for ids in tokenized["train"]["input_ids"]]
 

@@ -72,10 +72,8 @@ def test_an_export_has_weights_names_tokenizer_and_settings(
     model = transformers.AutoModelForTokenClassification.from_pretrained(folder)
     assert [model.config.id2label[i] for i in range(9)] == trial.label_list
     assert model.config.label2id == {name: i for i, name in enumerate(trial.label_list)}
-    expected = {
-        "label_scheme": "IOB2", "max_seq_length": 20, "doc_stride": 5,
-        "metric_options": {"mode": "strict", "scheme": "IOB2"},
-    }  # fmt: skip
+    options = {"mode": "strict", "scheme": "IOB2"}
+    expected = {"label_scheme": "IOB2", "max_seq_length": 20, "doc_stride": 5, "metric_options": options}
     assert model.config.ner | expected == model.config.ner
     written = [path for path in trial.output_dir.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
     assert len(written) > 8
@@ -244,8 +242,8 @@ def test_each_checkpoint_of_a_cluster_holds_its_own_model_and_the_best_their_rep
     }
     assert sorted(checkpoints) == [2, 4, 6, 8]
     for (batches, folder), is_best in zip(sorted(checkpoints.items()), (True, False, True, False)):
-        expected = [*(["model"] if export else []), *(["report", "test"] if is_best else [])]
-        assert sorted({"model", "report", "test"} & {path.name for path in folder.iterdir()}) == expected
+        expected = {*(["model"] if export else []), *(["report", "test"] if is_best else [])}
+        assert {"model", "report", "test"} & {path.name for path in folder.iterdir()} == expected
         reports = {split: folder / part / "report.json" for split, part in REPORT_FOLDERS.items()} if is_best else {}
         if is_best:
             assert len(read_lines(folder / "test" / "predictions.jsonl")) == 200
@@ -306,15 +304,11 @@ def tag_with_exports(folder: Path) -> dict[str, Any]:
 
 @functools.cache
 def find_other_python() -> str | None:
-    places = [str(PROJECT / name / "bin" / "python") for name in (".venv-cluster", ".venv")]
-    for python in (os.environ.get("NER_OTHER_PYTHON", ""), *places):
-        if not os.path.isfile(python):
-            continue
-        folder = Path(python).parents[1]
-        is_whole = python not in places or (folder / "done").exists()  # else it is just being made
-        if is_whole and folder != Path(sys.prefix):
-            return python
-    return None
+    folders = [PROJECT / name for name in (".venv-cluster", ".venv")]
+    whole = [folder / "bin" / "python" for folder in folders if (folder / "done").exists()]  # else it is being made
+    pythons = [Path(os.environ.get("NER_OTHER_PYTHON", "/nowhere/bin/python")), *whole]
+    others = (str(python) for python in pythons if python.is_file() and python.parents[1] != Path(sys.prefix))
+    return next(others, None)
 
 
 def assert_same_tags(found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -63,22 +63,16 @@ def test_a_failure_leaves_the_old_one(tmp_path: Path, kind: str, monkeypatch: py
     assert (read(path), names(tmp_path)) == ("old", ["it"])
 
 
-def test_a_file_of_the_users_that_is_called_old_stays(tmp_path: Path) -> None:
+def test_only_the_name_itself_is_replaced(tmp_path: Path) -> None:
+    """A file of the user's that is called old stays, and a link to a folder is not followed."""
     write(tmp_path / "it.old", "file", "precious")
-    with replacing(tmp_path / "it") as new:
-        write(new, "file", "new")
-    restore_old(tmp_path / "it")
-    assert read(tmp_path / "it.old") == "precious"
-
-
-def test_a_link_to_a_folder_is_replaced_and_not_followed(tmp_path: Path) -> None:
-    write(tmp_path / "elsewhere", "folder", "precious")
+    write(tmp_path / "elsewhere", "folder", "precious, too")
     (tmp_path / "it").symlink_to("elsewhere")
     with replacing(tmp_path / "it") as new:
         write(new, "folder", "new")
-    assert (read(tmp_path / "elsewhere"), read(tmp_path / "it"), names(tmp_path)) == (
-        "precious", "new", ["elsewhere", "it"],
-    )  # fmt: skip
+    restore_old(tmp_path / "it")
+    found = {name: read(tmp_path / name) for name in names(tmp_path)}
+    assert found == {"it": "new", "it.old": "precious", "elsewhere": "precious, too"}
 
 
 def killing(function: Callable[..., Any], killed_at: str) -> Callable[..., Any]:

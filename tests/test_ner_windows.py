@@ -142,9 +142,12 @@ def row_lengths(draw: st.DrawFn) -> tuple[list[tuple[int, int]], dict[str, int]]
 
 
 NO_ROW: dict[str, Any] = {
-    "input_ids": [1], "attention_mask": [1], "token_type_ids": [0], "labels": [-100],  # it attends to its padding
-    "word_ids": [], "word_positions": [], "word_labels": [], "sentence_id": NO_POSITION,
-}  # fmt: skip
+    "input_ids": [1],
+    "attention_mask": [1],
+    "token_type_ids": [0],
+    "labels": [-100],
+}  # attends to its padding
+NO_ROW |= {"word_ids": [], "word_positions": [], "word_labels": [], "sentence_id": NO_POSITION}
 
 
 @pytest.mark.parametrize("padding_side", ["right", "left"])

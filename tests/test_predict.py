@@ -131,31 +131,30 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def start_process(target: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """Start a process of its own that need not import the libraries first: its parent, which does only that, has."""
+def start_tagging(arguments: Sequence[str], output: Path, largest_file: int = -1) -> BaseProcess:
+    """`predict.py` in a process of its own that starts fast: a fork server has imported the libraries."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["conftest"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{PROJECT / 'tests'}:{PROJECT}")
         multiprocessing.forkserver.ensure_running()
-    process = context.Process(target=target, args=arguments)
+    errors = str(output.with_suffix(".err"))
+    process = context.Process(target=_tag, args=([*arguments, "--output", str(output)], errors, largest_file))
     process.start()
     return process
 
 
-def tag_in_process(arguments: list[str], files: dict[int, str], largest_file: int = -1) -> None:
-    """`predict.py` with these arguments, and with standard input, output and error from and to these files."""
+def _tag(arguments: list[str], errors: str, largest_file: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes ignore
-    for descriptor, path in files.items():
+    for descriptor, path in enumerate((os.devnull, os.devnull, errors)):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), descriptor)
     if largest_file >= 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
     try:
         predict_module.main(arguments)
     finally:
         print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}", file=sys.stderr)
-        sys.stdout.flush()
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics
@@ -242,19 +241,10 @@ def test_each_word_has_one_tag_and_a_score_and_entities_are_spans(model: Path) -
 
 
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
-odd_texts = [
-    "",
-    " ",
-    "a\u3000b",
-    "👩‍👩‍👧 e\u0301",
-    "東京へ",
-    "\u202eabc",
-    "don't--stop",
-    "\x00\x1b[1m",
-    "a\x1cb",
-    "[sic]",
-]
-any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.sampled_from(odd_texts)
+ODD_TEXTS = [
+    "", " ", "a\u3000b", "👩‍👩‍👧 e\u0301", "東京へ", "\u202eabc", "don't--stop", "\x00\x1b[1m", "a\x1cb", "[sic]",
+]  # fmt: skip
+any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.sampled_from(ODD_TEXTS)
 
 
 @FIXED
@@ -554,14 +544,9 @@ MISTAKES = [
     pytest.param({"--model": "cut"}, "--model: cannot load .*cut", id="cut-model"),
     pytest.param({"--model": "no_tokenizer"}, "--model: cannot load .*no_tokenizer", id="no-tokenizer"),
     pytest.param({"--input": "gone.json"}, "--input: .*gone.json does not exist", id="no-input"),
-    pytest.param({"--input": "*.gone"}, r"--input: .*\*.gone does not exist", id="no-match"),
-    pytest.param({"--input": "."}, "--input: .* is a folder", id="folder"),
     pytest.param({"--input": "a.bin"}, "a.bin: ends in '.bin'; accepted .* with --format", id="format"),
     pytest.param({"--input": "empty.jsonl"}, "empty.jsonl: has no rows", id="empty"),
-    pytest.param({"--input": "empty.txt"}, "empty.txt: has no rows", id="empty-text"),
-    pytest.param({"--input": "broken.jsonl"}, "broken.jsonl, line 2: not readable as json", id="broken"),
     pytest.param({"--input": "uneven.jsonl"}, "uneven.jsonl, line 2: found 2 words but 1 tags", id="uneven"),
-    pytest.param({"--input": "number.jsonl"}, "number.jsonl, line 2: word 1 is 5", id="number"),
     pytest.param({"--input": "null.jsonl"}, "null.jsonl, line 2: the words are None", id="null"),
     pytest.param({"--input": "other.jsonl"}, "line 2: no column 'tokens' as in the first row; found words", id="other"),
     pytest.param({"--input": "one.jsonl"}, "line 2: tag 1 is the number 1.* by --label-list", id="number-of-tag"),
@@ -591,18 +576,16 @@ def test_a_mistake_ends_in_one_paragraph(
     good = json.dumps({"tokens": ["Ada"], "ner_tags": ["B-PER"]})
     second = {
         "one": '{"tokens": ["a"], "ner_tags": [1]}', "other": '{"words": ["Ada"]}', "null": '{"tokens": null}',
-        "broken": '{"tokens": ["Ada"], "ner', "uneven": '{"tokens": ["Ada", "slept"], "ner_tags": ["O"]}',
-        "number": '{"tokens": [5]}', "tab": '{"tokens": ["a\\tb"], "ner_tags": ["O"]}', "in": good, "half": "",
+        "uneven": '{"tokens": ["Ada", "slept"], "ner_tags": ["O"]}',
+        "tab": '{"tokens": ["a\\tb"], "ner_tags": ["O"]}', "in": good, "half": "",
     }  # fmt: skip
     for name, line in second.items():
         first = '{"text": "\\ud83d"}' if name == "half" else good
         (tmp_path / f"{name}.jsonl").write_text(f"{first}\n{line}\n")
     (tmp_path / "latin.txt").write_bytes("café\n".encode("latin1"))
-    (tmp_path / "a.bin").write_bytes(b"a")
-    for name in ("empty.jsonl", "empty.txt"):
-        (tmp_path / name).touch()
     (tmp_path / "busy").mkdir()
-    (tmp_path / "busy" / "report").touch()
+    for name in ("a.bin", "empty.jsonl", "busy/report"):
+        (tmp_path / name).touch()
     before = (tmp_path / "in.jsonl").read_bytes()
 
     arguments = {"--model": str(model), "--input": "in.jsonl", "--output": "out.jsonl"} | change
@@ -631,18 +614,11 @@ def long_input(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[l
     rows = read_lines(SAMPLE_DATA / "train.json")
     (folder / "long.jsonl").write_text("\n".join(json.dumps({"tokens": row["tokens"] * 3}) for row in rows))
     arguments = ["--model", str(model), "--input", str(folder / "long.jsonl"), "--batch-size", "2"]
-    assert wait_for(arguments, folder / "whole.jsonl") == 0
+    assert wait(start_tagging(arguments, folder / "whole.jsonl")) == 0
     return arguments, (folder / "whole.jsonl").read_text()
 
 
-def wait_for(
-    arguments: Sequence[str], output: Path, kill: Callable[[BaseProcess], None] | None = None, largest_file: int = -1
-) -> int | None:
-    """The exit status of a process that tags a file, and is killed."""
-    files = {0: os.devnull, 1: os.devnull, 2: str(output.with_suffix(".err"))}
-    process = start_process(tag_in_process, [*arguments, "--output", str(output)], files, largest_file)
-    if kill is not None:
-        kill(process)
+def wait(process: BaseProcess) -> int | None:
     process.join()
     return process.exitcode
 
@@ -670,15 +646,13 @@ def test_interrupted_output_is_whole_lines(
     chance, counts, num_cut = random.Random(int(kind)), list[int](), 0
     for number in range(5 * num_kills):  # on a busy machine, some come too late
         output, enough = tmp_path / f"{number}.jsonl", chance.random() * len(whole)
-
-        def kill_somewhere(process: BaseProcess, output: Path = output, enough: float = enough) -> None:
-            while process.is_alive() and (not output.exists() or output.stat().st_size < enough):
-                time.sleep(0.001)
-            time.sleep(chance.random() * 0.02)
-            assert process.pid is not None
-            os.kill(process.pid, kind)
-
-        status = wait_for(arguments, output, kill_somewhere)
+        process = start_tagging(arguments, output)
+        while process.is_alive() and (not output.exists() or output.stat().st_size < enough):
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.02)
+        assert process.pid is not None
+        os.kill(process.pid, kind)
+        status = wait(process)
         counts.append(assert_first_lines(output, whole, may_cut=kind == signal.SIGKILL))
         num_cut += output.exists() and output.read_bytes()[-1:] not in (b"", b"\n")
         if kind == signal.SIGINT and counts[-1] < whole.count("\n"):
@@ -694,7 +668,7 @@ def test_interrupted_output_is_whole_lines(
 
 def test_a_full_disk_leaves_whole_lines(long_input: tuple[list[str], str], tmp_path: Path) -> None:
     arguments, whole = long_input
-    assert wait_for(arguments, tmp_path / "out.jsonl", largest_file=100_000) == 1
+    assert wait(start_tagging(arguments, tmp_path / "out.jsonl", largest_file=100_000)) == 1
     assert assert_first_lines(tmp_path / "out.jsonl", whole) > 10
     errors = (tmp_path / "out.err").read_text()
     assert "--output: cannot write" in errors and "File too large" in errors and "Traceback" not in errors
@@ -709,7 +683,7 @@ def test_memory_does_not_grow_with_the_file(model: Path, tmp_path: Path) -> None
         (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         output = tmp_path / f"{num_sentences}.jsonl"
         arguments = ["--model", str(model), "--input", str(tmp_path / "in.jsonl"), "--batch-size", "8"]
-        assert wait_for(arguments, output) == 0
+        assert wait(start_tagging(arguments, output)) == 0
         (peak,) = re.findall(r"^peak (\d+)$", output.with_suffix(".err").read_text(), re.MULTILINE)
         assert output.read_text().count("\n") == num_sentences
         peaks.append(int(peak) * 1024)

@@ -103,10 +103,7 @@ def test_the_code_runs_nothing_that_it_reads() -> None:
         ("import pickle\npickle.loads(data)", ["pickle.loads"]),
         ("import pickle\ntry: pass\nexcept pickle.UnpicklingError: pass", []),
         ("import pickle\nclass U(pickle.Unpickler): pass", ["pickle.Unpickler"]),
-        (
-            "import pickle\nclass U(pickle.Unpickler):\n  def find_class(self, a, b): return g(a, b)",
-            ["pickle.Unpickler"],
-        ),
+        ("import pickle\nclass U(pickle.Unpickler):\n  def find_class(s, a, b): return g(a)", ["pickle.Unpickler"]),
         ("import pickle\nclass U(pickle.Unpickler):\n  def find_class(self, a, b): raise ValueError", []),
         ("import torch\ntorch.load(file)", ["torch.load"]),
         ("import numpy as np\nnp.load(file, allow_pickle=True)", ["allow_pickle="]),
@@ -299,12 +296,10 @@ def outcomes(project: Path) -> dict[str, Outcome]:
     cases |= {f"predict.py, {kind}": [*predict, kind] for kind in ("code", *PICKLES)}
 
     script = b"import pathlib\npathlib.Path('IMPORTED').touch()\n"
-    for name, file, content in (
-        ("script", "script.py", script), ("pickled", "train.pkl", pickle.dumps(RunsACommand())),
-    ):  # fmt: skip
-        (project / name).mkdir()
-        (project / name / file).write_bytes(content)
-        settings = {**NO_FILES, "data.dataset_name": str(project / name), **TRUSTED}
+    for name, content in (("script.py", script), ("train.pkl", pickle.dumps(RunsACommand()))):
+        (project / f"data {name}").mkdir()
+        (project / f"data {name}" / name).write_bytes(content)
+        settings = {**NO_FILES, "data.dataset_name": str(project / f"data {name}"), **TRUSTED}
         cases[f"a data set that is {name}"] = inspect(settings)
 
     return run_cases(project, cases | token_cases(project), HF_TOKEN=TOKEN)
@@ -378,25 +373,21 @@ def test_code_of_a_model_runs_only_if_the_yaml_says_so(outcomes: dict[str, Outco
     assert (
         "trust_remote_code: true runs Python code from the model's folder or hub repository with your" in trusted.said
     )
-    quiet = [case for case, outcome in outcomes.items() if "runs Python code from" not in outcome.said]
-    assert len(quiet) == len(outcomes) - 1
+    assert [case for case, outcome in outcomes.items() if "runs Python code from" in outcome.said] == ["trusted code"]
 
 
-def test_pickled_weights_run_nothing(outcomes: dict[str, Outcome]) -> None:
+def test_pickled_weights_run_nothing_and_load_if_harmless(outcomes: dict[str, Outcome]) -> None:
     for kind in PICKLES:
         outcomes[kind].refused(
             "hyperparameters.model_name (or pretrained_model_name_or_path): cannot load",
             "are a pickle (pytorch_model.bin)", "Accepted are safetensors",
         )  # fmt: skip
         assert "weights_only" not in outcomes[kind].said, "torch's own advice to run the code"
-
-
-def test_harmless_pickled_weights_load_or_are_explained(outcomes: dict[str, Outcome]) -> None:
-    outcome = outcomes["a pickle"]
+    harmless = outcomes["a pickle"]
     if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6):
-        assert (outcome.status, outcome.planted) == (0, []), outcome.said
+        assert (harmless.status, harmless.planted) == (0, []), harmless.said
     else:
-        outcome.refused(
+        harmless.refused(
             f"which torch {torch.__version__} cannot read", "where torch is 2.6 or later", "save_pretrained"
         )
 
@@ -404,7 +395,7 @@ def test_harmless_pickled_weights_load_or_are_explained(outcomes: dict[str, Outc
 def test_prediction_and_data_sets_run_nothing(outcomes: dict[str, Outcome]) -> None:
     for kind in ("code", *PICKLES):
         outcomes[f"predict.py, {kind}"].refused("--model: cannot load")
-    for name in ("script", "pickled"):
+    for name in ("script.py", "train.pkl"):
         outcomes[f"a data set that is {name}"].refused("data.dataset_name: ")
 
 
@@ -422,9 +413,7 @@ def test_a_run_repeats_no_token(outcomes: dict[str, Outcome], project: Path) -> 
 
 
 def test_no_message_repeats_a_token(outcomes: dict[str, Outcome]) -> None:
-    expected = {
-        "token: ": "a value that is not repeated here", "misspelt: ": "unknown key", "unreadable: ": "",
-    }  # fmt: skip
+    expected = {"token: ": "a value that is not repeated here", "misspelt: ": "unknown key", "unreadable: ": ""}
     for kind, message in expected.items():
         cases = [case for case in outcomes if case.startswith(kind)]
         assert len(cases) > 1

@@ -34,20 +34,14 @@ NOBODY = 65534
 
 # What the hook imports after an installation, beyond the package itself.
 SUBMODULES = {
-    "determined": ["pytorch.py"],
-    "matplotlib": ["figure.py"],
-    "seqeval": ["metrics.py"],
-    "torch": ["utils/__init__.py", "utils/tensorboard.py"],
-    "transformers": ["modeling_utils.py"],
-}
+    "determined": ["pytorch.py"], "matplotlib": ["figure.py"], "seqeval": ["metrics.py"],
+    "torch": ["utils/__init__.py", "utils/tensorboard.py"], "transformers": ["modeling_utils.py"],
+}  # fmt: skip
 
 CLUSTER_IMAGE = {
-    "determined": "0.38.1",
-    "torch": "2.3.0a0+40ec155e58.nv24.3",
-    "numpy": "1.24.4",
-    "nvidia-cublas": "12.4.2",
+    "determined": "0.38.1", "torch": "2.3.0a0+40ec155e58.nv24.3", "numpy": "1.24.4", "nvidia-cublas": "12.4.2",
     "apex": "0.1",
-}
+}  # fmt: skip
 CURRENT_IMAGE = {"determined": "0.38.1", "torch": "2.13.0", "numpy": "2.4.6", "nvidia-cublas": "13.0.1"}
 
 
@@ -57,8 +51,7 @@ def read_lines(file: str) -> list[str]:
 
 
 def read_exact_versions(file: str) -> dict[str, str]:
-    pairs = (line.split("==") for line in read_lines(file))
-    return {str(canonicalize_name(name)): version for name, version in pairs}
+    return {str(canonicalize_name(name)): version for name, version in (line.split("==") for line in read_lines(file))}
 
 
 def read_requirements(python_version: str) -> dict[str, SpecifierSet]:
@@ -98,10 +91,8 @@ INDEX: dict[tuple[str, str], list[str]] = {
     # Temptations: each newest version would have pip replace a part of every image.
     ("accelerate", "1.99.0"): ["torch>=9", "nvidia-cublas>=99", "apex>=9"],
     ("tensorboard", "2.99.0"): ["numpy>=9"],
-    ("numpy", "9.0"): [],
-    ("torch", "9.0"): [],
+    **{(name, "9.0"): [] for name in ("numpy", "torch", "apex")},
     ("nvidia-cublas", "99.0"): [],
-    ("apex", "9.0"): [],
 }
 """(name, version) -> requirements of the wheels that pip finds."""
 
@@ -154,10 +145,7 @@ class Workshop:
     def source_hook(
         self, python: Path, *, user: int | None = None, preexec_fn: Any = None, **environment: str
     ) -> Result:
-        """Sources the hook under `set -e`; pip finds the index and nothing else unless `environment` says otherwise.
-
-        `preexec_fn` is called in the new process, to give up rights of root's.
-        """
+        """Sources the hook under `set -e`; pip finds the index and nothing else unless `environment` says otherwise."""
         return subprocess.run(
             ["bash", "-c", "set -e; source startup-hook.sh; echo sourced"],
             cwd=self.project,
@@ -200,11 +188,7 @@ HERE = {**os.environ, "DET_PYTHON_EXECUTABLE": sys.executable, "PIP_NO_INDEX": "
 """Nothing is ever installed into it."""
 
 
-@pytest.mark.parametrize(
-    "shell",
-    ["bash -e", "bash -eu -o pipefail", "bash -ex", "sh -ex", "bash --posix -ex"],
-    ids=lambda s: s.replace(" ", ""),
-)
+@pytest.mark.parametrize("shell", ["bash -e", "bash -eu -o pipefail", "bash -ex", "sh -ex", "bash --posix -ex"])
 def test_hook_is_quick_and_silent_where_nothing_is_missing(shell: str) -> None:
     started = time.monotonic()
     command = [*shell.split(), "-c", ". ./startup-hook.sh; echo sourced $-"]
@@ -313,29 +297,34 @@ def find_interpreter_of_everybody() -> str:
 # Where it cannot work: one message, and the shell stops.
 
 
-def test_hook_fails_with_one_message_where_pip_finds_nothing(workshop: Workshop) -> None:
-    python = workshop.make_environment(OUTDATED_IMAGE)
-    result = workshop.source_hook(python, PIP_FIND_LINKS="")
-    assert_one_message(
-        result, "No matching distribution found for seqeval", "PIP_INDEX_URL", "pip install --use-pep517 'seqeval<2"
-    )
-    assert list_packages(python) == OUTDATED_IMAGE
-
-
-def test_hook_fails_where_the_image_forbids_what_is_needed(workshop: Workshop, tmp_path: Path) -> None:
-    constraint = tmp_path / "constraint.txt"
-    constraint.write_text("transformers==4.40.0\n")
-    python = workshop.make_environment(CLUSTER_IMAGE)
-    result = workshop.source_hook(python, PIP_CONSTRAINT=str(constraint))
-    assert_one_message(result, "The user requested (constraint) transformers==4.40.0")
-    assert list_packages(python) == CLUSTER_IMAGE
-
-
-def test_hook_fails_where_what_it_installed_does_not_import(workshop: Workshop, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("image", "environment", "messages"),
+    [
+        pytest.param(
+            OUTDATED_IMAGE, {"PIP_FIND_LINKS": ""},
+            ("No matching distribution found for seqeval", "PIP_INDEX_URL", "pip install --use-pep517 'seqeval<2"),
+            id="pip-finds-nothing",
+        ),
+        pytest.param(
+            CLUSTER_IMAGE, {"PIP_CONSTRAINT": "{tmp_path}/constraint.txt"},
+            ("The user requested (constraint) transformers==4.40.0",), id="the-image-forbids-it",
+        ),
+        pytest.param(
+            OUTDATED_IMAGE, {"PIP_FIND_LINKS": "{tmp_path}"}, ("ImportError: broken on purpose",),
+            id="it-does-not-import",
+        ),
+    ],
+)  # fmt: skip
+def test_hook_fails_with_one_message_where_it_cannot_install(
+    workshop: Workshop, tmp_path: Path, image: dict[str, str], environment: dict[str, str], messages: tuple[str, ...]
+) -> None:
+    (tmp_path / "constraint.txt").write_text("transformers==4.40.0\n")
     build_wheel(tmp_path, "seqeval", "1.3.0", [], code="raise ImportError('broken on purpose')")
-    python = workshop.make_environment(OUTDATED_IMAGE)
-    result = workshop.source_hook(python, PIP_FIND_LINKS=str(tmp_path))
-    assert_one_message(result, "ImportError: broken on purpose")
+    python = workshop.make_environment(image)
+    options: dict[str, Any] = {name: value.format(tmp_path=tmp_path) for name, value in environment.items()}
+    assert_one_message(workshop.source_hook(python, **options), *messages)
+    assert list_packages(python).keys() == image.keys()
+    assert (list_packages(python) == image) == ("broken" not in messages[0])
 
 
 @pytest.mark.parametrize("name", ["determined", "torch", "numpy"])
@@ -346,10 +335,7 @@ def test_hook_installs_no_part_of_a_determined_image(workshop: Workshop, name: s
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [
-        pytest.param("-r more.txt\n", "requirements.txt has the line '-r more.txt'", id="not-a-requirement"),
-        pytest.param(None, "there is no requirements.txt in", id="no-file"),
-    ],
+    [("-r more.txt\n", "requirements.txt has the line '-r more.txt'"), (None, "there is no requirements.txt in")],
 )
 def test_hook_names_the_fault_of_requirements_txt(tmp_path: Path, text: str | None, message: str) -> None:
     shutil.copy(PROJECT / "startup-hook.sh", tmp_path)

@@ -6,53 +6,26 @@
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import Field, field_validator
 
-from transformer_trial.parsing import (
-    Arguments,
-    Boolean,
-    Choice,
-    Number,
-    OptionalText,
-    Section,
-    Text,
-    WholeNumber,
-    parse_sections,
-    pick_from_range,
-)
+from transformer_trial.errors import explain_value
+from transformer_trial.parsing import Section, parse_sections, pick_from_range
 
 logger = logging.getLogger(__name__)
 
 ModelMode = Literal[
-    "base",
-    "pretraining",
-    "causal-lm",
-    "masked-lm",
-    "seq2seq-lm",
-    "sequence-classification",
-    "multiple-choice",
-    "next-sentence",
-    "token-classification",
-    "question-answering",
-]
-
+    "base", "pretraining", "causal-lm", "masked-lm", "seq2seq-lm", "sequence-classification", "multiple-choice",
+    "next-sentence", "token-classification", "question-answering",
+]  # fmt: skip
 MODEL_MODES: tuple[str, ...] = get_args(ModelMode)
 
 # Every schedule of transformers but reduce_lr_on_plateau and greedy, which follow a validation metric.
 LrSchedulerType = Literal[
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-]
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+    "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
+]  # fmt: skip
 LR_SCHEDULER_TYPES: tuple[str, ...] = get_args(LrSchedulerType)
 
 
@@ -68,181 +41,169 @@ class Hyperparameters(Section):
 class ModelConfig(Hyperparameters):
     """Which config, tokenizer and weights to load, and with which head."""
 
-    pretrained_model_name_or_path: OptionalText = None
+    pretrained_model_name_or_path: str | None = None
     """Hub name or folder of config, tokenizer and weights, where no name of their own is given."""
-    config_name: OptionalText = None
+    config_name: str | None = None
     """Hub name or folder of the model's config."""
-    tokenizer_name: OptionalText = None
+    tokenizer_name: str | None = None
     """Hub name or folder of the tokenizer."""
-    model_name: OptionalText = None
+    model_name: str | None = None
     """Hub name or folder of the weights."""
-    model_mode: Annotated[ModelMode, Choice]
+    model_mode: ModelMode
     """The head: which AutoModel class is built."""
-    finetuning_task: OptionalText = None
+    finetuning_task: str | None = None
     """Name of the task, kept in the model's config; its tags are looked for in the column `{finetuning_task}_tags`."""
-    use_pretrained_weights: Boolean = True
+    use_pretrained_weights: bool = True
     """False builds the model from its config with random weights."""
-    revision: Text = "main"
+    revision: str = "main"
     """Branch, tag or commit on the hub, for config, tokenizer and weights."""
-    cache_dir: OptionalText = None
+    cache_dir: str | None = None
     """Where downloads are kept; by default where the Hugging Face libraries keep them."""
-    use_fast: Boolean = True
+    use_fast: bool = True
     """Ask for a fast tokenizer."""
-    do_lower_case: Boolean | None = None
+    do_lower_case: bool | None = None
     """Override the tokenizer's own lower-casing."""
-    num_labels: WholeNumber | None = Field(default=None, ge=1)
+    num_labels: int | None = Field(default=None, ge=1)
     """Width of the head. NERTrial derives it from the data, and refuses another number."""
-    trust_remote_code: Boolean = False
+    trust_remote_code: bool = False
     """Run Python code that comes with the model, from the hub or its folder, with your rights."""
-    ignore_mismatched_sizes: Boolean = False
+    ignore_mismatched_sizes: bool = False
     """Start weights afresh whose shape differs from the pretrained ones, instead of refusing them."""
-    use_auth_token: Boolean | None = False
+    use_auth_token: bool | None = False
     """Without effect: the hub's token comes from the environment (HF_TOKEN) or from `hf auth login`."""
 
     def conflicts(self) -> Iterator[str]:
-        names = {"config_name": self.config_name, "tokenizer_name": self.tokenizer_name, "model_name": self.model_name}
-        if not self.use_pretrained_weights:
-            names.pop("model_name")
-        missing = [name for name, value in names.items() if value is None]
+        names = ["config_name", "tokenizer_name", "model_name"][: 3 if self.use_pretrained_weights else 2]
+        missing = [name for name in names if getattr(self, name) is None]
         if self.pretrained_model_name_or_path is None and missing:
             yield (
-                "hyperparameters.pretrained_model_name_or_path: missing. Give a hub name such as bert-base-uncased or "
-                f"a folder, or all of {', '.join(names)} (without a value: {', '.join(missing)})."
+                "pretrained_model_name_or_path: missing. Give a hub name such as bert-base-uncased or a folder, "
+                f"or all of {', '.join(names)} (without a value: {', '.join(missing)})."
             )
 
 
 class OptimizerConfig(Hyperparameters):
     """AdamW or Adafactor, with the defaults of transformers' TrainingArguments."""
 
-    learning_rate: Number = Field(default=5e-5, ge=0)
+    learning_rate: float = Field(default=5e-5, ge=0)
     """Peak learning rate."""
-    weight_decay: Number = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of all weights but biases and norms."""
-    adafactor: Boolean = False
+    adafactor: bool = False
     """Adafactor instead of AdamW."""
-    scale_parameter: Boolean = False
+    scale_parameter: bool = False
     """Adafactor: scale the rate by the root mean square of the parameter."""
-    relative_step: Boolean = False
+    relative_step: bool = False
     """Adafactor: derive the rate from the step, instead of `learning_rate` and its schedule."""
-    adam_beta1: Number = Field(default=0.9, ge=0, lt=1)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     """AdamW: decay of the gradient's running mean."""
-    adam_beta2: Number = Field(default=0.999, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     """AdamW: decay of the squared gradient's running mean."""
-    adam_epsilon: Number = Field(default=1e-8, ge=0)
+    adam_epsilon: float = Field(default=1e-8, ge=0)
     """AdamW: added to the denominator."""
-    max_grad_norm: Number = Field(default=1.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     """Clip the gradient's norm to this; 0 never clips."""
 
     def conflicts(self) -> Iterator[str]:
         for key in ("scale_parameter", "relative_step"):
             if getattr(self, key) and not self.adafactor:
-                yield f"hyperparameters.{key}: true has an effect with adafactor: true only. Set that, or remove it."
+                yield f"{key}: true has an effect with adafactor: true only. Set that, or remove it."
 
 
 class SchedulerConfig(Hyperparameters):
     """The learning rate's schedule. Its lengths are counted in batches, as everything is in Determined."""
 
-    lr_scheduler_type: Annotated[LrSchedulerType, Choice] = "linear"
+    lr_scheduler_type: LrSchedulerType = "linear"
     """Shape of the schedule."""
-    lr_scheduler_kwargs: Arguments | None = None
+    lr_scheduler_kwargs: dict[str, Any] | None = None
     """Further arguments of that schedule's function in transformers, such as `num_cycles`."""
-    num_warmup_steps: WholeNumber = Field(default=0, ge=0)
+    num_warmup_steps: int = Field(default=0, ge=0)
     """Batches of linear warm-up."""
-    warmup_ratio: Number = Field(default=0.0, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     """Warm-up as a part of `num_training_steps`, rounded up, where `num_warmup_steps` is 0."""
-    num_training_steps: WholeNumber | None = Field(default=None, ge=1)
+    num_training_steps: int | None = Field(default=None, ge=1)
     """Batches that the schedule spans; by default the length of the training."""
 
     def conflicts(self) -> Iterator[str]:
-        if self.num_warmup_steps and self.warmup_ratio:
-            yield (
-                f"hyperparameters.warmup_ratio: {self.warmup_ratio} beside num_warmup_steps: {self.num_warmup_steps}. "
-                "Both say how long the warm-up is; remove one."
-            )
-        without_effect = {
-            "constant": ["num_warmup_steps", "warmup_ratio", "lr_scheduler_kwargs"],
-            "constant_with_warmup": ["lr_scheduler_kwargs"],
-        }
-        for key in without_effect.get(self.lr_scheduler_type, []):
-            if getattr(self, key):
-                kind = self.lr_scheduler_type
-                yield f"hyperparameters.{key}: without effect under lr_scheduler_type: {kind}. Remove it."
+        steps, ratio, kind = self.num_warmup_steps, self.warmup_ratio, self.lr_scheduler_type
+        if steps and ratio:
+            yield f"warmup_ratio: {ratio} beside num_warmup_steps: {steps}. Both say how long it warms up; remove one."
+        without_effect = {"constant": ["num_warmup_steps", "warmup_ratio"], "constant_with_warmup": []}
+        if kind in without_effect:
+            for key in [*without_effect[kind], "lr_scheduler_kwargs"]:
+                if getattr(self, key):
+                    yield f"{key}: without effect under lr_scheduler_type: {kind}. Remove it."
 
 
 class TrainingConfig(Hyperparameters):
     """Batch size and arithmetic."""
 
-    global_batch_size: WholeNumber = Field(ge=1)
+    global_batch_size: int = Field(ge=1)
     """Rows of a training batch, over all slots together."""
-    use_apex_amp: Boolean = False
+    use_apex_amp: bool = False
     """Mixed precision by NVIDIA Apex, where the image has it."""
-    mixed_precision: Annotated[Literal["none", "bf16", "fp16"], Choice] = "none"
+    mixed_precision: Literal["none", "bf16", "fp16"] = "none"
     """Mixed precision by PyTorch itself: forward passes in this type, weights and optimizer in fp32."""
-    early_stopping_patience: WholeNumber | None = Field(default=None, ge=1)
+    early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after so many validations without a better value of the searcher's metric."""
-    export_model: Boolean = True
+    export_model: bool = True
     """Keep the model as `from_pretrained` reads it: locally the best in DIR/model, on a cluster in each checkpoint."""
 
     def conflicts(self) -> Iterator[str]:
         if self.use_apex_amp and self.mixed_precision != "none":
-            yield (
-                f"hyperparameters.mixed_precision: {self.mixed_precision} beside use_apex_amp: true. Both lower the "
-                "precision; set use_apex_amp: false."
-            )
+            both = f"mixed_precision: {self.mixed_precision} beside use_apex_amp: true"
+            yield f"{both}. Both lower the precision; set use_apex_amp: false."
 
 
 class DataConfig(Section):
     """Where the data is and how it is batched, whatever the task."""
 
-    dataset_name: OptionalText = None
+    dataset_name: str | None = None
     """Hub name or local folder of a data set; null takes the files below."""
-    dataset_config_name: OptionalText = None
+    dataset_config_name: str | None = None
     """Configuration of that data set, where it has several."""
-    dataset_revision: OptionalText = None
+    dataset_revision: str | None = None
     """Branch, tag or commit of that data set on the hub."""
-    train_file: OptionalText = None
+    train_file: str | None = None
     """Training rows: a file, or several by a glob such as data/*.json; plain or .gz."""
-    validation_file: OptionalText = None
+    validation_file: str | None = None
     """Validation rows, in the same format."""
-    test_file: OptionalText = None
+    test_file: str | None = None
     """Test rows, in the same format."""
-    validation_split_percentage: Number | None = Field(default=None, gt=0, lt=100)
+    validation_split_percentage: float | None = Field(default=None, gt=0, lt=100)
     """Where there is no validation split: the first such part of the training rows becomes one."""
-    preprocessing_num_workers: WholeNumber | None = Field(default=None, ge=1)
+    preprocessing_num_workers: int | None = Field(default=None, ge=1)
     """Processes that tokenize."""
-    dataloader_num_workers: WholeNumber = Field(default=0, ge=0)
+    dataloader_num_workers: int = Field(default=0, ge=0)
     """Processes that collate batches, on each slot; 0 collates in the training process."""
-    cache_dir: OptionalText = None
+    cache_dir: str | None = None
     """Where data sets are kept once read; by default where the datasets library keeps them."""
-    overwrite_cache: Boolean = False
+    overwrite_cache: bool = False
     """Read and tokenize anew even what the cache holds."""
-    max_seq_length: WholeNumber | None = Field(default=None, ge=3)
+    max_seq_length: int | None = Field(default=None, ge=3)
     """Sub-tokens of a model input, special tokens included; by default as many as tokenizer and model take."""
-    doc_stride: WholeNumber | None = Field(default=None, ge=0)
+    doc_stride: int | None = Field(default=None, ge=0)
     """Sub-tokens that two windows of a longer text share; by default 128, or half a window if that is less."""
-    pad_to_max_length: Boolean = False
+    pad_to_max_length: bool = False
     """Pad every batch to `max_seq_length` instead of to its longest row."""
-    group_by_length: Boolean = False
+    group_by_length: bool = False
     """Train on batches of rows of similar length: less padding, another order."""
-    max_train_samples: WholeNumber | None = Field(default=None, ge=1)
+    max_train_samples: int | None = Field(default=None, ge=1)
     """Train on the first so many rows only."""
-    max_eval_samples: WholeNumber | None = Field(default=None, ge=1)
+    max_eval_samples: int | None = Field(default=None, ge=1)
     """Validate on the first so many rows only."""
 
     def conflicts(self) -> Iterator[str]:
         files = [key for key in ("train_file", "validation_file", "test_file") if getattr(self, key) is not None]
         if self.dataset_name is not None and files:
-            yield (
-                f"data.dataset_name: {self.dataset_name!r} beside {', '.join(files)}. "
-                "To train on your files set dataset_name: null; to train on the data set set the files to null."
-            )
-        if self.dataset_name is None:
-            for key in ("dataset_config_name", "dataset_revision"):
-                if getattr(self, key) is not None:
-                    yield f"data.{key}: {getattr(self, key)!r} without a dataset_name. Set that, or {key}: null."
+            both = f"dataset_name: {self.dataset_name!r} beside {', '.join(files)}"
+            yield f"{both}. Set dataset_name: null to train on the files, or the files to null to use that data set."
+        for key in ("dataset_config_name", "dataset_revision"):
+            if self.dataset_name is None and getattr(self, key) is not None:
+                yield f"{key}: {getattr(self, key)!r} without a dataset_name. Set that, or {key}: null."
         if self.doc_stride is not None and self.max_seq_length is not None and self.doc_stride >= self.max_seq_length:
             # Said here without a model; `ner.windows.choose_doc_stride` knows of the special tokens, too.
-            yield f"data.doc_stride: found {self.doc_stride}; accepted is below max_seq_length, {self.max_seq_length}."
+            yield explain_value("doc_stride", self.doc_stride, f"below max_seq_length, {self.max_seq_length}")
 
 
 DataT = TypeVar("DataT", bound=DataConfig)
@@ -262,13 +223,10 @@ class TrialConfig(Generic[DataT]):
 def parse_trial_config(
     hparams: Mapping[str, Any], data: Mapping[str, Any], data_class: type[DataT]
 ) -> TrialConfig[DataT]:
-    """Check both sections and return them parsed.
+    """Check both sections and return them parsed, that of the data as `data_class`.
 
-    Args:
-        hparams: The `hyperparameters` section. Search ranges stand for one value of theirs, so that a search's yaml
-            can be tried locally; on a cluster Determined has already drawn one.
-        data: The `data` section.
-        data_class: DataConfig, or a task's own subclass of it.
+    Search ranges among the hyperparameters stand for one value of theirs, so that a search's yaml can be tried locally;
+    on a cluster Determined has already drawn one.
 
     Raises:
         ConfigError: For any unknown key, wrong value, missing key or contradiction; it names them all.

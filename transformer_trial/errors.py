@@ -9,12 +9,10 @@ from typing import Any
 _SECRET = r"(?<!all_)token(?!iz)|password|secret|auth|credential|(?:api|access)_?key|connection_string"
 SECRET_KEY = re.compile(_SECRET, re.IGNORECASE)
 SECRET_ASSIGNMENT = re.compile(rf"(\w*(?:{_SECRET})\w*)=(\S+)", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"\bhf_\w{20,}")  # a token of the Hugging Face hub, under whatever key
 
-SECRET_VALUE = re.compile(r"\bhf_\w{20,}")
-"""A token of the Hugging Face hub, under whatever key."""
-
+# Invisible letters that Persian, Indic scripts and emoji are spelled with; they reorder nothing.
 JOINERS = "\u200c\u200d"
-"""Invisible letters that Persian, Indic scripts and emoji are spelled with; they reorder nothing."""
 
 
 def printable(text: str) -> str:
@@ -40,7 +38,7 @@ class ConfigError(TrialError):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"The experiment configuration has {count}:\n" + "\n".join(f"  - {p}" for p in problems))
+        super().__init__("\n  - ".join([f"The experiment configuration has {count}:", *problems]))
 
 
 def format_value(key: str, value: Any) -> str:
@@ -52,6 +50,11 @@ def format_value(key: str, value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def explain_value(key: str, value: Any, accepted: str, advice: str = "") -> str:
+    """The problem that a key has a wrong value."""
+    return f"{key}: found {format_value(key, value)}; accepted is {accepted}. {advice}".rstrip()
+
+
 def redact(value: Any, *, is_secret: bool = False) -> Any:
     """A configuration without its secrets: what stands under keys that are called so, and in NAME=VALUE."""
     if isinstance(value, Mapping):
@@ -60,9 +63,9 @@ def redact(value: Any, *, is_secret: bool = False) -> Any:
         return [redact(item, is_secret=is_secret) for item in value]
     if is_secret and not (value is None or isinstance(value, bool)):
         return "REDACTED"
-    return (
-        SECRET_VALUE.sub("REDACTED", SECRET_ASSIGNMENT.sub(r"\1=REDACTED", value)) if isinstance(value, str) else value
-    )
+    if isinstance(value, str):
+        return SECRET_VALUE.sub("REDACTED", SECRET_ASSIGNMENT.sub(r"\1=REDACTED", value))
+    return value
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
@@ -74,4 +77,4 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     close = nearest(word, choices)
-    return f"Did you mean {close}?" if close else ""
+    return f"Did you mean {close}?" if close and close != word else ""

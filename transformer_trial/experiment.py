@@ -3,21 +3,12 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from transformer_trial.errors import ConfigError, did_you_mean, format_value
-from transformer_trial.parsing import (
-    Boolean,
-    Choice,
-    OptionalChoice,
-    OptionalText,
-    Section,
-    WholeNumber,
-    read_known,
-    read_number,
-)
+from transformer_trial.errors import ConfigError, did_you_mean, explain_value
+from transformer_trial.parsing import Section, read_known, read_number
 
 LENGTH_UNITS = ("batches", "epochs", "records")
 
@@ -29,45 +20,45 @@ class HarnessConfig(Section):
     """How often to validate, such as `{batches: 500}`; 0 is at the end only."""
     min_checkpoint_period: Any = 0
     """How often to save a checkpoint beside those of `checkpoint_policy`."""
-    scheduling_unit: WholeNumber = Field(default=100, ge=1)
+    scheduling_unit: int = Field(default=100, ge=1)
     """Batches between two reports of training metrics."""
-    checkpoint_policy: Annotated[Literal["best", "all", "none"], Choice] = "best"
+    checkpoint_policy: Literal["best", "all", "none"] = "best"
     """After which validations to save a checkpoint."""
-    perform_initial_validation: Boolean = False
+    perform_initial_validation: bool = False
     """Validate before training too."""
 
 
 class CheckpointStorageConfig(Section):
     """The part of the `checkpoint_storage` section that counts off cluster too, where an experiment is one trial."""
 
-    save_experiment_best: WholeNumber = Field(default=0, ge=0)
+    save_experiment_best: int = Field(default=0, ge=0)
     """The same as `save_trial_best`; the larger one counts."""
-    save_trial_best: WholeNumber = Field(default=1, ge=0)
+    save_trial_best: int = Field(default=1, ge=0)
     """Checkpoints to keep of those with the best validations."""
-    save_trial_latest: WholeNumber = Field(default=1, ge=0)
+    save_trial_latest: int = Field(default=1, ge=0)
     """Checkpoints to keep of the newest."""
 
 
 class OptimizationsConfig(Section):
     """The `optimizations` section, as far as torch has a use for it."""
 
-    aggregation_frequency: WholeNumber = Field(default=1, ge=1)
+    aggregation_frequency: int = Field(default=1, ge=1)
     """Batches whose gradients make one optimizer step."""
-    average_aggregated_gradients: Boolean = True
+    average_aggregated_gradients: bool = True
     """Whether they are averaged, or summed up."""
 
 
 class ReproducibilityConfig(Section):
     """The `reproducibility` section."""
 
-    experiment_seed: WholeNumber = Field(default=42, ge=0, le=2**32 - 1)
+    experiment_seed: int = Field(default=42, ge=0, le=2**32 - 1)
     """The seed off cluster, by default that of TrainingArguments; on a cluster each trial derives its own from it."""
 
 
 class ProfilingConfig(Section):
     """The `profiling` section."""
 
-    enabled: Boolean = False
+    enabled: bool = False
     """Collect system metrics, on a cluster."""
 
 
@@ -75,8 +66,7 @@ class ProfilingConfig(Section):
 class Length:
     """How long a training is, or how often something happens in it, in the units of Determined."""
 
-    unit: str
-    """One of LENGTH_UNITS."""
+    unit: str  # one of LENGTH_UNITS
     amount: int
 
     def in_batches(self, batches_per_epoch: int, global_batch_size: int) -> int:
@@ -87,11 +77,7 @@ class Length:
 
 
 def parse_length(key: str, value: Any, *, minimum: int = 0) -> Length:
-    """`{epochs: 3}`, `{batches: 100}` or `{records: 800}` as a Length; a bare number counts batches.
-
-    Raises:
-        ConfigError: If the value, named by its `key`, is none of these, or less than the minimum.
-    """
+    """`{epochs: 3}`, `{batches: 100}`, `{records: 800}` or a bare number of batches as a Length; `key` names it."""
     entries = value if isinstance(value, Mapping) else {"batches": value}
     with contextlib.suppress(ValueError):
         ((unit, amount),) = entries.items()
@@ -99,35 +85,31 @@ def parse_length(key: str, value: Any, *, minimum: int = 0) -> Length:
         if unit in LENGTH_UNITS and isinstance(number, int) and number >= minimum:
             return Length(unit, number)
     accepted = f"one of {{batches: N}}, {{epochs: N}} and {{records: N}}, with a whole number N of at least {minimum}"
-    advice = " ".join(did_you_mean(str(unit), LENGTH_UNITS) for unit in entries if unit not in LENGTH_UNITS)
-    raise ConfigError([f"{key}: found {format_value(key, value)}; accepted is {accepted}. {advice}".rstrip()])
+    advice = " ".join(did_you_mean(str(unit), LENGTH_UNITS) for unit in entries)
+    raise ConfigError([explain_value(key, value, accepted, advice)])
 
 
 class SearcherConfig(Section):
     """What a trial reads of the `searcher` section; its other keys are Determined's own."""
 
-    metric: OptionalText = None
+    metric: str | None = None
     """The validation metric that decides which model is best."""
-    smaller_is_better: Boolean = True
+    smaller_is_better: bool = True
     """Whether that is the one with the smallest value of it."""
     max_length: Any = None
     """How long a trial trains, such as `{epochs: 3}`."""
-    max_time: WholeNumber | None = Field(default=None, ge=1)
+    max_time: int | None = Field(default=None, ge=1)
     """The same as a number, of what `time_metric` says."""
-    time_metric: Annotated[Literal["batches", "epochs"], OptionalChoice] | None = None
+    time_metric: Literal["batches", "epochs"] | None = None
     """The unit of `max_time`."""
 
     def conflicts(self) -> Iterator[str]:
         if self.max_time is not None and self.time_metric is None:
-            yield "searcher.time_metric: missing beside max_time. Accepted: one of batches, epochs."
+            yield "time_metric: missing beside max_time. Accepted: one of batches, epochs."
 
 
 def training_length(experiment_config: Mapping[str, Any]) -> Length:
-    """How long the searcher lets a trial train: `max_length`, or `max_time` counted in `time_metric`.
-
-    Raises:
-        ConfigError: If neither is there, or is a length of at least one batch or epoch.
-    """
+    """How long the searcher lets a trial train: `max_length`, or `max_time` counted in `time_metric`. Needs one."""
     searcher = read_known("searcher", experiment_config, SearcherConfig)
     if searcher.max_length is not None:
         return parse_length("searcher.max_length", searcher.max_length, minimum=1)
@@ -140,21 +122,18 @@ def training_length(experiment_config: Mapping[str, Any]) -> Length:
 def searcher_metric(experiment_config: Mapping[str, Any], better_when_larger: Mapping[str, bool]) -> tuple[str, bool]:
     """The validation metric that decides which model is best, and whether smaller is better.
 
-    Args:
-        experiment_config: Of which the section `searcher` is read.
-        better_when_larger: The metrics that a trial reports; empty accepts any.
-
     Raises:
-        ConfigError: If there is none, or the trial reports no such metric, or the wrong end of it is called the better.
+        ConfigError: If there is none, or the trial reports no such metric (`better_when_larger` has those that it
+            does; empty accepts any), or the wrong end of it is called the better.
     """
     searcher = read_known("searcher", experiment_config, SearcherConfig)
     metric, smaller_is_better = searcher.metric, searcher.smaller_is_better
     if metric is None or (better_when_larger and metric not in better_when_larger):
         accepted = ", ".join(better_when_larger) or "the name of a validation metric"
         advice = did_you_mean(str(metric), better_when_larger)
-        raise ConfigError([f"searcher.metric: found {metric!r}; accepted is {accepted}. {advice}".rstrip()])
-    if better_when_larger and smaller_is_better == better_when_larger[metric]:
-        right = str(not smaller_is_better).lower()
+        raise ConfigError([explain_value("searcher.metric", metric, accepted, advice)])
+    if smaller_is_better == better_when_larger.get(metric):
+        accepted = f"{not smaller_is_better}".lower()
         wrong = f"searcher.smaller_is_better: found {str(smaller_is_better).lower()} (the default is true)"
-        raise ConfigError([f"{wrong}, which would keep the worst model by {metric}; accepted is {right}."])
+        raise ConfigError([f"{wrong}, which would keep the worst model by {metric}; accepted is {accepted}."])
     return metric, smaller_is_better

@@ -101,12 +101,8 @@ def print_speeds(
 ) -> None:
     """Tables of what each contestant reached, and of the ratios of each round.
 
-    Args:
-        title: Of the first table.
-        results: Of each contestant, its rounds.
-        unit: What of a round to compare.
-        pairs: Whose ratios; None for those of the first contestant to each other one.
-        more: Further columns of medians: their heads, what of a round, what to divide it by, and digits to show.
+    `pairs` says whose ratios; None: those of the first contestant to each other one. `more` are further columns of
+    medians: their heads, what of a round, what to divide it by, and digits to show.
     """
     rows = []
     for name, rounds in results.items():
@@ -123,8 +119,9 @@ def print_speeds(
 
 def measure_training(job: contenders.Job, rounds: int, title: str) -> dict[str, Any]:
     """The parts of a step first, which also warms up what is timed after it."""
-    apart = {name: contenders.train(name, job, 0, parts=True) for name in contenders.TRAINERS}
-    parts = {name: found["step_milliseconds"] for name, found in apart.items()}
+    parts = {
+        name: contenders.train(name, job, 0, parts=True)["step_milliseconds"] for name in contenders.TRAINERS
+    }  # fmt: skip
     results = take_turns({name: functools.partial(contenders.train, name, job) for name in contenders.TRAINERS}, rounds)
     matmul = meters.measure_matmul(job.precision)
     columns = (
@@ -136,11 +133,7 @@ def measure_training(job: contenders.Job, rounds: int, title: str) -> dict[str, 
     print_speeds(f"Training, sentences a second ({title}):", results, more=columns)
     rows = [[name, *(f"{ms:.2f}" for ms in (*split.values(), sum(split.values())))] for name, split in parts.items()]
     print_table("Milliseconds of a step, each part waited for:", ("", *meters.PARTS, "rest", "sum"), rows)
-    syncs = {name: found["syncs"] for name, found in apart.items()}
-    if torch.cuda.is_available():
-        rows = [[name, f"{number:.2f}"] for name, number in syncs.items()]
-        print_table("How often the host waits for the GPU in a step, the model's own included:", ("", "times"), rows)
-    return {"rounds": results, "step_milliseconds": parts, "syncs": syncs, "matmul_flops_per_second": matmul}
+    return {"rounds": results, "step_milliseconds": parts, "matmul_flops_per_second": matmul}
 
 
 def measure_evaluation(job: contenders.Job, rounds: int, title: str) -> dict[str, Any]:
@@ -165,7 +158,7 @@ def measure_memory(job: contenders.Job, options: argparse.Namespace) -> list[dic
 
 def measure_start_up(job: contenders.Job, rounds: int) -> Results:
     results = take_turns(subprocesses.start_ups(job), rounds)
-    pairs = [("NERTrial, warm", "run_ner, warm"), ("NERTrial, cold", "run_ner, cold")]
+    pairs = [(f"NERTrial, {cache}", f"run_ner, {cache}") for cache in ("warm", "cold")]
     print_speeds("Seconds to the first optimizer step (warm: with filled caches):", results, "seconds", pairs=pairs)
     print_speeds("The same, seconds of the processors:", results, "cpu_seconds", pairs=pairs)
     return results

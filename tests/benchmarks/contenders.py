@@ -4,6 +4,7 @@ All start from the same weights and see the same sentences, once. Nothing here d
 """
 
 import contextlib
+import functools
 import gc
 import itertools
 import os
@@ -33,12 +34,11 @@ SHAPES = {
 
 # What helps the Trainer most: no padding, no check of each loss for NaN (which waits for a GPU), no logging.
 BEST_FLAGS: dict[str, Any] = {
-    "train_sampling_strategy": "group_by_length",
-    "length_column_name": "length",
-    "logging_strategy": "no",
+    "train_sampling_strategy": "group_by_length", "length_column_name": "length", "logging_strategy": "no",
     "logging_nan_inf_filter": False,
-}
-BEST_FLAGS_GPU: dict[str, Any] = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
+}  # fmt: skip
+if torch.cuda.is_available():
+    BEST_FLAGS |= {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,13 @@ class Job:
 
     model_dir: str
     data_dir: str
-    work_dir: str
-    """Everything that is written goes there."""
-    batch_size: int = 8
-    """Sentences of a step in each process."""
+    work_dir: str  # takes everything that is written
+    batch_size: int = 8  # sentences of a step in each process
     num_batches: int = 200
     num_processes: int = 1
     precision: str = "fp32"
     seed: int = 1
-    overrides: tuple[str, ...] = ()
-    """KEY=VALUE of NERTrial's configuration."""
+    overrides: tuple[str, ...] = ()  # KEY=VALUE of NERTrial's configuration
 
     @property
     def num_sentences(self) -> int:
@@ -70,16 +67,12 @@ class Finished(Exception):
 def make_model(source: str, size: str, label_names: list[str], folder: Path) -> str:
     """Write a model with a head for the labels, and its tokenizer, for all contenders to start from.
 
-    Args:
-        source: A folder with a tokenizer and a model's config, or with its weights too.
-        size: "small" for that model, or one of SHAPES.
-        label_names: In the order of their ids.
-        folder: Where to write.
+    `size` is "small" for the model of the folder `source`, which need not have weights, or one of SHAPES.
     """
     transformers.set_seed(0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    labels: dict[str, Any] = {"id2label": dict(enumerate(label_names))}
-    labels["label2id"] = {name: i for i, name in enumerate(label_names)}
+    ids = dict(enumerate(label_names))
+    labels: dict[str, Any] = {"id2label": ids, "label2id": {name: i for i, name in ids.items()}}
     auto_class = transformers.AutoModelForTokenClassification
     if size in SHAPES:
         vocab_size = max(len(tokenizer), 30522 if size == "bert-base" else 0)
@@ -113,7 +106,6 @@ def ner_trial_arguments(job: Job, *overrides: str) -> list[str]:
 
 def run_ner_trial(trial_class: type[NERTrial], job: Job, *overrides: str) -> None:
     """What train.py does with NERTrial, until `trial_class` raises Finished."""
-    # run() changes the directory and logs to the standard error.
     with contextlib.chdir(job.work_dir), suppressed_output(job.work_dir), contextlib.suppress(Finished):
         run(trial_class, ner_trial_arguments(job, *overrides))
 
@@ -152,25 +144,21 @@ def train_bare_loop(job: Job, watch: StepWatch) -> None:
         def build_training_data_loader(self) -> pytorch.DataLoader:
             loader = super().build_training_data_loader().get_data_loader(repeat=True, skip=0, num_replicas=1, rank=0)
             batches = [self.context.to_device(batch) for batch in itertools.islice(loader, job.num_batches)]
-            loop(self.model, batches, self.autocast, watch)
+            optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5, weight_decay=0, fused=True)
+            schedule = transformers.get_linear_schedule_with_warmup(optimizer, 0, len(batches))
+            self.model.train()
+            watch.see(self.model)
+            for batch in batches:
+                with self.autocast():
+                    loss = self.model(**batch)["loss"]
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
             raise Finished
 
     run_ner_trial(BareLoop, job, f"data.max_train_samples={job.num_sentences}")
-
-
-def loop(model: Any, batches: list[Any], autocast: Callable[[], Any], watch: StepWatch) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0, fused=True)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, 0, len(batches))
-    model.train()
-    watch.see(model)
-    for batch in batches:
-        with autocast():
-            loss = model(**batch)["loss"]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
 
 
 def build_run_ner(job: Job, **arguments: Any) -> Any:
@@ -189,10 +177,6 @@ def train_run_ner(job: Job, watch: StepWatch, **flags: Any) -> None:
             raise RuntimeError(f"The Trainer trains in {trainer.args.world_size} processes, not {job.num_processes}.")
         watch.see(trainer.model)
         trainer.train()
-
-
-def train_run_ner_best(job: Job, watch: StepWatch) -> None:
-    train_run_ner(job, watch, **BEST_FLAGS, **(BEST_FLAGS_GPU if torch.cuda.is_available() else {}))
 
 
 def evaluate_ner_trial(job: Job, meter: Meter) -> dict[str, float]:
@@ -228,7 +212,7 @@ def evaluate_run_ner(job: Job, meter: Meter) -> dict[str, float]:
 TRAINERS: dict[str, Callable[[Job, StepWatch], None]] = {
     "NERTrial": train_ner_trial,
     "run_ner": train_run_ner,
-    "run_ner, best flags": train_run_ner_best,
+    "run_ner, best flags": functools.partial(train_run_ner, **BEST_FLAGS),
     "bare loop": train_bare_loop,
 }
 EVALUATORS = {"NERTrial": evaluate_ner_trial, "run_ner": evaluate_run_ner}

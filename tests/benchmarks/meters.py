@@ -7,7 +7,6 @@ import gc
 import sys
 import threading
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -34,23 +33,16 @@ class StepWatch:
 
     Args:
         num_batches: Steps to time.
-        parts: Time the parts of each step too, which waits for a GPU at each of them; and count how often the host
-            waits for a GPU otherwise.
+        parts: Time the parts of each step too, which waits for a GPU at each of them.
     """
 
     def __init__(self, num_batches: int, *, parts: bool = False) -> None:
         self.num_batches, self.with_parts = num_batches, parts
         self.parts: dict[str, float] = defaultdict(float)
-        self.num_steps, self.num_padded_tokens = 0, 0
+        self.num_steps, self.num_padded_tokens, self.done = 0, 0, False
         self.lengths: list[torch.Tensor] = []
-        self.within = False
-        """Whether a part is being timed: one within another is the other's."""
+        self.within = False  # whether a part is being timed: one within another is the other's
         self.exits = contextlib.ExitStack()
-        self.warnings: list[warnings.WarningMessage] = []
-
-    @property
-    def done(self) -> bool:
-        return self.num_steps >= self.num_batches
 
     def see(self, model: torch.nn.Module) -> None:
         """Count the batches that the model is given."""
@@ -60,7 +52,6 @@ class StepWatch:
     def _on_forward(self, _: Any, __: Any, batch: dict[str, torch.Tensor]) -> None:
         if not self.lengths:
             self.parts.clear()
-            self._warn_of_syncs("warn")
             self.started = now()
         self.lengths.append(batch["attention_mask"].sum(1))
         self.num_padded_tokens += batch["attention_mask"].numel()
@@ -69,13 +60,9 @@ class StepWatch:
         if self.with_parts:
             self.parts["optimizer"] += now() - self.step_started
         self.num_steps += 1
+        self.done = self.num_steps >= self.num_batches
         if self.done:
             self.seconds = now() - self.started
-            self._warn_of_syncs("default")
-
-    def _warn_of_syncs(self, mode: str) -> None:
-        if self.with_parts and torch.cuda.is_available():
-            torch.cuda.set_sync_debug_mode(mode)
 
     def _before_step(self, *_: Any) -> None:
         self.step_started = now()
@@ -97,10 +84,6 @@ class StepWatch:
     def __enter__(self) -> "StepWatch":
         self.exits.callback(register_optimizer_step_post_hook(self._on_step).remove)
         if self.with_parts:
-            recorded = self.exits.enter_context(warnings.catch_warnings(record=True))
-            assert recorded is not None
-            self.warnings = recorded
-            warnings.simplefilter("always")
             self.exits.callback(register_optimizer_step_pre_hook(self._before_step).remove)
             for part, owner, name in (
                 ("data", _BaseDataLoaderIter, "__next__"),
@@ -127,7 +110,6 @@ class StepWatch:
             "real_tokens": float(lengths.sum()) / self.num_padded_tokens,
             "flops_per_second": count_flops(self.model, lengths) / self.seconds,
             "step_milliseconds": {part: 1000 * s / self.num_batches for part, s in milliseconds.items()},
-            "syncs": sum("synchronizing CUDA operation" in str(w.message) for w in self.warnings) / self.num_batches,
         }
 
 
@@ -156,29 +138,26 @@ class Meter:
     """Measures seconds, and on request memory, between `start` and `stop`.
 
     Args:
-        memory: Look at the memory a hundred times a second: the process's own, without the files that are mapped into
-            it, such as cached data and libraries.
+        memory: Look at the process's own memory, without files that are mapped into it, a hundred times a second.
     """
 
     def __init__(self, *, memory: bool = False) -> None:
-        self.with_memory = memory
         self.stopped = threading.Event()
-        self.peak = 0
+        self.thread = threading.Thread(target=self._watch_memory, daemon=True) if memory else None
+        self.bytes: list[int] = []
 
     def start(self) -> None:
-        if self.with_memory:
+        if self.thread:
             gc.collect()
             if sys.platform == "linux":
                 ctypes.CDLL(None).malloc_trim(0)  # memory that is free but kept would hide what is needed next
             self._look_at_memory()
-            self.base = self.peak
-            self.thread = threading.Thread(target=self._watch_memory, daemon=True)
             self.thread.start()
         self.started = now()
 
     def _look_at_memory(self) -> None:
         memory = psutil.Process().memory_info()
-        self.peak = max(self.peak, int(memory.rss - getattr(memory, "shared", 0)))
+        self.bytes.append(int(memory.rss - getattr(memory, "shared", 0)))
 
     def _watch_memory(self) -> None:
         while not self.stopped.wait(0.01):
@@ -186,10 +165,11 @@ class Meter:
 
     def stop(self) -> None:
         self.seconds = now() - self.started
-        if self.with_memory:
+        self.stopped.set()
+        if self.thread:
             self._look_at_memory()
-            self.stopped.set()
             self.thread.join()
 
     def results(self) -> dict[str, float]:
-        return {"seconds": self.seconds} | ({"peak_mib": (self.peak - self.base) / 2**20} if self.with_memory else {})
+        peak = {"peak_mib": (max(self.bytes) - self.bytes[0]) / 2**20} if self.bytes else {}
+        return {"seconds": self.seconds, **peak}

@@ -51,12 +51,8 @@ def build_trainer(
 ) -> transformers.Trainer:
     """Load, tokenize and set up as run_ner.py does.
 
-    Args:
-        model_dir: A folder with a model and its fast tokenizer.
-        data_dir: A folder with `train.json` and `validation.json`: JSON lines of `tokens` and `ner_tags`.
-        output_dir: Where the Trainer may write.
-        max_train_samples: Train on the first so many sentences.
-        arguments: Further `TrainingArguments`.
+    `data_dir` has `train.json` and `validation.json`: JSON lines of `tokens` and `ner_tags`. `max_train_samples` is the
+    number of sentences to train on, from the first; `arguments` are further `TrainingArguments`.
     """
     training_arguments = transformers.TrainingArguments(output_dir=output_dir, disable_tqdm=True, **arguments)
     transformers.set_seed(training_arguments.seed)

@@ -3,10 +3,10 @@
 subprocesses.py train|evaluate CONTENDER JOB     is such a process; JOB as json
 """
 
+import functools
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,61 +50,54 @@ def start(command: Sequence[str], mark: str, folder: str, **environment: str) ->
 
 def cpu_seconds_of_children() -> float:
     """Of those that have ended."""
-    times = os.times()
-    return times.children_user + times.children_system
+    return sum(os.times()[2:4])
 
 
 def start_ups(job: Job) -> dict[str, Callable[[int], dict[str, float]]]:
     """Seconds from the start of a process to its first optimizer step, with empty caches and with filled ones."""
-    one = replace(job, num_batches=1)
+    return {
+        f"{name}, {cache}": functools.partial(start_up, replace(job, num_batches=1), name, cache)
+        for cache in ("warm", "cold")
+        for name in ("NERTrial", "run_ner")
+    }
 
-    def start_up(name: str, cache: str) -> Callable[[int], dict[str, float]]:
-        warm = f"{job.work_dir}/start-up {name}"
 
-        def measure(_: int) -> dict[str, float]:
-            script = [str(PROJECT / "train.py"), *ner_trial_arguments(one)]
-            if name != "NERTrial":
-                script = [str(HERE / "run_ner_reference.py"), "--model", job.model_dir, "--data", job.data_dir]
-                script += ["--output-dir", tempfile.mkdtemp(dir=job.work_dir), "--max-steps", "1"]
-            folder = warm if cache == "warm" else tempfile.mkdtemp(dir=job.work_dir)
-            command = [str(HERE / "first_step.py"), *script]
-            if cache == "warm" and not Path(warm).exists():
-                start(command, FIRST_STEP, folder)
-            seconds, _line = start(command, FIRST_STEP, folder)
-            if cache == "cold":
-                shutil.rmtree(folder)
-            return seconds
-
-        return measure
-
-    return {f"{name}, {cache}": start_up(name, cache) for cache in ("warm", "cold") for name in ("NERTrial", "run_ner")}
+def start_up(job: Job, name: str, cache: str, _: int) -> dict[str, float]:
+    script = [str(PROJECT / "train.py"), *ner_trial_arguments(job)]
+    if name != "NERTrial":
+        script = [str(HERE / "run_ner_reference.py"), "--model", job.model_dir, "--data", job.data_dir]
+        script += ["--output-dir", tempfile.mkdtemp(dir=job.work_dir), "--max-steps", "1"]
+    command = [str(HERE / "first_step.py"), *script]
+    if cache == "cold":
+        with tempfile.TemporaryDirectory(dir=job.work_dir) as folder:
+            return start(command, FIRST_STEP, folder)[0]
+    warm = f"{job.work_dir}/start-up {name}"
+    if not Path(warm).exists():
+        start(command, FIRST_STEP, warm)
+    return start(command, FIRST_STEP, warm)[0]
 
 
 def scalings(job: Job) -> dict[str, Callable[[int], dict[str, float]]]:
     """Training in one process and in two, each with a thread of its own and batches of the same size."""
+    return {
+        f"{name}, {n}": functools.partial(scaling, replace(job, num_processes=n), name)
+        for name in ("NERTrial", "run_ner")
+        for n in (1, 2)
+    }
 
-    def scaling(name: str, num_processes: int) -> Callable[[int], dict[str, float]]:
-        def measure(index: int) -> dict[str, float]:
-            part = replace(job, num_processes=num_processes, seed=job.seed + index)
-            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-            command = [*(launcher if num_processes > 1 else []), *child_arguments("train", name, part)]
-            _, line = start(command, MARK, f"{job.work_dir}/scaling", OMP_NUM_THREADS="1")
-            seconds = json.loads(line.removeprefix(MARK))["seconds"]
-            return {"seconds": seconds, "sentences_per_second": part.num_sentences / seconds}
 
-        return measure
-
-    return {f"{name}, {n}": scaling(name, n) for name in ("NERTrial", "run_ner") for n in (1, 2)}
+def scaling(job: Job, name: str, index: int) -> dict[str, float]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.num_processes}"]
+    launcher = launcher if job.num_processes > 1 else []
+    job = replace(job, seed=job.seed + index)
+    seconds = start_contender("train", name, job, f"{job.work_dir}/scaling", launcher)["seconds"]
+    return {"seconds": seconds, "sentences_per_second": job.num_sentences / seconds}
 
 
 def measure_memory(job: Job, num_sentences: int, num_types: int | None, model_dir: str) -> dict[str, Any]:
-    """Each contender's evaluation of so many sentences in a fresh process, with a tiny model.
+    """Each contender's evaluation of so many sentences in a fresh process, with a tiny model of that tokenizer.
 
-    Args:
-        job: Whose data is repeated.
-        num_sentences: Of the validation split, repeated.
-        num_types: Entity types to rename those of the data to; None keeps them.
-        model_dir: Whose tokenizer the tiny model has.
+    The sentences are the validation split, repeated; `num_types` entity types replace the data's own, if given.
     """
     with tempfile.TemporaryDirectory(dir=job.work_dir) as folder:
         label_names = repeat_data(Path(job.data_dir), Path(folder), num_sentences, num_types)
@@ -112,8 +105,7 @@ def measure_memory(job: Job, num_sentences: int, num_types: int | None, model_di
         part = replace(job, data_dir=folder, model_dir=model, work_dir=folder)
         results: dict[str, Any] = {"sentences": num_sentences, "labels": len(label_names)}
         for name in ("NERTrial", "run_ner"):
-            _, line = start(child_arguments("evaluate", name, part), MARK, folder)
-            results[name] = json.loads(line.removeprefix(MARK))
+            results[name] = start_contender("evaluate", name, part, folder)
         return results
 
 
@@ -130,10 +122,8 @@ def repeat_data(source: Path, target: Path, num_sentences: int, num_types: int |
             renamed.append(tag if tag == "O" else f"{tag[:2]}type{kind}")
         return renamed
 
-    def read(split: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (source / f"{split}.json").read_text().splitlines()]
-
-    rows = {split: read(split) for split in ("train", "validation")}
+    texts = {split: (source / f"{split}.json").read_text() for split in ("train", "validation")}
+    rows = {split: [json.loads(line) for line in text.splitlines()] for split, text in texts.items()}
     rows["validation"] = [rows["validation"][i % len(rows["validation"])] for i in range(num_sentences)]
     rows = {split: [{**row, "ner_tags": rename(row["ner_tags"])} for row in part] for split, part in rows.items()}
     label_names = sorted({tag for part in rows.values() for row in part for tag in row["ner_tags"]})
@@ -146,8 +136,11 @@ def repeat_data(source: Path, target: Path, num_sentences: int, num_types: int |
     return label_names
 
 
-def child_arguments(what: str, name: str, job: Job) -> list[str]:
-    return [str(HERE / "subprocesses.py"), what, name, json.dumps(asdict(job))]
+def start_contender(what: str, name: str, job: Job, folder: str, launcher: Sequence[str] = ()) -> dict[str, Any]:
+    """Let a contender train, with a thread a process, or evaluate, in processes of its own; what was measured."""
+    command = [*launcher, str(HERE / "subprocesses.py"), what, name, json.dumps(asdict(job))]
+    _, line = start(command, MARK, folder, **({"OMP_NUM_THREADS": "1"} if what == "train" else {}))
+    return json.loads(line.removeprefix(MARK))
 
 
 def main() -> None:
