@@ -57,7 +57,7 @@ def train_reference(
         args=transformers.TrainingArguments(
             output_dir=str(folder), report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True, **arguments
         ),
-        train_dataset=rows,
+        train_dataset=rows.remove_columns("length"),  # which transformers 4 hands to the model
         data_collator=transformers.DataCollatorForTokenClassification(tokenizer),
     )
     if not sum_of_means:
