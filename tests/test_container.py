@@ -111,6 +111,7 @@ def start_container(tmp_path: Path, command: list[str], **environment: str) -> "
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_container_unpacks_sources_the_hook_and_trains(tmp_path: Path, read_only: Path) -> None:
     (tmp_path / "upload").write_text(pack(PROJECT))
     command = [sys.executable, "train.py", YAML, "--test", "--output-dir", "../run"]

@@ -148,6 +148,7 @@ def download_slowly() -> None:
     patch.setattr(NERTrial, "load_datasets", load_datasets)
 
 
+@pytest.mark.slow
 def test_processes_of_several_nodes_do_what_one_does(config: dict[str, Any], tmp_path: Path) -> None:
     config["data"] |= {"max_eval_samples": 3, "overwrite_cache": True}  # the fourth process has nothing to validate
     config["searcher"]["max_length"] = {"batches": 13}

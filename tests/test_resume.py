@@ -125,7 +125,7 @@ def slow(*values: Any) -> Any:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
+        slow({}),
         {"hyperparameters": {"mixed_precision": "fp16"}, "optimizations": {"aggregation_frequency": 3}},
         {"optimizations": {"aggregation_frequency": 4}, "data": {"dataloader_num_workers": 1}},
         slow({"hyperparameters": {"lr_scheduler_type": "cosine_with_restarts"}}),
@@ -175,7 +175,7 @@ def test_a_schedule_goes_on_from_its_state(name: Any) -> None:
 @pytest.mark.parametrize(
     ("signum", "moment"),
     [
-        (TERM, ("training", 20)), (KILL, ("checkpoint", 1)), (KILL, ("exchange", 2)), (KILL, ("removal", 2)),
+        (TERM, ("training", 20)), (KILL, ("checkpoint", 1)), (KILL, ("exchange", 2)), slow(KILL, ("removal", 2)),
         *(slow(TERM, (phase, 2)) for phase in PHASES if phase != "training"),
         *(slow(KILL, moment) for moment in (("training", 20), ("validation", 1), ("test split", 2), ("export", 2))),
     ],
