@@ -22,7 +22,7 @@ from determined import pytorch  # noqa: E402
 from ner_trial import NERTrial  # noqa: E402
 from transformer_trial.callbacks import build_callbacks  # noqa: E402
 
-for name, max_examples in (("fast", 25), ("full", 100)):
+for name, max_examples in (("fast", 25), ("full", 60)):
     hypothesis.settings.register_profile(
         name,
         max_examples=max_examples,

@@ -42,7 +42,6 @@ from predict import Tagger, predict
 from transformer_trial import local as run_module
 from transformer_trial.errors import TrialError
 
-FIXED = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 SCORES = {"accuracy_score": "accuracy", "precision": "precision", "recall": "recall", "f1": "f1"}
 TIE = 1e-5
 """Two labels whose logits are closer than that: sums in another order may rank them otherwise."""
@@ -247,7 +246,7 @@ ODD_TEXTS = [
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.sampled_from(ODD_TEXTS)
 
 
-@FIXED
+@settings(suppress_health_check=list(HealthCheck))
 @given(text=any_text, data=st.data())
 @example(text="Ada Lovelace (x)", data=None)
 def test_offsets_are_those_of_the_words_in_the_text(tagger: Tagger, text: str, data: Any) -> None:
@@ -417,7 +416,7 @@ words_of_columns = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 )
 
 
-@FIXED
+@settings(suppress_health_check=list(HealthCheck))
 @given(
     sentences=st.lists(
         st.lists(st.tuples(words_of_columns, st.sampled_from(BIO), st.sampled_from(BIO)), min_size=1, max_size=4),
