@@ -112,7 +112,7 @@ def test_grouping_by_length_leaves_little_padding() -> None:
     assert real_share(grouped) > 0.95
     # The order is still a random one: batches do not come sorted as they are made.
     longest = [int(lengths[batch].max()) for batch in grouped.global_batches(0)[:50]]
-    assert abs(np.corrcoef(longest, np.arange(50))[0, 1]) < 0.5
+    assert 0.3 < np.mean(np.diff(longest) < 0) < 0.7
 
 
 @pytest.mark.parametrize("num_rows", [33, 100])
