@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --use-pep517
 TOOLS = pytest pytest-xdist hypothesis ruff mypy types-PyYAML types-requests
 # Two tests at once: most of them wait for processes to import torch.
-PYTEST = $(1)/bin/python -m pytest -n 2 --dist loadfile
+PYTEST = $(1)/bin/python -m pytest -n 2 --dist worksteal
 CLUSTER_CONSTRAINTS = tests/fixtures/constraints-cluster.txt
 
 .PHONY: help venv train test test-slow docs check test-kills test-cluster test-cluster-stack benchmark clean
