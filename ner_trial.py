@@ -31,7 +31,7 @@ import ner.windows
 import ner_utils
 from ner.config import NERDataConfig, TaggerSettings
 from ner.labels import Array
-from ner.report import ErrorReport, metric_directions, write_report
+from ner.report import metric_directions, write_report
 from ner.sentences import Sentence, write_predictions
 from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WORD_COLUMNS, WordCollator
 from transformer_trial.builders import build_using_auto
@@ -217,7 +217,7 @@ class NERTrial(BaseTransformerTrial):
 
     def score_validation(self, words: Array) -> dict[str, float]:
         """Count the words of a validation, (4, words), on the first slot."""
-        rows, self.validation_report = self.rows["validation"], self._error_report()
+        rows, self.validation_report = self.rows["validation"], self.tagger_settings.build_report()
 
         def describe(number: int) -> tuple[list[str], str]:
             return rows[number]["tokens"], rows[number]["place"]
@@ -227,10 +227,6 @@ class NERTrial(BaseTransformerTrial):
             for number, gold, predicted, _ in ner_utils.iterate_sentences(words, self.label_list)
         )
         return ner_utils.compute_metrics(sentences, self.validation_report, entity_types=self.entity_types)
-
-    def _error_report(self) -> ErrorReport:
-        options = self.metric_options
-        return ErrorReport(self.tagger_settings.label_scheme, options["mode"], options["scheme"])
 
     def evaluate_best(self, folder: Path, max_rows: int | None = None) -> dict[str, float]:
         """Write the reports of both splits and the test split's predictions; return the test metrics."""
@@ -243,7 +239,7 @@ class NERTrial(BaseTransformerTrial):
         write_report(self.reports["validation"], folder / "report", f"{title}: validation")
         if tagged is None:
             return {}
-        report = self._error_report()
+        report = self.tagger_settings.build_report()
         (folder / "test").mkdir(parents=True, exist_ok=True)
         with replacing(folder / "test" / "predictions.jsonl") as new, new.open("wb", buffering=0) as output:
             write_predictions(self._sentences("test", *tagged), output, report)

@@ -57,7 +57,7 @@ def get_dataset_metadata(
 def continuation_ids(label_list: Sequence[str]) -> list[int]:
     """The id of the label that the further pieces of a word have: `I-X` for `B-X` where there is one, else the same.
 
-    As in Hugging Face's run_ner.py (Apache-2.0, see `ner.data.find_columns`).
+    As in Hugging Face's run_ner.py (Apache-2.0, see `ner.columns.find_columns`).
     """
     ids = {label: i for i, label in enumerate(label_list)}
     return [ids.get(f"I-{label[2:]}", i) if label.startswith("B-") else i for i, label in enumerate(label_list)]

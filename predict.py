@@ -248,8 +248,7 @@ def tag_file(options: argparse.Namespace) -> None:
     tagged = iter(tqdm.tqdm(check_gold(tagger.tag(sentences), tagger), unit=" sentences", disable=None))
     first = list(itertools.islice(tagged, 1))  # before an older output is emptied for nothing
 
-    mode = tagger.settings.metric_options
-    report = ner.report.ErrorReport(tagger.settings.label_scheme, mode["mode"], mode["scheme"])
+    report = tagger.settings.build_report()
     to_stdout, path = options.output == "-", Path(options.output).expanduser()
     as_columns = not to_stdout and ner.formats.FILE_FORMATS.get(path.suffix.lower()) in ("conll", "")
     try:

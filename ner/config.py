@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from ner.report import ErrorReport
 from transformer_trial.config import DataConfig
 
 FileFormat = Literal["json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu"]
@@ -70,3 +71,7 @@ class TaggerSettings:
     def from_config(cls, config: Any) -> "TaggerSettings":
         """Read the settings from a model's config; a model of another origin has the defaults."""
         return cls(**(getattr(config, "ner", None) or {}))
+
+    def build_report(self) -> ErrorReport:
+        """An empty report that counts entities as these settings say."""
+        return ErrorReport(self.label_scheme, self.metric_options["mode"], self.metric_options["scheme"])
