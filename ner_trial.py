@@ -192,7 +192,7 @@ class NERTrial(BaseTransformerTrial):
             columns,
             max_length=max_seq_length if self.settings.data.pad_to_max_length else None,
             # The matrix units of GPUs like such lengths; the model may have no position beyond max_seq_length.
-            pad_to_multiple_of=8 if mixed_on_gpu and max_seq_length % 8 == 0 else None,
+            pad_to_multiple_of=8 if mixed_on_gpu and max_seq_length % 8 == 0 else 1,
         )
         return self.data_loader(rows.select_columns(columns), collate, training=training)
 

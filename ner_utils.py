@@ -25,10 +25,8 @@ from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WORD_COLUMNS, cut_windows
 class DatasetMetadata:
     """What the model's head and the metrics have to know of the data."""
 
-    label_list: list[str]
-    """The tags, in the order of their ids."""
-    label_scheme: str
-    """The scheme by which they mark entities."""
+    label_list: list[str]  # the tags, in the order of their ids
+    label_scheme: str  # the scheme by which they mark entities
 
     @property
     def num_labels(self) -> int:
@@ -38,16 +36,13 @@ class DatasetMetadata:
 def get_dataset_metadata(
     rows: datasets.DatasetDict, label_names: Sequence[str] | None = None, label_scheme: str | None = None
 ) -> DatasetMetadata:
-    """Learn the labels and their scheme.
+    """Learn the labels and their scheme. Raise a TrialError if the tags mix schemes.
 
     Args:
         rows: Checked rows, with the columns `tags`, of texts, and `place`.
         label_names: All tags in their order, where the data set or the user says. Otherwise they are the sorted tags
             of all splits together, so that a tag which only the validation split has is known too.
         label_scheme: The scheme, where the user says; otherwise what the tags look like.
-
-    Raises:
-        TrialError: If the tags mix schemes.
     """
     tags = {split: encode_tags(data) for split, data in rows.items()}
     found = sorted({name for encoded in tags.values() for name in encoded.names})
@@ -126,34 +121,27 @@ def build_tokenized_datasets(
     overwrite_cache: bool = False,
 ) -> datasets.DatasetDict:
     """Apply `tokenize_and_align_labels` to every split, or find its result in the cache of the datasets library."""
-    arguments = {
-        "tokenizer": tokenizer,
-        "label_list": list(label_list),
-        "max_seq_length": max_seq_length,
-        "doc_stride": doc_stride,
-        "label_all_tokens": label_all_tokens,
-    }
+    arguments = {"tokenizer": tokenizer, "label_list": list(label_list), "label_all_tokens": label_all_tokens}
+    arguments |= {"max_seq_length": max_seq_length, "doc_stride": doc_stride}
     # The tokenizer as text, since dill takes 0.2 s to hash its vocabulary; before its first use, which changes it.
     tokenizer_parts = [tokenizer.backend_tokenizer.to_str(), tokenizer.model_input_names, tokenizer.truncation_side]
     # The source code, since the library would not notice another version of these functions.
     code = [Path(str(file)).read_bytes() for file in (__file__, ner.windows.__file__)]
     fingerprint = Hasher.hash([arguments | {"tokenizer": tokenizer_parts}, code])
-    return datasets.DatasetDict(
-        {
-            split: data.map(
-                tokenize_and_align_labels,
-                batched=True,
-                with_indices=True,
-                fn_kwargs=arguments,
-                remove_columns=data.column_names,
-                num_proc=num_workers,
-                load_from_cache_file=not overwrite_cache,
-                new_fingerprint=Hasher.hash([data._fingerprint, fingerprint]),
-                desc=f"Tokenizing {split} rows",
-            )
-            for split, data in rows.items()
-        }
-    )
+    tokenized = datasets.DatasetDict()
+    for split, data in rows.items():
+        tokenized[split] = data.map(
+            tokenize_and_align_labels,
+            batched=True,
+            with_indices=True,
+            fn_kwargs=arguments,
+            remove_columns=data.column_names,
+            num_proc=num_workers,
+            load_from_cache_file=not overwrite_cache,
+            new_fingerprint=Hasher.hash([data._fingerprint, fingerprint]),
+            desc=f"Tokenizing {split} rows",
+        )
+    return tokenized
 
 
 def sum_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -170,12 +158,9 @@ def sum_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 class BatchOfWords(NamedTuple):
     """What a model predicts for the words of a batch."""
 
-    batch: dict[str, torch.Tensor]
-    """The batch, on the model's device."""
-    logits: torch.Tensor
-    """In fp32, (row, word, label). Those of a word without a position mean nothing."""
-    label_ids: torch.Tensor
-    """The predicted labels, (row, word); NO_POSITION for padding and for words without sub-tokens."""
+    batch: dict[str, torch.Tensor]  # on the model's device
+    logits: torch.Tensor  # in fp32, (row, word, label); those of a word without a position mean nothing
+    label_ids: torch.Tensor  # the predicted labels, (row, word); NO_POSITION for padding and words without sub-tokens
 
     def words(self) -> Array:
         """Sentence, place in it, predicted label and, if known, gold label of each word, on the host, (3 or 4, words).
@@ -196,9 +181,7 @@ class BatchOfWords(NamedTuple):
 
 @torch.inference_mode()
 def predict_words(model: Any, batches: Iterable[dict[str, torch.Tensor]]) -> Iterator[BatchOfWords]:
-    """Predict a label for each word of each batch: the one way from batches to tags.
-
-    Validation, the test split and `predict.py` call it.
+    """Predict a label for each word of each batch: the way from batches to tags of validation, test and `predict.py`.
 
     Args:
         model: Of transformers, for token classification, in evaluation mode.

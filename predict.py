@@ -35,8 +35,8 @@ from transformer_trial.errors import TrialError
 
 logger = logging.getLogger(__name__)
 
+# Sentences of 32 batches are read, sorted by length, tagged and written before the next ones are read.
 CHUNK_BATCHES, USUAL_BATCH_SIZE = 32, 32
-"""Sentences of 32 batches are read, sorted by length, tagged and written before the next ones are read."""
 
 OPTION_NAMES = SettingNames("--format", "--text-column", "--label-column", "--sentence-column", "--label-list")
 
@@ -44,11 +44,8 @@ OPTION_NAMES = SettingNames("--format", "--text-column", "--label-column", "--se
 class Tagger:
     """A model with its tokenizer and the settings that it was trained with, ready to tag.
 
-    Args:
-        model: Of transformers, for token classification. Its config says how long windows are (`ner`), where NERTrial
-            has trained it; otherwise they are as long as the model takes.
-        tokenizer: A fast one.
-        batch_size: Windows that the model sees at once, at most; by default as many as the device has use for.
+    The model is one of transformers for token classification, the tokenizer a fast one. `batch_size` is how many
+    windows the model sees at once, at most; by default as many as the device has use for.
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int | None = None) -> None:
@@ -61,11 +58,7 @@ class Tagger:
 
     @classmethod
     def load(cls, folder: str | Path, batch_size: int | None = None) -> "Tagger":
-        """Load the model in an exported folder, on a GPU if there is one.
-
-        Raises:
-            TrialError: If the folder does not hold a whole model.
-        """
+        """Load the model in an exported folder, on a GPU if there is one. Raise a TrialError if it is not whole."""
         auto_class = transformers.AutoModelForTokenClassification
         try:
             if not Path(folder).is_dir():
@@ -78,10 +71,10 @@ class Tagger:
                 raise ValueError("it has no tokenizer")
         except Exception as error:
             reason = " ".join(str(error).split()).rstrip(".")
-            raise TrialError(
-                f"--model: cannot load {folder}: {reason}. Accepted is a folder with a model for token classification "
-                "and its tokenizer, such as DIR/model of a training."
-            ) from error
+            accepted = (
+                "a folder with a model for token classification and its tokenizer, such as DIR/model of a training"
+            )
+            raise TrialError(f"--model: cannot load {folder}: {reason}. Accepted is {accepted}.") from error
         has_mps = torch.backends.mps.is_available()
         model.to("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
         return cls(model, tokenizer, batch_size)
@@ -96,13 +89,9 @@ class Tagger:
     def _tag_chunk(self, chunk: list[Sentence]) -> None:
         for sentence in chunk:
             sentence.tags, sentence.scores = [OUTSIDE] * len(sentence.words), [None] * len(sentence.words)
+        sentences, numbers = {"tokens": [sentence.words for sentence in chunk]}, list(range(len(chunk)))
         columns = ner_utils.tokenize_and_align_labels(
-            {"tokens": [sentence.words for sentence in chunk]},
-            list(range(len(chunk))),
-            self.tokenizer,
-            self.labels,
-            self.max_seq_length,
-            self.doc_stride,
+            sentences, numbers, self.tokenizer, self.labels, self.max_seq_length, self.doc_stride
         )
         rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
         lengths = [len(row["input_ids"]) for row in rows]
@@ -118,12 +107,7 @@ class Tagger:
 def predict(
     model: str | Path, sentences: Iterable[str | Sequence[str]], batch_size: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Tag sentences with an exported model.
-
-    Args:
-        model: Its folder.
-        sentences: Each a text, which is split into words, or a list of words.
-        batch_size: Windows that the model sees at once, at most; by default as many as the device has use for.
+    """Tag sentences with the exported model in a folder. Each is a text, which is split into words, or a list of words.
 
     Yields:
         For each sentence, in their order, what a line of `predict.py`'s output holds: `tokens`, `tags`, `scores`
@@ -139,24 +123,14 @@ def predict(
 
 
 def open_source(options: argparse.Namespace) -> ner.data.Source:
-    """Open what `--input` names: files as in training, lines of text, or standard input.
-
-    Raises:
-        TrialError: If there is no such file, or `--output` is one of them.
-    """
+    """Open what `--input` names: files as in training, lines of text, or standard input."""
     stdin, output = ner.formats.STANDARD_INPUT, Path(options.output).expanduser()
     paths = [stdin] if options.input == "-" else ner.data.find_files("--input", options.input)
     if options.input != "-" and options.output != "-" and output.exists() and any(map(output.samefile, paths)):
         raise TrialError(f"--output: {output} is the input too. Name another file.")
     is_text = options.format is None and (options.input == "-" or is_plain_text(paths[0]))
-    how = ReadOptions(
-        file_format="text" if is_text else options.format,
-        text_column=options.text_column,
-        label_column=options.label_column,
-        sentence_column=options.sentence_column,
-        needs_tags=False,
-        names=OPTION_NAMES,
-    )
+    columns = (options.text_column, options.label_column, options.sentence_column)
+    how = ReadOptions("text" if is_text else options.format, *columns, needs_tags=False, names=OPTION_NAMES)
     if options.input != "-":
         return ner.data.source_of_files("--input", options.input, how)
     records = ner.formats.read_records(stdin, how)
@@ -179,21 +153,16 @@ def is_plain_text(path: Path) -> bool:
 
 
 def check_gold(tagged: Iterable[Sentence], tagger: Tagger) -> Iterator[Sentence]:
-    """Pass sentences on, and warn at the end of gold tags that the model cannot predict.
-
-    Raises:
-        TrialError: At the first one, where scores go strictly by the scheme of the model's tags.
-    """
+    """Pass sentences on, and warn at the end of gold tags that the model cannot predict; refuse them in strict mode."""
     odd: Counter[str] = Counter()
     for sentence in tagged:
         for tag in sentence.gold or []:
             if tag not in tagger.labels:
                 odd[tag] += 1
                 if tagger.settings.metric_options["mode"] == "strict":
-                    raise TrialError(
-                        f"{sentence.place}: the tag {tag!r} is none of the model's, {join_names(tagger.labels)}; its "
-                        "scores go strictly by their scheme. Convert the tags, or leave them out."
-                    )
+                    advice = "its scores go strictly by their scheme. Convert the tags, or leave them out"
+                    found = f"the tag {tag!r} is none of the model's, {join_names(tagger.labels)}"
+                    raise TrialError(f"{sentence.place}: {found}; {advice}.")
         yield sentence
     if odd:
         tags = ", ".join(f"{tag} ({count:,})" for tag, count in odd.most_common(10))
@@ -266,10 +235,9 @@ def tag_file(options: argparse.Namespace) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise TrialError(
-            f"--output: cannot write {error.filename or path}: {error.strerror or error}. Name a file in a "
-            "folder that exists, is yours to write in and has room."
-        ) from None
+        advice = "Name a file in a folder that exists, is yours to write in and has room."
+        what = f"--output: cannot write {error.filename or path}: {error.strerror or error}"
+        raise TrialError(f"{what}. {advice}") from None
 
 
 if __name__ == "__main__":

@@ -10,14 +10,11 @@ from transformer_trial.errors import printable
 def model_card(
     title: str, settings: Mapping[str, Any], data: Mapping[str, Any], reports: Mapping[str, Any], **texts: Any
 ) -> str:
-    """The card as markdown.
+    """The card as markdown, of the experiment `title`.
 
-    Args:
-        title: The experiment's name.
-        settings: `config.ner` of the export.
-        data: From `ner.inspect.describe_data`.
-        reports: From `ner.report.ErrorReport`, for each split that was evaluated with these weights.
-        texts: `batches`, `recipe` and `versions` to fill in.
+    `settings` are `config.ner` of the export, `data` comes from `ner.inspect.describe_data`, `reports` from
+    `ErrorReport.as_dict`, for each split that was evaluated with these weights; `texts` are `batches`, `recipe` and
+    `versions`.
     """
     texts |= {"title": title, "settings": settings, "data": data, "reports": reports, "summarize": summarize}
     types = sorted({name for counts in data["splits"].values() for name in counts["entities"]})

@@ -15,15 +15,10 @@ from transformer_trial.errors import format_value
 
 BLANKS = " \t\r\n"
 LINE_BREAK = re.compile(r"[\r\n]")
-
-HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
-"""A surrogate, which Arrow columns cannot hold."""
-
+HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # a surrogate, which Arrow columns cannot hold
+# What no tag holds: it remains where another format is read as CoNLL columns, for example.
 NO_TAG = re.compile(r"""[\[\]{}"\t\r\n]|[,;](\S|$)|^(O|[BIESLUMW]-\S+) +(O|[BIESLUMW]-\S+)( |$)""")
-"""Characters that no tag holds. They remain where another format is read as CoNLL columns, for example."""
-
-TAGGED_LINE = re.compile(r"[ \t](O|[BIESLUMW]-\S+)$")
-"""The end of a line of CoNLL columns whose tags have prefixes."""
+TAGGED_LINE = re.compile(r"[ \t](O|[BIESLUMW]-\S+)$")  # the end of a line of CoNLL columns whose tags have prefixes
 
 # At blanks and punctuation as BERT does; and each ideograph is a word, since their scripts have nothing between words.
 IDEOGRAPH = Regex(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
@@ -33,12 +28,11 @@ WORD_SPLITTER = pre_tokenizers.Sequence(
 
 
 class WordError(ValueError):
-    """A problem with one word of a sentence, or with its tag."""
+    """A problem with one word of a sentence, or with its tag; `number` is the word's number, from 1."""
 
     def __init__(self, number: int, problem: str) -> None:
         super().__init__(problem)
         self.number = number
-        """The word's number in its sentence, from 1."""
 
 
 def join_names(names: Iterable[str]) -> str:
@@ -55,17 +49,14 @@ def holds_spans(text: Any, label: Any) -> bool:
 def parse_cells(
     text: Any, label: Any, label_names: Sequence[str] | None, *, has_spans: bool, label_list: str = "data.label_list"
 ) -> tuple[list[str], list[str]]:
-    """Return the words and tags of a sentence.
+    """Return the words and tags of a sentence. Raise a ValueError if there is not one tag for each word.
 
     Args:
         text: The cell of its words; beside entities a text.
-        label: The cell of its tags, or of the entities in its text.
+        label: The cell of its tags, or, where `has_spans`, of the entities in its text.
         label_names: What numbers among the tags stand for.
         has_spans: Whether the label cells hold entities.
         label_list: The setting that names the tags, for messages.
-
-    Raises:
-        ValueError: If there is not one tag for each word, or something is no word or tag.
     """
     if has_spans and isinstance(text, str) and isinstance(label, list):
         return read_spans(text, label)
@@ -124,9 +115,6 @@ def _tag_problem(tag: Any, names: Sequence[str] | None, label_list: str) -> str:
 def read_list(cell: Any, what: str) -> list[Any]:
     """Return a list: the cell itself, or what its text means as JSON, as Python, or as words with spaces between them.
 
-    Raises:
-        ValueError: If it is none of them, or a text with the brackets of a list that is none.
-
     Example:
         >>> read_list("['EU', 'rejects']", "words") == read_list("EU rejects", "words")
         True
@@ -172,15 +160,10 @@ def split_text(text: str) -> list[tuple[str, int, int]]:
 
 
 def read_spans(text: str, spans: list[Any]) -> tuple[list[str], list[str]]:
-    """Return the words of a text, and their B- and I- tags from its entities.
+    """Return the words of a text, and their B- and I- tags from its entities. Raise a ValueError at a wrong one.
 
-    Args:
-        text: The text.
-        spans: Its entities, each a mapping with `start`, `end` (or `start_offset`, `end_offset`) and `label`, or a list
-            of these three. Both count characters, the end exclusive; blanks at either end do not matter.
-
-    Raises:
-        ValueError: If one of them is something else, lies outside the text, cuts a word, or overlaps with another.
+    An entity is a mapping with `start`, `end` (or `start_offset`, `end_offset`) and `label`, or a list of these three.
+    Both ends count characters, the end exclusive; blanks at either end do not matter.
     """
     pieces = split_text(text)
     if not pieces:
@@ -191,10 +174,8 @@ def read_spans(text: str, spans: list[Any]) -> tuple[list[str], list[str]]:
         if any(isinstance(n, bool) or not isinstance(n, int) for n in (start, end)) or not isinstance(label, str):
             raise ValueError(f"entity {number} is {format_value('', span)}; accepted are start, end and label.")
         if not 0 <= start < end <= len(text):
-            raise ValueError(
-                f"entity {number} reaches from {start} to {end}; accepted are characters from 0 to {len(text)}, the "
-                "end after the start."
-            )
+            accepted = f"accepted are characters from 0 to {len(text)}, the end after the start"
+            raise ValueError(f"entity {number} reaches from {start} to {end}; {accepted}.")
         label = label.strip(BLANKS)
         if not re.search(r"[^\W_]", label) or NO_TAG.search(label):
             raise ValueError(f"entity {number} has the label {label!r}, which names no type.")

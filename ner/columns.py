@@ -8,26 +8,21 @@ from typing import Any, NamedTuple
 from ner.cells import TAGGED_LINE, WordError, holds_spans, join_names
 from transformer_trial.errors import TrialError, format_value
 
+# Usual names of the columns, in upper or lower case, those of annotation tools included.
 TEXT_NAMES = ("tokens", "words", "token", "word", "form", "text", "sentence")
 LABEL_NAMES = ("tags", "tag", "labels", "label", "ner", "entities", "spans")  # after {task}_tags
 SENTENCE_NAMES = ("sentence #", "sentence_id", "sentence_idx", "sent_id", "sentence_number")
-"""Usual names of the columns, in upper or lower case, those of annotation tools included."""
-
 SPAN_NAMES = ("entities", "spans")
 
-NO_NAME = re.compile(r"(^|\s)(O|[BIESLUMW]-\S+)($|\s)|[\[{]")
-"""Tags or lists in a first line, which should name the columns."""
+NO_NAME = re.compile(r"(^|\s)(O|[BIESLUMW]-\S+)($|\s)|[\[{]")  # in a first line, which should name the columns
 
 
 class Record(NamedTuple):
-    """A row of a table, or a sentence of CoNLL columns."""
+    """A row of a table, or a sentence of CoNLL columns, whose cells are lists: of each word's cell, None if empty."""
 
-    place: str
-    """File and line, or row where there are no lines."""
-    cells: dict[str, Any]
-    """The cell of each column. For CoNLL columns it is the list of the words' cells, None where nothing stands."""
-    places: Sequence[str] = ()
-    """The place of each word, for CoNLL columns and for rows of words that were joined."""
+    place: str  # file and line, or row where there are no lines
+    cells: dict[str, Any]  # by the name of the column
+    places: Sequence[str] = ()  # the place of each word, for CoNLL columns and for rows of words that were joined
 
     def place_of(self, error: Exception) -> str:
         """Return the place to name in a message: the word's own place if the error is about a word that has one."""
@@ -52,13 +47,11 @@ CONFIGURATION_KEYS = SettingNames()
 class ReadOptions:
     """What the user says about files and columns. With None, the files' endings, names and contents decide."""
 
-    file_format: str | None = None
-    """One of `ner.formats.FORMAT_NAMES`, or "text", where each line is a sentence."""
+    file_format: str | None = None  # one of `ner.config.FORMAT_NAMES`, or "text", where each line is a sentence
     text_column: str | int | None = None
     label_column: str | int | None = None
     sentence_column: str | None = None
-    needs_tags: bool = True
-    """Whether there has to be a column of tags, as in training."""
+    needs_tags: bool = True  # whether there has to be a column of tags, as in training
     names: SettingNames = CONFIGURATION_KEYS
 
     def count_column_names(self, cells: Sequence[str]) -> int:
@@ -76,14 +69,10 @@ class Columns:
     """The columns of the words and the tags."""
 
     text: str
-    label: str | None
-    """None where there are no tags, as in text to predict on."""
-    sentence: str | None = None
-    """The column of the sentence's id, where a record is a word."""
-    has_spans: bool = False
-    """Whether the label column holds the entities of a text."""
-    num_unnamed: int = 0
-    """The number of columns where they have no names, else 0."""
+    label: str | None  # None where there are no tags, as in text to predict on
+    sentence: str | None = None  # the column of the sentence's id, where a record is a word
+    has_spans: bool = False  # whether the label column holds the entities of a text
+    num_unnamed: int = 0  # the number of columns where they have no names, else 0
 
 
 def find_columns(records: Sequence[Record], options: ReadOptions, task: str, like: Columns | None = None) -> Columns:
@@ -91,23 +80,18 @@ def find_columns(records: Sequence[Record], options: ReadOptions, task: str, lik
 
     The order of these is that of Hugging Face's run_ner.py (Apache-2.0,
     https://github.com/huggingface/transformers/tree/main/examples/pytorch/token-classification), whose only usual names
-    are tokens and {task}_tags.
+    are tokens and {task}_tags, where `task` is `finetuning_task`. Raise a TrialError if there is no such column.
 
     Args:
         records: The first records of the source.
         options: What the user says.
-        task: `finetuning_task`, whose tags are looked for in the column `{task}_tags`.
+        task: Tags are looked for in the column `{task}_tags`.
         like: The columns of the train split. Where they have names, another split has to have them too.
-
-    Raises:
-        TrialError: If there is no such column.
     """
     first, names, settings = records[0], list(records[0].cells), options.names
     if any(NO_NAME.search(name) for name in names):
-        raise TrialError(
-            f"{first.place}: the line before holds {format_value('', join_names(names))}, which looks like data; "
-            "accepted is a first line with the columns' names."
-        )
+        found = f"the line before holds {format_value('', join_names(names))}, which looks like data"
+        raise TrialError(f"{first.place}: {found}; accepted is a first line with the columns' names.")
     usual = () if first.places else SENTENCE_NAMES
     sentence = _choose(first, settings.sentence_column, options.sentence_column, usual, required=False)
     others = [name for name in names if name != sentence and not re.match("$|Unnamed: ", name)]
@@ -122,10 +106,9 @@ def find_columns(records: Sequence[Record], options: ReadOptions, task: str, lik
     if label in SPAN_NAMES and options.text_column is None and "text" in names:
         text = "text"  # an annotation tool's tokens hold more than the words
     if text == label:
-        raise TrialError(
-            f"{first.place}: {label!r} is the column of the words and of the tags; found {join_names(names)}. Set "
-            f"{settings.text_column} and {settings.label_column} to two columns."
-        )
+        found = f"{label!r} is the column of the words and of the tags; found {join_names(names)}"
+        advice = f"Set {settings.text_column} and {settings.label_column} to two columns."
+        raise TrialError(f"{first.place}: {found}. {advice}")
     cells = [(record.cells.get(text), record.cells.get(str(label))) for record in records]
     one_word = all(is_word(word) and is_tag(word if label is None else tag) for word, tag in cells)
     if options.sentence_column is None and not one_word:
@@ -160,10 +143,8 @@ def _choose(
         by_lower = {name.strip().lower(): name for name in reversed(names)}
         found = next((by_lower[name] for name in usual if name in by_lower), guess)
     if found is None and (required or given is not None):
-        missing = usual[0] if given is None else given
-        raise TrialError(
-            f"{first.place}: no column {missing!r}; found {join_names(names)}. Set {setting} to the right column."
-        )
+        found = f"no column {usual[0] if given is None else given!r}; found {join_names(names)}"
+        raise TrialError(f"{first.place}: {found}. Set {setting} to the right column.")
     return found
 
 

@@ -56,16 +56,12 @@ class NERDataConfig(DataConfig):
 class TaggerSettings:
     """How a model tags. The exported model's config keeps it as `ner`, for `predict.py`."""
 
-    label_scheme: str | None = None
-    """The scheme by which the model's labels mark entities; None is unknown."""
-    label_names: list[str] | None = None
-    """What numbers among the tags of the training data stood for."""
-    max_seq_length: int | None = None
-    """Sub-tokens of a window, special tokens included; None is as many as tokenizer and model take."""
-    doc_stride: int | None = None
-    """Sub-tokens that two windows share."""
+    label_scheme: str | None = None  # the scheme by which the model's labels mark entities; None is unknown
+    label_names: list[str] | None = None  # what numbers among the tags of the training data stood for
+    max_seq_length: int | None = None  # sub-tokens of a window; None is as many as tokenizer and model take
+    doc_stride: int | None = None  # sub-tokens that two windows share
+    # How entities are counted, as in `ner.labels.find_entities`.
     metric_options: dict[str, Any] = field(default_factory=lambda: {"mode": "default", "scheme": None})
-    """How entities are counted: `mode` and `scheme` as in `ner.labels.find_entities`."""
 
     @classmethod
     def from_config(cls, config: Any) -> "TaggerSettings":

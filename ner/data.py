@@ -27,42 +27,28 @@ from transformer_trial.errors import TrialError, format_value
 
 logger = logging.getLogger(__name__)
 
-NUM_FIRST = 100
-"""Records that tell which columns there are."""
-
+NUM_FIRST = 100  # records that tell which columns there are
+# A cell that writes down a list of words, as csv does; "[sic]" is text.
 LIST_TEXT = re.compile(r"""[ \t\r\n]*\[\s*(['"].*)?\]\s*$""", re.DOTALL)
-"""A cell that writes down a list of words, as csv does; "[sic]" is text."""
-
-SENTENCE_FEATURES = datasets.Features(
-    {
-        "tokens": datasets.List(datasets.Value("string")),
-        "tags": datasets.List(datasets.Value("string")),
-        "place": datasets.Value("string"),
-    }
-)
+TEXT = datasets.Value("string")
+SENTENCE_FEATURES = datasets.Features(tokens=datasets.List(TEXT), tags=datasets.List(TEXT), place=TEXT)
 
 
 def read_options(config: NERDataConfig) -> ReadOptions:
     """Return what the `data` section says about files and columns."""
-    return ReadOptions(
-        config.file_format, config.text_column_name, config.label_column_name, config.sentence_column_name
-    )
+    columns = (config.text_column_name, config.label_column_name, config.sentence_column_name)
+    return ReadOptions(config.file_format, *columns)
 
 
 @dataclass(frozen=True)
 class Source:
     """The origin of a split: files, rows that the datasets library has loaded, or standard input."""
 
-    name: str
-    """Its name in messages."""
-    options: ReadOptions
-    """How to read it."""
-    records: Callable[[], Iterator[Record]]
-    """Returns the records from the beginning."""
-    fingerprint: Callable[[], str] = str
-    """Returns a text that changes when the contents change."""
-    label_names: Callable[[str], tuple[str, ...]] = lambda column: ()
-    """Returns what the numbers of a column stand for, where the source says so."""
+    name: str  # in messages
+    options: ReadOptions  # how to read it
+    records: Callable[[], Iterator[Record]]  # returns the records from the beginning
+    fingerprint: Callable[[], str] = str  # returns a text that changes when the contents change
+    label_names: Callable[[str], tuple[str, ...]] = lambda column: ()  # what a column's numbers stand for, if known
 
     def first_records(self) -> list[Record]:
         """Read the records that show which columns there are. Raise a TrialError if there is none."""
@@ -73,11 +59,7 @@ class Source:
 
 
 def load_splits(config: NERDataConfig) -> Mapping[str, Any]:
-    """Load the splits train, validation and test that exist: each a `Source` for files, else a `Dataset`.
-
-    Raises:
-        TrialError: If there is no train split, or a file is not there.
-    """
+    """Load the splits train, validation and test that exist: each a `Source` for files, else a `Dataset`."""
     if config.dataset_name is not None:
         return default_load_dataset(config)
     files, options = configured_files(config).items(), read_options(config)
@@ -85,11 +67,7 @@ def load_splits(config: NERDataConfig) -> Mapping[str, Any]:
 
 
 def find_files(key: str, pattern: str) -> list[Path]:
-    """Find the files that a path or a glob such as data/*.conll names, in the order of their names.
-
-    Raises:
-        TrialError: If there is none, or one is no file. The message begins with `key`.
-    """
+    """Find the files that a path or a glob such as data/*.conll names, in the order of their names; `key` gave it."""
     whole = Path(pattern).expanduser()
     # Not `whole.exists`: without permission it raises an error.
     paths = [whole] if os.path.exists(whole) else [Path(name) for name in sorted(glob.glob(str(whole), recursive=True))]
@@ -98,10 +76,8 @@ def find_files(key: str, pattern: str) -> list[Path]:
             exists = "is no file" if os.path.exists(path) else "does not exist, or lies where this user may not look"
             what = "is a folder" if os.path.isdir(path) else exists
             looked = "" if path.is_absolute() else f" (looked for {path.absolute()})"
-            raise TrialError(
-                f"{key}: {path} {what}{looked}. Give a file, or a glob such as data/*.json; on a cluster, a path "
-                "relative to the folder that was uploaded, or one on a mounted disk."
-            )
+            advice = "on a cluster, a path relative to the folder that was uploaded, or one on a mounted disk"
+            raise TrialError(f"{key}: {path} {what}{looked}. Give a file, or a glob such as data/*.json; {advice}.")
     return paths
 
 
@@ -164,9 +140,6 @@ def read_splits(
     Returns:
         Rows with the columns `tokens` and `tags`, texts, as many tags as words, and `place`, where they were found;
         and what numbers among the tags stood for, where something said so.
-
-    Raises:
-        TrialError: At the first sentence that is not right.
     """
     if "train" not in splits:
         raise TrialError(f"There is no train split; found are {', '.join(splits) or 'none'}.")
@@ -195,10 +168,8 @@ def _agree(named: Mapping[str, tuple[str, ...]], options: ReadOptions) -> tuple[
     sources = {names: name for name, names in named.items() if names}
     if len(sources) > 1:
         different = "; ".join(f"{name} has {join_names(names)}" for names, name in list(sources.items())[:2])
-        raise TrialError(
-            f"The numbers among the tags stand for different tags: {different}. Save all splits with the same "
-            f"ClassLabel, and remove {options.names.label_list}."
-        )
+        advice = f"Save all splits with the same ClassLabel, and remove {options.names.label_list}."
+        raise TrialError(f"The numbers among the tags stand for different tags: {different}. {advice}")
     return next(iter(sources), ())
 
 
@@ -239,15 +210,12 @@ def _generate_rows(**arguments: Any) -> Iterator[dict[str, Any]]:
 
 
 def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] | None) -> Iterator[Sentence]:
-    """Yield the checked sentences of a source, with gold tags where it has them.
+    """Yield the sentences of a source, with gold tags where it has them. Raise a TrialError at one that is not right.
 
     Args:
         source: Its options say whether every sentence needs tags.
         columns: From `find_columns`.
         label_names: What numbers among the tags stand for, and what texts have to be among.
-
-    Raises:
-        TrialError: At the first sentence that is not right.
     """
     records, needs_tags = source.records(), source.options.needs_tags
     if columns.sentence is not None:
@@ -261,25 +229,20 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
             found = join_names(record.cells)
             raise TrialError(f"{record.place}: no column {missing[0]!r} as in the first row; found {found}.")
         if columns.num_unnamed not in (0, len(record.cells)):
-            raise TrialError(
-                f"{record.place}: found {len(record.cells)} columns, but {columns.num_unnamed} in the first sentence. "
-                "Give all files of a split the same columns."
-            )
+            found = f"found {len(record.cells)} columns, but {columns.num_unnamed} in the first sentence"
+            raise TrialError(f"{record.place}: {found}. Give all files of a split the same columns.")
         try:
             sentence = _parse_record(record, columns, label_names, source.options)
         except ValueError as error:
             problem = "found half of a character." if isinstance(error, UnicodeError) else error
-            raise TrialError(
-                f"{record.place_of(error)}: {problem} (Words are read from the column {columns.text!r}{tags_from}.)"
-            ) from None
+            read = f"(Words are read from the column {columns.text!r}{tags_from}.)"
+            raise TrialError(f"{record.place_of(error)}: {problem} {read}") from None
         only_words = only_words and sentence.words == [record.cells[columns.text]] and not columns.has_spans
         yield sentence
     if only_words and num_sentences > 1:
-        raise TrialError(
-            f"{source.name}: every row is a single word. If rows are words, name the column of the sentence's id with "
-            f"{source.options.names.sentence_column}; without one, write CoNLL columns with a blank line between "
-            "sentences."
-        )
+        advice = f"name the column of the sentence's id with {source.options.names.sentence_column}"
+        other = "without one, write CoNLL columns with a blank line between sentences"
+        raise TrialError(f"{source.name}: every row is a single word. If rows are words, {advice}; {other}.")
 
 
 def _parse_record(
@@ -317,10 +280,8 @@ def join_words(records: Iterator[Record], columns: Columns) -> Iterator[Record]:
                     problem = f"found no sentence's id in the column {columns.sentence!r}; number it."
                     raise TrialError(f"{record.place}: {problem}")
             elif identity in seen:
-                raise TrialError(
-                    f"{record.place}: the sentence {identity!r} goes on here, after another one. Put the words of each "
-                    "sentence one after the other, and give each sentence an id of its own."
-                )
+                advice = "Put the words of each sentence one after the other, and give each sentence an id of its own."
+                raise TrialError(f"{record.place}: the sentence {identity!r} goes on here, after another one. {advice}")
             else:
                 if places:
                     yield Record(places[0], cells, places)
@@ -337,10 +298,9 @@ def _check_word(record: Record, columns: Columns) -> Any:
     for name, fits in ((columns.text, is_word), (columns.label, is_tag)):
         cell = None if name is None else record.cells.get(name)
         if name is not None and (not fits(cell) or not isinstance(cell, (str, int)) or not str(cell).strip(BLANKS)):
-            raise TrialError(
-                f"{record.place}: found {format_value('', cell)} in the column {name!r}; accepted is one word and its "
-                f"tag, since the column {columns.sentence!r} says that a row is a word."
-            )
+            accepted = f"one word and its tag, since the column {columns.sentence!r} says that a row is a word"
+            found = f"found {format_value('', cell)} in the column {name!r}"
+            raise TrialError(f"{record.place}: {found}; accepted is {accepted}.")
     identity = record.cells.get(str(columns.sentence))
     if isinstance(identity, (list, dict)):
         found = format_value("", identity)

@@ -4,6 +4,7 @@ The datasets library's readers of csv and json guess types, pad short rows and k
 columns, in version 5 only, pads and cuts lines silently. So none of them is used here.
 """
 
+import contextlib
 import csv
 import gzip
 import itertools
@@ -26,9 +27,7 @@ from ner.config import FORMAT_NAMES
 from transformer_trial.errors import TrialError, format_value
 
 FILE_FORMATS = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
     ".csv": "csv",
     ".tsv": "",  # a table or CoNLL columns: its first line tells
     ".parquet": "parquet",
@@ -46,23 +45,16 @@ ADVICE = {
 }
 
 JSON_BLANKS = re.compile(r"[ \t\r\n]*")
-
 WORD_RANGE = re.compile(r"\d+[-.]\d+")
+STANDARD_INPUT = Path("standard input")  # stands for it, in messages too
 
 logger = logging.getLogger(__name__)
-
-STANDARD_INPUT = Path("standard input")
-"""A path that stands for standard input, in messages too."""
 
 csv.field_size_limit(sys.maxsize)  # else a cell of 128 KiB is an error
 
 
 def read_records(path: Path, options: ReadOptions) -> Iterator[Record]:
-    """Read a file, plain or gzipped.
-
-    Raises:
-        TrialError: If the file cannot be read in its format. It names the line, what is there and what to do.
-    """
+    """Read a file, plain or gzipped. Raise a TrialError where it is not of its format."""
     kind = options.file_format or format_of(path, options.names.file_format)
     try:
         if kind == "parquet":
@@ -76,9 +68,8 @@ def read_records(path: Path, options: ReadOptions) -> Iterator[Record]:
         if kind in ("csv", "tsv"):
             yield from _read_table(path, lines, options, "," if kind == "csv" else "\t")
         elif kind == "text":
-            yield from (
-                Record(f"{path}, line {i}", {"text": line.rstrip("\r\n")}) for i, line in enumerate(lines, start=1)
-            )
+            for number, line in enumerate(lines, start=1):
+                yield Record(f"{path}, line {number}", {"text": line.rstrip("\r\n")})
         elif kind in ("conll", "conllu"):
             yield from _read_columns(path, lines, options, is_conllu=kind == "conllu")
         else:
@@ -90,11 +81,7 @@ def read_records(path: Path, options: ReadOptions) -> Iterator[Record]:
 
 
 def format_of(path: Path, setting: str = "data.file_format") -> str:
-    """Return the format of the file's ending, or "" where its first line decides.
-
-    Raises:
-        TrialError: If it stands for none; it names the setting that could say more.
-    """
+    """Return the format of the file's ending, or "" where its first line decides; `setting` could say more."""
     name = path.name.lower().removesuffix(".gz")
     for ending, file_format in FILE_FORMATS.items():
         if name.endswith(ending):
@@ -152,10 +139,8 @@ def class_names(path: Path, column: str) -> tuple[str, ...]:
     """Return what the numbers of a parquet file's column stand for, if the datasets library wrote it there."""
     with _open(path) as file:
         schema = parquet.read_schema(file)
-    if b"huggingface" not in (schema.metadata or {}):
-        return ()
     try:
-        features = datasets.Features.from_arrow_schema(schema)
+        features = datasets.Features.from_arrow_schema(schema) if b"huggingface" in (schema.metadata or {}) else {}
     except Exception as error:  # whatever its json holds
         raise _unreadable(f"{path}", "parquet", f"what it says of its columns is damaged: {error}") from None
     return names_of_feature(features.get(column))
@@ -194,15 +179,11 @@ def _read_table(path: Path, lines: Iterator[str], options: ReadOptions, delimite
             _refuse_twice(path, header)
             if len(header) == 1 and (options.needs_tags or re.search("[,;|\t]", header[0])):
                 given, other = ("commas", "tsv for TABs") if delimiter == "," else ("TABs", "csv for commas")
-                raise TrialError(
-                    f"{place}: found one column, {format_value('', header[0])}; accepted are cells with {given} "
-                    f"between them. Write it so, or say {options.names.file_format}: {other}."
-                )
+                found = f"found one column, {format_value('', header[0])}; accepted are cells with {given} between them"
+                raise TrialError(f"{place}: {found}. Write it so, or say {options.names.file_format}: {other}.")
         elif len(cells) != len(header):
-            raise TrialError(
-                f"{place}: found {len(cells)} cells, but the header names {len(header)} columns: {join_names(header)}. "
-                + ADVICE["csv"]
-            )
+            found = f"found {len(cells)} cells, but the header names {len(header)} columns: {join_names(header)}"
+            raise TrialError(f"{place}: {found}. {ADVICE['csv']}")
         else:
             yield Record(place, dict(zip(header, cells)))
 
@@ -234,26 +215,22 @@ def _read_json(path: Path, lines: Iterator[str]) -> Iterator[Record]:
             position = end
     except TrialError:
         raise
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg} at character {error.colno}"
-        raise _unreadable(f"{path}, line {start + error.lineno - 1}", "json", reason) from None
-    except ValueError as error:
-        raise _unreadable(f"{path}, line {number}", "json", error) from None
-    except RecursionError:
-        raise _unreadable(f"{path}, line {number}", "json", "lists within lists without end") from None
+    except (ValueError, RecursionError) as error:
+        reason: Any = "lists within lists without end" if isinstance(error, RecursionError) else error
+        if isinstance(error, json.JSONDecodeError):
+            reason, number = f"{error.msg} at character {error.colno}", start + error.lineno - 1
+        raise _unreadable(f"{path}, line {number}", "json", reason) from None
 
 
 def _is_object(line: str, decoder: json.JSONDecoder) -> bool:
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         return isinstance(decoder.decode(line.strip()), dict)
-    except (ValueError, RecursionError):
-        return False
+    return False
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    cells = dict(pairs)
-    if len(cells) < len(pairs):
-        names = [name for name, _ in pairs]
+    names = [name for name, _ in pairs]
+    if len(cells := dict(pairs)) < len(pairs):
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
     return cells
 
@@ -267,9 +244,8 @@ def _json_record(place: str, value: Any) -> Record:
 def _read_columns(path: Path, lines: Iterator[str], options: ReadOptions, *, is_conllu: bool) -> Iterator[Record]:
     """Read CoNLL columns: a word on each line, columns separated by TABs, or by spaces if the first line has no TAB.
 
-    Sentences end at blank lines, also of blanks, and at -DOCSTART-; for comments see `_is_comment`. Of CoNLL-U, ranges
-    (1-2) and empty nodes (1.1) are not words. Columns are called by their names where the format or a comment
-    "# global.columns = ..." gives them, otherwise by their number from 0.
+    Sentences end at blank lines and at -DOCSTART-. Of CoNLL-U, ranges (1-2) and empty nodes (1.1) are not words. A
+    comment "# global.columns = ..." can name the columns; otherwise they are called by their number from 0.
     """
     names = list(CONLLU_COLUMNS) if is_conllu else []
     words: dict[str, list[str | None]] = {}  # by place
@@ -322,8 +298,7 @@ def _read_columns(path: Path, lines: Iterator[str], options: ReadOptions, *, is_
 def _is_comment(line: str, cells: list[str], names: list[str], last_cells: set[str], *, tabs: bool) -> bool:
     """Tell whether a line that begins with #, before a sentence, is a comment: "#" and "#tag" can be words.
 
-    Comments have a space, but no TAB where columns are separated by TABs. Among spaces they have one after #, no tag
-    with a prefix, and do not end as lines of words do.
+    Comments hold a space. Where TABs separate columns they hold no TAB; else they do not end as lines of words do.
     """
     if names[:1] == ["ID"] or re.match(r"# \S+ = ", line):
         return True
@@ -342,8 +317,6 @@ def _sentence(words: dict[str, list[str | None]], names: list[str], options: Rea
     if str(columns[0][0]).startswith("1"):
         count = [str(cell) for cell in columns[0] if not WORD_RANGE.fullmatch(str(cell))]
         if 1 < len(count) < len(places) and count == [str(i + 1) for i in range(len(count))]:
-            raise TrialError(
-                f"{places[0]}: found ranges such as 1-2 in a column that counts the words, as CoNLL-U has them; say "
-                f"{options.names.file_format}: conllu."
-            )
+            found = "found ranges such as 1-2 in a column that counts the words, as CoNLL-U has them"
+            raise TrialError(f"{places[0]}: {found}; say {options.names.file_format}: conllu.")
     return Record(places[0], dict(zip(names, columns)), places)

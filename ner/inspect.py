@@ -21,11 +21,8 @@ def describe_data(
 ) -> dict[str, Any]:
     """Count what the splits hold: `labels`, `label_scheme`, `warnings`, and the numbers of each of the `splits`.
 
-    Args:
-        rows: Checked rows, with the columns `tokens`, `tags` and `place`.
-        tokenized: The same, tokenized.
-        labels: All tags, in the order of their ids; also those of rows that are not trained on.
-        label_scheme: The scheme by which they mark entities.
+    `rows` are checked, with the columns `tokens`, `tags` and `place`; `tokenized` are the same, tokenized. `labels` are
+    all tags, in the order of their ids, also those of rows that are not trained on.
     """
     tags = {split: encode_tags(rows[split]) for split in rows}
     hashes = {split: _hash_sentences(rows[split]) for split in rows}

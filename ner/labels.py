@@ -12,17 +12,13 @@ from seqeval import scheme as seqeval_schemes
 
 from transformer_trial.errors import ConfigError, TrialError
 
-OUTSIDE = "O"
-"""The tag of a word outside of any entity, and the prediction for a word without sub-tokens."""
+OUTSIDE = "O"  # the tag of a word outside of any entity, and the prediction for a word without sub-tokens
 
 Array = np.ndarray[Any, Any]
 Entity = tuple[str, int, int]  # type, first and last word
 
+# The letters that a tag of each scheme may begin with. BIOES takes M and W for I and S, as BMES and BMEWO write them.
 PREFIXES = dict(IOB2="BI", IOB1="BI", IOE2="IE", IOE1="IE", BIOES="BIESMW", BILOU="BILU", plain="")
-"""The letters that a tag of each scheme may begin with, before a dash and the type.
-
-BIOES takes M and W for I and S, as BMES and BMEWO write them."""
-
 PREFIXED = re.compile(r"[BIESLUMW]-.")
 
 # seqeval's default mode knows the letters of BIOES only: these are others for them. And it calls some schemes
@@ -52,8 +48,8 @@ def find_entity_types(label_list: Sequence[str], label_scheme: str | None = None
 def find_entities(tags: list[str], mode: str = "default", scheme: str | None = None) -> list[Entity]:
     """Find the entities of a sentence, by seqeval, in tags that `entity_tag` wrote.
 
-    Mode "default" finds them as conlleval does: an I-X after O begins one. Mode "strict" finds only those that keep
-    the rules of the scheme, a class of `seqeval.scheme`.
+    "default" finds them as conlleval does: an I-X after O begins one. "strict" finds only those that keep the rules of
+    the scheme, a class of `seqeval.scheme`.
 
     Example:
         >>> find_entities(["B-PER", "I-PER", "O", "I-LOC"]), find_entities(["O", "I-LOC"], "strict", "IOB2")
@@ -122,19 +118,14 @@ def find_label_scheme(splits: Mapping[str, EncodedTags], requested: str | None) 
     """Find the scheme that the tags of all splits follow: the requested one, or the one that they look like.
 
     Tags without any prefix are plain. Otherwise their letters tell the scheme. B- and I- alone are IOB1 if every B-
-    stands right after a word of its own type, else IOB2.
-
-    Raises:
-        TrialError: If the tags mix schemes, or cannot be of the requested one.
+    stands right after a word of its own type, else IOB2. Tags that mix schemes are a TrialError.
     """
     names = {name for tags in splits.values() for name in tags.names if name != OUTSIDE}
     plain = {name for name in names if not PREFIXED.match(name)}
     if requested is None and {"B", "I"} <= plain:
         tag, place = _find_first(splits, set("BI"))
-        raise TrialError(
-            f"{place}: the tag {tag} names no type; found are {', '.join(sorted(names))}. Write a type after each, as "
-            "B-PER and I-PER, or set data.label_scheme: plain if they are types."
-        )
+        advice = "Write a type after each, as B-PER and I-PER, or set data.label_scheme: plain if they are types."
+        raise TrialError(f"{place}: the tag {tag} names no type; found are {', '.join(sorted(names))}. {advice}")
     if requested == "plain" or (plain and requested is None and plain == names):
         return "plain"
     letters = {name[0] for name in names - plain}
@@ -142,20 +133,18 @@ def find_label_scheme(splits: Mapping[str, EncodedTags], requested: str | None) 
     if plain or not schemes or requested not in (None, *schemes):
         odd = plain or {name for name in names if name[0] not in PREFIXES[requested or "IOB2"]}
         tag, place = _find_first(splits, odd)
-        raise TrialError(
-            f"{place}: the tag {tag} does not go with {requested or 'the others'}; found are "
-            f"{', '.join(sorted(names))}. Accepted are tags of one scheme ({', '.join(PREFIXES)}). Write them alike, "
-            "or name the scheme with data.label_scheme; plain takes tags as types, whatever they begin with."
-        )
+        found = f"the tag {tag} does not go with {requested or 'the others'}; found are {', '.join(sorted(names))}"
+        advice = "or name the scheme with data.label_scheme; plain takes tags as types, whatever they begin with"
+        accepted = f"Accepted are tags of one scheme ({', '.join(PREFIXES)}). Write them alike, {advice}."
+        raise TrialError(f"{place}: {found}. {accepted}")
     if requested is not None:
         return requested
     looks = {split: look for split, tags in splits.items() if (look := guess_scheme(tags, schemes))}
     if len(set(looks.values())) > 1:
         different = ", ".join(f"{split} like {look}" for split, look in looks.items())
-        raise TrialError(
-            f"The splits mark entities in different schemes: {different}. In IOB2 each entity begins with B-, in IOB1 "
-            "only one right after another of its type. Convert one of them, or name one scheme with data.label_scheme."
-        )
+        advice = "Convert one of them, or name one scheme with data.label_scheme."
+        rule = "In IOB2 each entity begins with B-, in IOB1 only one right after another of its type."
+        raise TrialError(f"The splits mark entities in different schemes: {different}. {rule} {advice}")
     return next((look for look in looks.values() if look in schemes), schemes[0])
 
 
@@ -185,11 +174,7 @@ def guess_scheme(tags: EncodedTags, schemes: Sequence[str]) -> str | None:
 
 
 def choose_metric_scheme(label_list: Sequence[str], label_scheme: str, requested: str | None) -> str:
-    """Choose the scheme that mode "strict" goes by, by seqeval's name: the requested one, or that of the tags.
-
-    Raises:
-        ConfigError: If seqeval would refuse the tags.
-    """
+    """Choose the scheme that mode "strict" goes by, by seqeval's name: the requested one, or that of the tags."""
     own, scheme = (SEQEVAL_SCHEMES.get(name, name) for name in (label_scheme, requested or label_scheme))
     try:
         if scheme != own and (label_scheme == "plain" or PREFIXES.get(scheme) != PREFIXES.get(own)):

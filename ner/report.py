@@ -23,12 +23,14 @@ START, END = "(start)", "(end)"  # what stands before the first tag of a sentenc
 SCORES = ("precision", "recall", "f1")
 COUNTS = ("support", "predicted", "correct", "boundary", "confused", "missed", "spurious")
 
+Description = Callable[[], tuple[Sequence[str], str]]
+
+# For each scheme, in the prefixes that `entity_tag` writes: those that must follow B or I of their type, and those that
+# I or E of their type must follow.
 TRANSITION_RULES: dict[str | None, tuple[str, str]] = {
     "IOB1": ("B", ""), "IOB2": ("I", ""), "IOE1": ("", "E"), "IOE2": ("", "I"),
     "BIOES": ("IE", "BI"), "BILOU": ("IE", "BI"),
 }  # fmt: skip
-"""For each scheme, in the prefixes that `entity_tag` writes: those that must follow B or I of their type, and those
-that I or E of their type must follow."""
 
 
 def match_entities(gold: Sequence[Entity], predicted: Sequence[Entity]) -> list[tuple[Entity | None, Entity | None]]:
@@ -67,10 +69,8 @@ def is_invalid(tag: str, next_tag: str, scheme: str | None) -> bool:
 class ErrorReport:
     """The one counter of entities and errors; what it keeps does not grow with the number of sentences.
 
-    Args:
-        scheme: The scheme of the tags, as `ner.labels.find_label_scheme` names it; None where it is unknown.
-        mode: "default" or "strict", how seqeval finds entities; see `ner_utils.compute_metrics`.
-        strict_scheme: The class of `seqeval.scheme` that mode "strict" goes by.
+    `scheme` is that of the tags, as `ner.labels.find_label_scheme` names it, None where it is unknown; `mode` and
+    `strict_scheme` say how seqeval finds entities, see `ner.labels.find_entities`.
     """
 
     def __init__(self, scheme: str | None = None, mode: str = "default", strict_scheme: str | None = None) -> None:
@@ -80,12 +80,7 @@ class ErrorReport:
         self.transitions: dict[str, Counter[tuple[str, str]]] = {"predicted": Counter(), "gold": Counter()}
         self.worst: list[tuple[int, int, int, dict[str, Any]]] = []  # a heap: the least bad one comes first
 
-    def add(
-        self,
-        gold: Sequence[str],
-        predicted: Sequence[str],
-        describe: Callable[[], tuple[Sequence[str], str]] = lambda: ((), ""),
-    ) -> None:
+    def add(self, gold: Sequence[str], predicted: Sequence[str], describe: Description = lambda: ((), "")) -> None:
         """Add a sentence by the gold and the predicted tag of each word.
 
         `describe` returns the words and where they are from. It is called only if the sentence is among the worst ones

@@ -12,8 +12,8 @@ from ner.labels import entity_tag, find_entities
 from ner.report import ErrorReport
 from transformer_trial.errors import TrialError
 
+# What a word of CoNLL columns does not hold or begin with: readers would take it for something else.
 NO_CELL = re.compile(r"[\t\r\n\0]|^(\ufeff|-DOCSTART-|# \S+ = | *$)")
-"""What a word of CoNLL columns does not hold or begin with: readers would take it for something else."""
 
 
 @dataclass
@@ -59,11 +59,7 @@ class Sentence:
         return row if self.gold is None else {**row, "gold": self.gold}
 
     def as_columns(self) -> str:
-        """The sentence as CoNLL columns, TAB between them: word, gold tag if there is one, predicted tag.
-
-        Raises:
-            TrialError: If a word cannot stand in a column.
-        """
+        """The sentence as CoNLL columns, TAB between them: word, gold tag if there is one, predicted tag."""
         columns = [self.words, *([self.gold] if self.gold is not None else []), self.tags or []]
         for word in self.words:
             if NO_CELL.search(word) and self.words != ["-DOCSTART-"]:

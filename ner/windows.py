@@ -13,21 +13,18 @@ from transformer_trial.errors import ConfigError, TrialError
 NO_POSITION = -1  # of a word that the tokenizer gives no sub-token, and padding of the columns that count words
 IGNORED_LABEL_ID = -100  # what torch's cross entropy skips: special tokens, padding, continuation pieces
 
+# The columns of tokenized rows that evaluation needs beside the model's inputs. All but the sentence's number hold one
+# number a word, and are padded with these.
 WORD_PAD_VALUES = {"word_ids": NO_POSITION, "word_positions": NO_POSITION, "word_labels": IGNORED_LABEL_ID}
-"""The columns of tokenized rows that hold one number a word, and what they are padded with."""
-
 WORD_COLUMNS = (*WORD_PAD_VALUES, "sentence_id")
-"""Columns of tokenized rows that evaluation needs beside the model's inputs."""
 
 
 def prepare_tokenizer(tokenizer: Any) -> None:
     """Make a tokenizer see spaces before words that were split before, and able to pad; refuse a slow one."""
     if not tokenizer.is_fast:
-        raise TrialError(
-            f"hyperparameters.tokenizer_name (or pretrained_model_name_or_path): {type(tokenizer).__name__} is a slow "
-            "tokenizer, which cannot tell which word a sub-token belongs to. Accepted are fast ones (use_fast: true, "
-            "and a tokenizer.json)."
-        )
+        found = f"{type(tokenizer).__name__} is a slow tokenizer, which cannot tell which word a sub-token belongs to"
+        key = "hyperparameters.tokenizer_name (or pretrained_model_name_or_path)"
+        raise TrialError(f"{key}: {found}. Accepted are fast ones (use_fast: true, and a tokenizer.json).")
     if tokenizer.pad_token is None:  # any will do: what it pads is masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     # Where sub-tokens hold the space before them, as Ġ or ▁, the model met most words in the form that has it.
@@ -44,10 +41,7 @@ def prepare_tokenizer(tokenizer: Any) -> None:
 
 
 def choose_max_seq_length(tokenizer: Any, model: torch.nn.Module, requested: int | None) -> int:
-    """Sub-tokens of a model input, special tokens included: as requested, or as many as tokenizer and model take.
-
-    Refuses more than the model has positions for.
-    """
+    """Sub-tokens of a model input, special tokens included: as requested, or as many as tokenizer and model take."""
     positions = [
         module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
         for name, module in model.named_modules()
@@ -68,10 +62,7 @@ def choose_max_seq_length(tokenizer: Any, model: torch.nn.Module, requested: int
 
 
 def choose_doc_stride(tokenizer: Any, max_seq_length: int, requested: int | None) -> int:
-    """Sub-tokens that two windows share: as requested, or 128, or half a window's content if that is less.
-
-    Refuses so many that windows could not move on.
-    """
+    """Sub-tokens that two windows share: as requested, or 128, or half a window's content if that is less."""
     content = max_seq_length - tokenizer.num_special_tokens_to_add()
     leaves = f"data.max_seq_length: {max_seq_length} leaves {content} sub-tokens beside the special ones"
     if content < 1:
@@ -83,15 +74,11 @@ def choose_doc_stride(tokenizer: Any, max_seq_length: int, requested: int | None
 
 
 def assign_words(windows: Sequence[Sequence[int | None]], stride: int, num_words: int) -> list[list[tuple[int, int]]]:
-    """Decide in which window each word of a sentence is trained on and scored: (word, position) pairs by window.
+    """Decide in which window each of a sentence's words is trained on and scored: (word, position) pairs by window.
 
     That is at its first sub-token, in the window that has the most sub-tokens on that one's poorer side; the earlier
-    one of equals. A word without sub-tokens has NO_POSITION, in the window of the word before.
-
-    Args:
-        windows: For each window the word that each of its sub-tokens belongs to; None for special tokens.
-        stride: Sub-tokens that two windows share.
-        num_words: Words of the sentence.
+    one of equals. A word without sub-tokens has NO_POSITION, in the window of the word before. `windows` hold for each
+    sub-token the word that it belongs to, None for special tokens; two of them share `stride` sub-tokens.
 
     Example:
         >>> assign_words([[None, 0, 1, 1, None], [None, 1, 1, 2, None]], stride=2, num_words=4)
@@ -157,18 +144,13 @@ class WordCollator:
         tokenizer: Says what the model's inputs are padded with.
         column_names: Of the rows. A slot's piece of a batch may be empty, and becomes one row without a word.
         max_length: Pad to that many sub-tokens; None pads to the longest row.
-        pad_to_multiple_of: Round the padded length up, for the matrix units of GPUs.
+        pad_to_multiple_of: Round the padded length up to a multiple of this, for the matrix units of GPUs.
     """
 
     def __init__(
-        self,
-        tokenizer: Any,
-        column_names: Sequence[str],
-        *,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
+        self, tokenizer: Any, column_names: Sequence[str], *, max_length: int | None = None, pad_to_multiple_of: int = 1
     ) -> None:
-        self.max_length, self.pad_to_multiple_of = max_length, pad_to_multiple_of or 1
+        self.max_length, self.pad_to_multiple_of = max_length, pad_to_multiple_of
         self.pads_on_left = tokenizer.padding_side == "left"
         # As tokenizer.pad does, which takes seven times as long a batch.
         self.pad_values = {

@@ -36,7 +36,7 @@ AUTO_CLASSES = {
 def build_using_auto(
     model_config: ModelConfig, label_names: Sequence[str] | None = None
 ) -> tuple[transformers.PretrainedConfig, transformers.PreTrainedTokenizerBase, transformers.PreTrainedModel]:
-    """Build config, tokenizer and model with transformers' Auto classes.
+    """Build config, tokenizer and model with transformers' Auto classes. Raise a TrialError if one cannot be loaded.
 
     Args:
         model_config: What to load, and `model_mode`, the kind of head.
@@ -45,15 +45,8 @@ def build_using_auto(
 
     Returns:
         Config, tokenizer and model. Where `label_names` are given, `config.id2label` holds them in the head's order.
-
-    Raises:
-        TrialError: If one of them cannot be loaded, or weights do not fit; it names the key.
     """
-    hub_arguments = {
-        "revision": model_config.revision,
-        "cache_dir": model_config.cache_dir,
-        "trust_remote_code": model_config.trust_remote_code,
-    }
+    hub_arguments = model_config.model_dump(include={"revision", "cache_dir", "trust_remote_code"})
 
     def load(auto_class: Any, key: str, **arguments: Any) -> Any:
         name = getattr(model_config, key) or model_config.pretrained_model_name_or_path
@@ -103,10 +96,8 @@ def _explained(key: str, what: str, auto_class: Any) -> Iterator[None]:
         yield
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        advice = (
-            "Accepted are a model's name on the Hugging Face hub and a local folder with whole files; private models "
-            "need a token in HF_TOKEN."
-        )
+        accepted = "Accepted are a model's name on the Hugging Face hub and a local folder with whole files"
+        advice = f"{accepted}; private models need a token in HF_TOKEN."
         explanation = _why_code_was_not_run(error, auto_class) or f"{reason} {advice}"
         raise TrialError(f"{key}: cannot load {what} with {auto_class.__name__}: {explanation}") from error
 
@@ -128,12 +119,8 @@ def _why_code_was_not_run(error: Exception, auto_class: Any) -> str | None:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, pickle.UnpicklingError):
         cause = cause.__cause__ or cause.__context__
-    if cause is None:
-        return None
-    return (
-        "its weights are a pickle (pytorch_model.bin) that is damaged or holds more than tensors, such as code, none "
-        f"of which was run. {safetensors}."
-    )
+    damage = "is damaged or holds more than tensors, such as code, none of which was run"
+    return None if cause is None else f"its weights are a pickle (pytorch_model.bin) that {damage}. {safetensors}."
 
 
 def _name_labels(config: transformers.PretrainedConfig, label_names: Sequence[str]) -> bool:
@@ -151,11 +138,10 @@ def _check_mismatched(model: Any, mismatched: Iterable[Any], model_config: Model
     names = [key if isinstance(key, str) else key[0] for key in mismatched]
     refused = [n for n in names if not (new_head and not n.startswith(f"{model.base_model_prefix}."))]
     if refused and not model_config.ignore_mismatched_sizes:
-        raise TrialError(
-            f"hyperparameters.model_name (or pretrained_model_name_or_path): the weights {', '.join(refused)} have "
-            "another shape than the config says. Load config and weights from the same model, or set "
-            "ignore_mismatched_sizes: true to start these weights afresh."
-        )
+        found = f"the weights {', '.join(refused)} have another shape than the config says"
+        advice = "set ignore_mismatched_sizes: true to start these weights afresh"
+        key = "hyperparameters.model_name (or pretrained_model_name_or_path)"
+        raise TrialError(f"{key}: {found}. Load config and weights from the same model, or {advice}.")
 
 
 def _freeze_what_is_fixed(model: Any, auto_class: Any) -> None:
@@ -220,10 +206,8 @@ def check_apex() -> None:
     is_there = importlib.util.find_spec("apex") is not None
     if not is_there or not torch.cuda.is_available():
         what = "needs a GPU" if is_there else "needs NVIDIA Apex, which is not installed"
-        raise TrialError(
-            f"hyperparameters.use_apex_amp: true {what}. Set use_apex_amp: false and mixed_precision: bf16 (or fp16), "
-            "which needs PyTorch only."
-        )
+        advice = "Set use_apex_amp: false and mixed_precision: bf16 (or fp16), which needs PyTorch only."
+        raise TrialError(f"hyperparameters.use_apex_amp: true {what}. {advice}")
 
 
 class OneOptimizerScaler(torch.amp.GradScaler):
@@ -240,13 +224,8 @@ def build_default_lr_scheduler(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Build the schedule of `lr_scheduler_type`, or, for an optimizer with a rate of its own, one that shows that rate.
 
-    Args:
-        optimizer: From `build_default_optimizer`.
-        config: Warm-up and shape.
-        num_training_steps: Batches that the schedule spans, where the config does not say.
-
-    Raises:
-        TrialError: If `lr_scheduler_kwargs` do not suit the schedule.
+    It spans `num_training_steps` batches, where the config does not say. Raise a TrialError if `lr_scheduler_kwargs` do
+    not suit it.
     """
     if optimizer.param_groups[0]["lr"] is None:
         return transformers.optimization.AdafactorSchedule(optimizer)

@@ -23,17 +23,14 @@ from transformer_trial.processes import get_cluster_task
 
 logger = logging.getLogger(__name__)
 
-Trial = Any
-"""A BaseTransformerTrial, whose module imports this one."""
-
-Sums = tuple[float, float, int]
-"""Sum of the losses, sum of the learning rates, number of batches."""
+Trial = Any  # a BaseTransformerTrial, whose module imports this one
+Sums = tuple[float, float, int]  # sum of the losses, sum of the learning rates, number of batches
 
 
 class TrainingMeans(pytorch.MetricReducer):
     """Means of loss and learning rate since the last report. The sums stay on the device, so that no step waits for it.
 
-    A run that is ended between two reports keeps its sums in the checkpoint; the resumed run's first report has them.
+    The checkpoint of a run that is ended between two reports holds its sums, for the resumed run's first report.
     """
 
     def __init__(self) -> None:
@@ -66,10 +63,7 @@ class TrainingMeans(pytorch.MetricReducer):
 
 
 class MetricsLog(pytorch.PyTorchCallback):
-    """Logs every report, and appends it to DIR/metrics.jsonl as a line.
-
-    On a cluster there is no DIR, and Determined itself logs all reports but those of the test split.
-    """
+    """Logs reports, and appends them to DIR/metrics.jsonl. On a cluster Determined logs all but the test split's."""
 
     def __init__(self, trial: Trial, folder: Path | None) -> None:
         self.trial = trial
@@ -114,10 +108,9 @@ class MetricsLog(pytorch.PyTorchCallback):
 
 
 class BestModel(pytorch.PyTorchCallback):
-    """Finds the best model so far by the searcher's metric, keeps what tells of it, and stops the training early.
+    """Keeps the best model so far by the searcher's metric in DIR, and stops the training early.
 
-    Off cluster the best model's export is DIR/model, beside what `evaluate_best` wrote. On a cluster `evaluate_best`
-    writes to a temporary folder; every checkpoint gets an export, and that of the best model a copy of the folder.
+    On a cluster DIR is temporary; every checkpoint gets an export, and that of the best model a copy of DIR.
     """
 
     def __init__(self, trial: Trial, folder: Path | None, log: MetricsLog, max_test_rows: int | None) -> None:
@@ -171,11 +164,9 @@ class BestModel(pytorch.PyTorchCallback):
             logger.info("%s %.4g is the best so far: saved in %s", self.metric, self.sign * self.best, folder / "model")
 
     def on_checkpoint_write_end(self, checkpoint_dir: str) -> None:
-        if self.folder is None or not self.on_cluster:
-            return
-        if self.exports:
+        if self.on_cluster and self.exports:
             self.export(Path(checkpoint_dir, "model"))
-        if self.trial.batches_trained == self.best_batches:
+        if self.on_cluster and self.folder is not None and self.trial.batches_trained == self.best_batches:
             shutil.copytree(self.folder, checkpoint_dir, dirs_exist_ok=True)
 
     def export(self, folder: Path) -> None:
@@ -240,8 +231,7 @@ class CheckpointContents(pytorch.PyTorchCallback):
 class KeptCheckpoints(pytorch.PyTorchCallback):
     """Removes the checkpoints of a local run that a cluster would remove, but never the newest.
 
-    It holds no state: a checkpoint's metadata.json says after which batch it was saved, and DIR/metrics.jsonl how good
-    the model was then.
+    A checkpoint's metadata.json says after which batch it was saved, DIR/metrics.jsonl how good the model was then.
     """
 
     def __init__(self, trial: Trial, folder: Path) -> None:
@@ -258,23 +248,18 @@ class KeptCheckpoints(pytorch.PyTorchCallback):
         self._prune()
 
     def _prune(self) -> None:
-        batches = self._read_batches()
-        values = self._read_values()
-        newest = sorted(batches, key=lambda checkpoint: batches[checkpoint])
+        batches, values = {}, self._read_values()
+        for file in self.folder.glob("checkpoints/determined/*/metadata.json"):
+            with contextlib.suppress(ValueError):  # damaged
+                batches[file.parent] = json.loads(file.read_text())["steps_completed"]
+        not_undone = (c for c in batches if batches[c] <= self.trial.batches_trained)  # a resume may start further back
+        newest = sorted(not_undone, key=lambda checkpoint: batches[checkpoint])
         best = sorted(newest, key=lambda checkpoint: values.get(batches[checkpoint], math.inf))
         keep = {*newest[-self.num_newest :], *best[: self.num_best]}
         for checkpoint in self.folder.glob("checkpoints/determined/*"):
             if checkpoint not in keep:
                 (checkpoint / "metadata.json").unlink(missing_ok=True)  # half removed, it is no longer whole
                 shutil.rmtree(checkpoint)
-
-    def _read_batches(self) -> dict[Path, int]:
-        """The number of batches of each whole checkpoint, but for those that a resume went back behind."""
-        batches = {}
-        for file in self.folder.glob("checkpoints/determined/*/metadata.json"):
-            with contextlib.suppress(ValueError):  # damaged
-                batches[file.parent] = json.loads(file.read_text())["steps_completed"]
-        return {checkpoint: count for checkpoint, count in batches.items() if count <= self.trial.batches_trained}
 
     def _read_values(self) -> dict[int, float]:
         """The searcher's metric after so many batches, turned so that less is better."""
@@ -296,13 +281,7 @@ def keep_data_report(data_report: dict[str, Any], folder: Path) -> None:
 def build_callbacks(
     trial: Trial, folder: Path | None = None, *, max_test_rows: int | None = None
 ) -> dict[str, pytorch.PyTorchCallback]:
-    """Build all callbacks of a run.
-
-    Args:
-        trial: The trial that is trained.
-        folder: Output folder of a local run; None on a cluster, and where a local run keeps its checkpoints only.
-        max_test_rows: Rows of the test split to evaluate the best model on; None takes all.
-    """
+    """All callbacks of a run; `folder` is a local run's output folder, `max_test_rows` what `evaluate_best` takes."""
     log = MetricsLog(trial, folder)
     best = BestModel(trial, folder, log, max_test_rows)
     callbacks = {"metrics_log": log, "best_model": best, "checkpoint_contents": CheckpointContents(trial)}

@@ -22,30 +22,16 @@ logger = logging.getLogger(__name__)
 
 
 def allow_determined_checkpoints() -> None:
-    """Let torch >= 2.6 read Determined's checkpoints, which hold the state of NumPy's random generator.
-
-    That state is a plain array; torch goes on refusing everything else that a pickle could name.
-    """
+    """Let torch >= 2.6 read Determined's checkpoints, which hold a plain array of NumPy's; it refuses all else."""
     if not hasattr(torch.serialization, "add_safe_globals"):
         return  # a torch whose torch.load is not restricted
     reconstruct: Any = np.zeros(1).__reduce__()[0]
-    torch.serialization.add_safe_globals(
-        [
-            (reconstruct, "numpy._core.multiarray._reconstruct"),
-            (reconstruct, "numpy.core.multiarray._reconstruct"),  # as NumPy 1 names it
-            np.ndarray,
-            np.dtype,
-            type(np.dtype("uint32")),
-        ]
-    )
+    names = [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("_core", "core")]  # of NumPy 2 and 1
+    torch.serialization.add_safe_globals([*names, np.ndarray, np.dtype, type(np.dtype("uint32"))])
 
 
 def write_plain_data(checkpoint: dict[str, Any]) -> None:
-    """Rename the weights of several slots as one process names them, and turn NumPy's array into a list.
-
-    Determined's loader needs those names. NumPy pickles arrays under names that differ between its versions, and that
-    torch refuses by default.
-    """
+    """Name the weights as Determined's loader does; turn NumPy's array, which torch refuses by default, into a list."""
     kind, numbers, *rest = checkpoint["rng_state"]["np_rng_state"]
     checkpoint["rng_state"]["np_rng_state"] = (kind, numbers.tolist(), *rest)
     _name_weights_as_one_process(checkpoint)
@@ -62,16 +48,7 @@ def read_labels(model: Any) -> dict[int, str]:
 
 
 def refuse_another_model(checkpoint: dict[str, Any], model: Any, labels: Mapping[int, str]) -> None:
-    """Load a checkpoint's weights into the model, after naming them as one process names them.
-
-    Args:
-        checkpoint: As Determined loads it.
-        model: Without what several slots wrap it in.
-        labels: Those of the checkpoint's model.
-
-    Raises:
-        TrialError: If the weights or the labels are those of another model.
-    """
+    """Load a checkpoint's weights into the bare model; a TrialError if they or the labels are those of another one."""
     _name_weights_as_one_process(checkpoint)
     what = None
     if labels != read_labels(model):
@@ -107,14 +84,12 @@ def complete_load_data(file: Path, model: Any) -> None:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads numbers, texts and collections of them, and runs nothing."""
-
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it names {module}.{name}, which Determined never writes there")
 
 
 def read_trial_state(checkpoint: Path) -> dict[str, Any]:
-    """Read what Determined keeps of a training's progress: a pickle, which Determined itself loads unchecked."""
+    """Determined's record of the training's progress: a pickle, of which nothing but plain data is read."""
     with (checkpoint / "trial_state.pkl").open("rb") as file:
         state = _PlainUnpickler(file).load()
     if not isinstance(state, dict) or not isinstance(state.get("batches_trained"), int):
@@ -137,15 +112,9 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def find_checkpoint(requested: str, output_dir: Path) -> Path | None:
-    """The checkpoint that `--resume` asks for: a folder, or with "auto" the newest whole one of a run.
+    """The checkpoint that `--resume` asks for: a folder, or with "auto" the newest whole one of a run, if it has any.
 
     Determined writes metadata.json last: a checkpoint without it was being saved when the run was killed.
-
-    Returns:
-        The checkpoint's folder; None if the run was killed before its first one was whole.
-
-    Raises:
-        TrialError: If what is asked for cannot be resumed.
     """
     if requested != "auto":
         checkpoint = Path(requested).expanduser().resolve()
@@ -183,14 +152,7 @@ def warn_of_changes(checkpoint: Path, config: Mapping[str, Any]) -> None:
 
 
 def export_model(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
-    """Write weights (safetensors), config, tokenizer and model card to a folder.
-
-    Args:
-        folder: Files of these names in it are replaced. It need not exist.
-        model: A model of transformers.
-        tokenizer: Its tokenizer.
-        card: What the folder's README.md says.
-    """
+    """Write weights (safetensors), config, tokenizer and the model card, README.md, to a folder."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _make_readable_for_both(folder, tokenizer)
@@ -198,7 +160,7 @@ def export_model(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
 
 
 def _make_readable_for_both(folder: Path, tokenizer: Any) -> None:
-    """Change what one of transformers 4 and 5 saved so that both read the same from it."""
+    """Change what transformers 4 or 5 saved so that both read the same from it."""
     files = [folder / "tokenizer_config.json", folder / "config.json"]
     of_tokenizer, of_model = configs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     if (folder / "tokenizer.json").exists():

@@ -1,8 +1,8 @@
 """What the command line of `train.py` says: its arguments, the configuration with its overrides, and the folders."""
 
-import argparse
 import datetime
 import logging
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,39 +17,25 @@ from transformer_trial.parsing import read_known
 logger = logging.getLogger(__name__)
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train a trial without a cluster, under torchrun, or as the entrypoint of an experiment."
-    )
+def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
+    what = "Train a trial without a cluster, under torchrun, or as the entrypoint of an experiment."
+    parser = ArgumentParser(description=what)
     parser.add_argument("config_file", nargs="?", metavar="CONFIG.yaml", help="default: ner_config.yaml")
-    parser.add_argument(
-        "--config",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override one key, such as hyperparameters.learning_rate=1e-4, as `det` does; may be repeated",
-    )
+    what = "override one key, such as hyperparameters.learning_rate=1e-4, as `det` does; may be repeated"
+    parser.add_argument("--config", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=what)
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, metavar="N", help="train for N epochs, whatever the searcher says")
     length.add_argument("--batches", type=int, metavar="N", help="train for N batches, whatever the searcher says")
-    parser.add_argument(
-        "--output-dir",
-        type=Path,
-        metavar="DIR",
-        help="folder for model/, metrics.jsonl and checkpoints/ (default: outputs/, then experiment's name and time)",
-    )
-    parser.add_argument(
-        "--resume",
-        metavar="CHECKPOINT",
-        help="go on from this folder, or with `auto` from the newest checkpoint in --output-dir",
-    )
+    what = "folder for model/, metrics.jsonl and checkpoints/ (default: outputs/, then experiment's name and time)"
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help=what)
+    what = "go on from this folder, or with `auto` from the newest checkpoint in --output-dir"
+    parser.add_argument("--resume", metavar="CHECKPOINT", help=what)
     parser.add_argument("--test", action="store_true", help="train and validate one batch of each, to see that it runs")
     parser.add_argument("--inspect", action="store_true", help="show what the data holds, and stop before training")
     return parser.parse_args(arguments)
 
 
-def read_config(options: argparse.Namespace) -> dict[str, Any]:
+def read_config(options: Namespace) -> dict[str, Any]:
     """The yaml with its overrides, read by the functions that `det` reads it with."""
     path = Path(options.config_file or "ner_config.yaml")
     if not path.is_file():
@@ -68,7 +54,7 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
         raise TrialError(f"--config: {explain_yaml(error)}") from error
 
 
-def warn_of_ignored(options: argparse.Namespace) -> None:
+def warn_of_ignored(options: Namespace) -> None:
     """Name the arguments that a task of a cluster does not follow."""
     given = {"CONFIG.yaml": options.config_file, "--config": options.overrides, "--test": options.test}
     given |= {"--inspect": options.inspect, "--output-dir": options.output_dir, "--resume": options.resume}
@@ -78,17 +64,15 @@ def warn_of_ignored(options: argparse.Namespace) -> None:
 
 def explain_yaml(error: Exception) -> str:
     """What a yaml parser says, and where, but not the line itself: it may hold a secret."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
+    if (mark := getattr(error, "problem_mark", None)) is None:
         return " ".join(str(error).split())
     return f"{getattr(error, 'problem', None)} (line {mark.line + 1}, column {mark.column + 1})"
 
 
-def with_length(config: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def with_length(config: dict[str, Any], options: Namespace) -> dict[str, Any]:
     """The configuration with the training's length from the command line, where that gives one."""
     for unit in ("epochs", "batches"):
-        amount = getattr(options, unit)
-        if amount is not None:
+        if (amount := getattr(options, unit)) is not None:
             if amount < 1:
                 raise ConfigError([f"--{unit}: found {amount}; accepted is at least 1."])
             read_known("searcher", config, SearcherConfig)
@@ -97,12 +81,8 @@ def with_length(config: dict[str, Any], options: argparse.Namespace) -> dict[str
     return config
 
 
-def choose_output_dir(project: Path, config: Mapping[str, Any], options: argparse.Namespace) -> Path:
-    """The folder that the command line gives, or that a checkpoint is in, or else a new one under outputs/.
-
-    Raises:
-        TrialError: If a run is to go on, and nothing says which, or not how far.
-    """
+def choose_output_dir(project: Path, config: Mapping[str, Any], options: Namespace) -> Path:
+    """The folder that the command line gives, or that the checkpoint to resume is in, or else a new one in outputs/."""
     if options.resume is not None and (options.test or options.inspect):
         raise TrialError("--resume: goes with neither --test nor --inspect.")
     if options.output_dir is not None:

@@ -223,13 +223,10 @@ class TrialConfig(Generic[DataT]):
 def parse_trial_config(
     hparams: Mapping[str, Any], data: Mapping[str, Any], data_class: type[DataT]
 ) -> TrialConfig[DataT]:
-    """Check both sections and return them parsed, that of the data as `data_class`.
+    """Check both sections and return them parsed, that of the data as `data_class`; a ConfigError names all problems.
 
     Search ranges among the hyperparameters stand for one value of theirs, so that a search's yaml can be tried locally;
     on a cluster Determined has already drawn one.
-
-    Raises:
-        ConfigError: For any unknown key, wrong value, missing key or contradiction; it names them all.
     """
     hyperparameter_classes = (ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig)
     parsed = parse_sections({"hyperparameters": (hparams, hyperparameter_classes), "data": (data, (data_class,))})

@@ -21,20 +21,14 @@ FILE_BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "
 # Data sets that came with a loading script, which datasets >= 4 refuses to run, and the same data without one.
 SCRIPT_FREE_NAMES = dict.fromkeys(("conll2003", "eriktks/conll2003", "tner/conll2003"), "lhoestq/conll2003")
 
+# Global batches that are sorted by length together. 95% of the tokens in WNUT 17's batches of 8 are then real. Larger
+# groups save little more, and batches would depend on lengths rather than on chance.
 LENGTH_GROUP_BATCHES = 16
-"""Global batches that are sorted by length together. 95% of the tokens in WNUT 17's batches of 8 are then real. Larger
-groups save little more, and batches would depend on lengths rather than on chance."""
-
-MIN_LENGTH_GROUPS = 4
-"""At least so many groups make an epoch, so that small data sets, too, have other batches in each epoch."""
+MIN_LENGTH_GROUPS = 4  # an epoch has at least so many, so that small data sets, too, have other batches in each epoch
 
 
 def default_load_dataset(config: DataConfig) -> datasets.DatasetDict:
-    """Load the data set or the files that `data` names: the splits train, validation, test, every column as it is.
-
-    Raises:
-        TrialError: If something is missing or cannot be read; it names the key and the file.
-    """
+    """Load the data set or the files that `data` names: the splits train, validation, test, every column as it is."""
     if config.dataset_name is not None:
         return _load_named(config.dataset_name, config)
     files = configured_files(config).items()
@@ -44,11 +38,8 @@ def default_load_dataset(config: DataConfig) -> datasets.DatasetDict:
 def configured_files(config: DataConfig) -> dict[str, str]:
     """Return the file or glob of each split that has one. Raise a ConfigError if train has none."""
     if config.train_file is None:
-        problem = (
-            "data.train_file: missing, and dataset_name is null. Set dataset_name to a hub name or folder, or "
-            "train_file (and validation_file) to your files."
-        )
-        raise ConfigError([problem])
+        advice = "Set dataset_name to a hub name or folder, or train_file (and validation_file) to your files."
+        raise ConfigError([f"data.train_file: missing, and dataset_name is null. {advice}"])
     files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
     return {split: file for split, file in files.items() if file is not None}
 
@@ -58,10 +49,8 @@ def _load_named(name: str, config: DataConfig) -> datasets.DatasetDict:
         if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):
             splits = datasets.load_from_disk(name)
         else:
-            options = _cache_options(config)
-            splits = datasets.load_dataset(
-                name, config.dataset_config_name, revision=config.dataset_revision, **options
-            )
+            options = {"revision": config.dataset_revision, **_cache_options(config)}
+            splits = datasets.load_dataset(name, config.dataset_config_name, **options)
     except Exception as error:
         raise TrialError(_why_not_loaded(name, config, error)) from error
     if isinstance(splits, datasets.Dataset):
@@ -78,11 +67,9 @@ def _why_not_loaded(name: str, config: DataConfig, error: Exception) -> str:
     elif "script" in reason.lower():
         advice = "give the files' own revision (dataset_revision: refs/convert/parquet), or a data set without a script"
     else:
-        return (
-            f"data.dataset_name: cannot load {name}: {reason}. Accepted are a data set's name on the Hugging Face hub "
-            "and a local folder. Private ones need a token in HF_TOKEN, and without network the data set has to be in "
-            "the cache."
-        )
+        accepted = "Accepted are a data set's name on the Hugging Face hub and a local folder"
+        advice = "Private ones need a token in HF_TOKEN, and without network the data set has to be in the cache."
+        return f"data.dataset_name: cannot load {name}: {reason}. {accepted}. {advice}"
     return f"data.dataset_name: {name} needs a loading script, which the datasets library no longer runs; {advice}."
 
 
@@ -104,28 +91,20 @@ def _cache_options(config: DataConfig) -> dict[str, str | None]:
 
 
 def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.DatasetDict:
-    """Make a validation split where there is none, and keep as many rows of each split as the configuration asks for.
-
-    Raises:
-        TrialError: If there is no validation split and no `validation_split_percentage` to make one with.
-    """
+    """Make a validation split where there is none, and keep as many rows of each split as `config` asks for."""
     splits = datasets.DatasetDict(splits)
     if "validation" not in splits:
         if config.validation_split_percentage is None:
-            raise TrialError(
-                f"There is no validation split; found are {', '.join(splits)}. Set data.validation_split_percentage "
-                "(5, say) to validate on the first rows of the training split, or give a validation_file."
-            )
-        train = splits["train"]
-        num_validation_rows = round(train.num_rows * config.validation_split_percentage / 100)
-        if not 0 < num_validation_rows < train.num_rows:
-            raise TrialError(
-                f"data.validation_split_percentage: {config.validation_split_percentage:g}% of {train.num_rows} rows "
-                f"leaves {num_validation_rows} to validate on and {train.num_rows - num_validation_rows} to train on. "
-                "Give another percentage, or a validation_file."
-            )
-        splits["validation"] = train.select(range(num_validation_rows))
-        splits["train"] = train.select(range(num_validation_rows, train.num_rows))
+            advice = "(5, say) to validate on the first rows of the training split, or give a validation_file"
+            found = f"There is no validation split; found are {', '.join(splits)}"
+            raise TrialError(f"{found}. Set data.validation_split_percentage {advice}.")
+        train, percentage = splits["train"], config.validation_split_percentage
+        size = round(train.num_rows * percentage / 100)
+        if not 0 < size < train.num_rows:
+            leaves = f"leaves {size} to validate on and {train.num_rows - size} to train on"
+            found = f"data.validation_split_percentage: {percentage:g}% of {train.num_rows} rows {leaves}"
+            raise TrialError(f"{found}. Give another percentage, or a validation_file.")
+        splits["validation"], splits["train"] = train.select(range(size)), train.select(range(size, train.num_rows))
     for split in ("train", "validation"):
         if splits[split].num_rows == 0:
             raise TrialError(f"The {split} split has no rows. Give one with at least one row.")
@@ -145,11 +124,8 @@ def group_by_tokens(
 ) -> list[list[int]]:
     """Group rows of similar length, the longest first, so that little is padding and memory runs out at once or never.
 
-    Args:
-        lengths: Sub-tokens of each row.
-        max_tokens: Sub-tokens of a batch, padding included; a longer row makes a batch of its own.
-        max_rows: Rows of a batch, at most.
-        num_slots: Each slot gets as many batches, of which the last may be empty.
+    A batch has at most `max_tokens` sub-tokens, padding included, where it has more than one row, and at most
+    `max_rows` rows. Each of the slots gets as many batches, of which the last may be empty.
     """
     batches: list[list[int]] = []
     longest = 0
@@ -172,14 +148,7 @@ class SlotBatchSampler(torch.utils.data.BatchSampler):
     Determined deals the pieces out to the slots in turn, so that step k of the training is always the k-th global batch
     of the epoch, and every row is seen once an epoch. A piece may be empty: the last batch can have fewer rows than
     there are slots. The order is a function of seed and epoch alone, so that a resumed training, which skips what it
-    has seen, meets the same batches.
-
-    Args:
-        num_rows: Rows of the data set.
-        global_batch_size: Rows of a batch, over all slots.
-        num_slots: Pieces that a batch is split into.
-        seed: Shuffles anew every epoch.
-        lengths: Sub-tokens of each row. Where given, rows of similar length share a batch.
+    has seen, meets the same batches. Where `lengths` are given, rows of similar length share a batch.
     """
 
     def __init__(

@@ -122,9 +122,7 @@ def training_length(experiment_config: Mapping[str, Any]) -> Length:
 def searcher_metric(experiment_config: Mapping[str, Any], better_when_larger: Mapping[str, bool]) -> tuple[str, bool]:
     """The validation metric that decides which model is best, and whether smaller is better.
 
-    Raises:
-        ConfigError: If there is none, or the trial reports no such metric (`better_when_larger` has those that it
-            does; empty accepts any), or the wrong end of it is called the better.
+    `better_when_larger` has the metrics that the trial reports; empty accepts any.
     """
     searcher = read_known("searcher", experiment_config, SearcherConfig)
     metric, smaller_is_better = searcher.metric, searcher.smaller_is_better

@@ -8,16 +8,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Let the body write a new file or folder, which then takes the place of `path`.
+    """Yield a new path for the body to write a file or folder to, which then takes the place of `path`.
 
     A file is replaced in one step. A folder takes two renames: a kill between them leaves `{path}.replaced` and no
     `path`, which `restore_old` mends. If the body fails, `path` stays as it was.
-
-    Args:
-        path: File or folder, which need not exist.
-
-    Yields:
-        The path to write to, `{path}.new`. Nothing is there yet.
 
     Example:
         with replacing(Path("metrics.json")) as new:

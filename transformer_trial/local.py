@@ -4,7 +4,6 @@ Off cluster this does what the master and Determined's harness do with an experi
 periods, checkpoint policy and gradient accumulation mean what they mean under `entrypoint: module:TrialClass`.
 """
 
-import argparse
 import contextlib
 import errno
 import inspect
@@ -15,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,34 +28,20 @@ import tqdm.contrib.logging
 import transformers
 from determined import core, pytorch
 
-from transformer_trial import command_line, private
+from transformer_trial import checkpoints, command_line, experiment, private
 from transformer_trial.callbacks import build_callbacks, keep_data_report
-from transformer_trial.checkpoints import find_checkpoint, read_trial_state, warn_of_changes
 from transformer_trial.config import parse_trial_config
 from transformer_trial.errors import TrialError
-from transformer_trial.experiment import (
-    HarnessConfig,
-    Length,
-    OptimizationsConfig,
-    ProfilingConfig,
-    parse_length,
-    training_length,
-)
+from transformer_trial.experiment import Length
 from transformer_trial.parsing import read_known
 from transformer_trial.processes import get_cluster_task, join_torchrun
 from transformer_trial.trial import BaseTransformerTrial
 
 logger = logging.getLogger(__name__)
 
-SIGNAL_PERIOD = 10
-"""Batches after which several processes ask each other again whether there was a signal."""
-
-PATIENCE = 25
-"""Seconds that one of several processes has to end in after a SIGTERM; torchrun kills it after 30."""
-
-LOCK_PATIENCE = 10
-"""Seconds to wait for the lock of an output folder: a killed run's data workers hold it until they notice."""
-
+SIGNAL_PERIOD = 10  # batches after which several processes ask each other again whether there was a signal
+PATIENCE = 25  # seconds that one of several processes has to end in after a SIGTERM; torchrun kills it after 30
+LOCK_PATIENCE = 10  # seconds to wait for an output folder: a killed run's data workers hold its lock until they notice
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -76,10 +62,8 @@ def run(trial_class: type[BaseTransformerTrial], arguments: Sequence[str] | None
             train_locally(trial_class, options)
 
 
-def train_on_cluster(
-    trial_class: type[BaseTransformerTrial], options: argparse.Namespace, task: det.ClusterInfo
-) -> None:
-    """Train as an experiment's entrypoint. Configuration and checkpoint are those that the master gives."""
+def train_on_cluster(trial_class: type[BaseTransformerTrial], options: Namespace, task: det.ClusterInfo) -> None:
+    """Train as an experiment's entrypoint, with the configuration and the checkpoint that the master gives."""
     command_line.warn_of_ignored(options)
     config = command_line.with_length(private.read_experiment_config(task), options)
     init_options, fit_options = read_options(trial_class, config, task.trial.hparams, on_cluster=True)
@@ -88,7 +72,7 @@ def train_on_cluster(
         pytorch.Trainer(trial, context).fit(latest_checkpoint=task.latest_checkpoint, **fit_options)
 
 
-def train_locally(trial_class: type[BaseTransformerTrial], options: argparse.Namespace) -> None:
+def train_locally(trial_class: type[BaseTransformerTrial], options: Namespace) -> None:
     """Train into an output folder, from the beginning or from a checkpoint."""
     config = command_line.with_length(command_line.read_config(options), options)
     project = Path(inspect.getfile(trial_class)).resolve().parent
@@ -125,22 +109,23 @@ def read_options(
     """What Determined's harness makes of an experiment configuration: arguments of `pytorch.init` and `Trainer.fit`."""
     data = config.get("data") or {}
     batch_size = parse_trial_config(hparams, data, trial_class.data_config_class).training.global_batch_size
-    harness = read_known("", config, HarnessConfig)
+    harness = read_known("", config, experiment.HarnessConfig)
     # Determined knows the best validation on a cluster only; off cluster KeptCheckpoints removes the others.
     policy = "all" if harness.checkpoint_policy == "best" and not on_cluster else harness.checkpoint_policy
     fit_options = {
-        "max_length": as_train_unit(training_length(config), batch_size),
+        "max_length": as_train_unit(experiment.training_length(config), batch_size),
         "validation_period": as_period("min_validation_period", harness.min_validation_period, batch_size),
         "checkpoint_period": as_period("min_checkpoint_period", harness.min_checkpoint_period, batch_size),
         "reporting_period": pytorch.Batch(harness.scheduling_unit),
         "checkpoint_policy": policy,
         "step_zero_validation": harness.perform_initial_validation,
-        "profiling_enabled": on_cluster and read_known("profiling", config, ProfilingConfig).enabled,
+        "profiling_enabled": on_cluster and read_known("profiling", config, experiment.ProfilingConfig).enabled,
     }
+    optimizations = read_known("optimizations", config, experiment.OptimizationsConfig)
     init_options = {
         "hparams": {**hparams, "global_batch_size": batch_size},  # it takes nothing but an int
         "exp_conf": config,
-        "aggregation_frequency": read_known("optimizations", config, OptimizationsConfig).aggregation_frequency,
+        "aggregation_frequency": optimizations.aggregation_frequency,
         "enable_tensorboard_logging": on_cluster,
     }
     return init_options, fit_options
@@ -155,22 +140,18 @@ def as_train_unit(length: Length, global_batch_size: int) -> pytorch.TrainUnit:
 
 def as_period(key: str, value: Any, global_batch_size: int) -> pytorch.TrainUnit:
     """A period of the configuration, in which 0 stands for never."""
-    period = parse_length(key, value)
+    period = experiment.parse_length(key, value)
     return as_train_unit(period if period.amount > 0 else Length(period.unit, sys.maxsize), global_batch_size)
 
 
 def broadcast_folders(
     output_dir: Path, resume: str | None, distributed: core.DistributedContext | None
 ) -> tuple[Path, Path | None]:
-    """The output folder and the checkpoint to go on from, if any: the same for all processes.
-
-    Raises:
-        TrialError: If the folder cannot be written to by this run, or a process does not find the checkpoint.
-    """
+    """The output folder and the checkpoint to go on from, if any, the same for all processes, or a TrialError."""
     if distributed is not None:
         output_dir = distributed.broadcast(output_dir)
     command_line.check_output_dir(output_dir, resumes=resume is not None)
-    checkpoint = None if resume is None else find_checkpoint(resume, output_dir)
+    checkpoint = None if resume is None else checkpoints.find_checkpoint(resume, output_dir)
     if distributed is not None and len(set(distributed.allgather(checkpoint))) > 1:
         raise TrialError(
             f"--resume: not every process finds the same checkpoint in {output_dir}. It has to be a folder that all "
@@ -187,8 +168,8 @@ def fit(trial: BaseTransformerTrial, checkpoint: Path | None, config: Mapping[st
         pytorch.Trainer(trial, trial.context).fit(**options)
         return
     logger.info("Going on from %s.", checkpoint)
-    warn_of_changes(checkpoint, config)
-    private.fit_from(checkpoint, read_trial_state(checkpoint), trial, **options)
+    checkpoints.warn_of_changes(checkpoint, config)
+    private.fit_from(checkpoint, checkpoints.read_trial_state(checkpoint), trial, **options)
 
 
 class StopSignals:
@@ -202,8 +183,7 @@ class StopSignals:
         self.context, self.batch_hooks = trial.context, trial.batch_hooks
         self.received: int | None = None
         self.received_at = 0.0
-        self.are_heeded = False
-        """Whether all processes have agreed to end the training."""
+        self.are_heeded = False  # whether all processes have agreed to end the training
 
     def __enter__(self) -> "StopSignals":
         self.batch_hooks.append(self.heed)
@@ -251,12 +231,8 @@ def _say(text: str) -> None:
 def log_outcome(trial: BaseTransformerTrial, signals: StopSignals, output_dir: Path) -> None:
     """Say what the folder holds now, or, where a signal ended the training, how to go on, and exit."""
     if signals.are_heeded:
-        logger.warning(
-            "Stopped after batch %d of %d. To go on, give the same command with: --output-dir %s --resume auto",
-            trial.batches_trained,
-            trial.num_training_batches,
-            output_dir,
-        )
+        stopped = "Stopped after batch %d of %d. To go on, give the same command with: --output-dir %s --resume auto"
+        logger.warning(stopped, trial.batches_trained, trial.num_training_batches, output_dir)
         sys.exit(128 + (signals.received or signal.SIGTERM))
     kept = [name for name in ("model", "report", "test", "metrics.jsonl") if (output_dir / name).exists()]
     logger.info("In %s: %s", output_dir, ", ".join(kept))
@@ -265,7 +241,7 @@ def log_outcome(trial: BaseTransformerTrial, signals: StopSignals, output_dir: P
 @contextlib.contextmanager
 def progress_bar(trial: BaseTransformerTrial, checkpoint: Path | None) -> Iterator[None]:
     """Show on a terminal how far the training is, which begins at the checkpoint's batch."""
-    done = 0 if checkpoint is None else read_trial_state(checkpoint)["batches_trained"]
+    done = 0 if checkpoint is None else checkpoints.read_trial_state(checkpoint)["batches_trained"]
     with (
         tqdm.contrib.logging.logging_redirect_tqdm(),
         tqdm.tqdm(total=trial.num_training_batches, initial=done, unit="batch", leave=False, disable=None) as bar,
@@ -274,23 +250,17 @@ def progress_bar(trial: BaseTransformerTrial, checkpoint: Path | None) -> Iterat
         yield
 
 
-@contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep a second run out of a folder while the body runs.
-
-    Raises:
-        TrialError: If another process holds the lock.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(filelock.FileLock(folder / ".lock", timeout=LOCK_PATIENCE))
-        except filelock.Timeout:
-            who = f"--output-dir: another run is writing to {folder}. Wait for its end, or stop it."
-            raise TrialError(who) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # network file systems without locks
-                raise
-        yield
+def lock_folder(folder: Path) -> contextlib.AbstractContextManager[Any]:
+    """Keep a second run out of a folder until the returned context ends; a TrialError if this is the second run."""
+    try:
+        return filelock.FileLock(folder / ".lock").acquire(timeout=LOCK_PATIENCE)
+    except filelock.Timeout:
+        who = f"--output-dir: another run is writing to {folder}. Wait for its end, or stop it."
+        raise TrialError(who) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # network file systems without locks
+            raise
+        return contextlib.nullcontext()
 
 
 def set_up_logging(on_cluster: bool) -> None:
@@ -310,9 +280,6 @@ def _exit_with_message() -> Iterator[None]:
     """End the process with one message, where the user or the machine is the cause of what the body raises."""
     try:
         yield
-    except (TrialError, det.errors.InvalidExperimentException) as error:
-        logger.error("%s", error)
-        sys.exit(1)
     except KeyboardInterrupt:
         logger.error("Stopped before the training began: there is nothing to go on with.")
         sys.exit(128 + signal.SIGINT)
@@ -324,11 +291,11 @@ def _exit_with_message() -> Iterator[None]:
 
 
 def explain_failure(error: Exception) -> str | None:
-    """What a failure of the machine means; None for any other failure."""
-    text = " ".join(str(error).split())
-    if isinstance(error, RuntimeError) and re.search(
-        "closed by peer|reset by peer|Broken pipe|NCCL.*(abort|remote)", text
-    ):
+    """What a mistake of the user or a failure of the machine means; None for any other failure."""
+    if isinstance(error, (TrialError, det.errors.InvalidExperimentException)):
+        return str(error)
+    text, lost_peer = " ".join(str(error).split()), "closed by peer|reset by peer|Broken pipe|NCCL.*(abort|remote)"
+    if isinstance(error, RuntimeError) and re.search(lost_peer, text):
         return f"Another process of this training has ended: see its error. This one ends with it ({text[:200]})."
     if isinstance(error, pyarrow.ArrowException):
         return f"A cached data set is damaged ({text[:200]}). Set data.overwrite_cache: true once, to reread it."

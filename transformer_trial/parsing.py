@@ -131,10 +131,9 @@ def pick_from_range(value: Any) -> Any:
 
 
 def parse_sections(sections: Mapping[str, tuple[Any, Sequence[type[Section]]]]) -> dict[type, Any]:
-    """Check the sections of a configuration and return the models made of them, by class.
+    """Check the sections of a configuration and return the models made of them, by class, or raise a ConfigError.
 
-    `sections` has by name what the yaml gives for a section, and the classes that share its keys. A ConfigError names
-    all unknown keys, wrong values, missing keys and conflicts.
+    `sections` has by name what the yaml gives for a section, and the classes that share its keys.
     """
     valid_keys = {s: [key for c in classes for key in c.model_fields] for s, (_, classes) in sections.items()}
     problems: list[str] = []
@@ -156,10 +155,7 @@ def parse_sections(sections: Mapping[str, tuple[Any, Sequence[type[Section]]]]) 
 
 
 def read_known(section: str, experiment_config: Mapping[str, Any], config_class: type[SectionT]) -> SectionT:
-    """The part of a section of Determined's own that `config_class` has fields for; null stands for a default.
-
-    The section "" is the top level. A ConfigError names all wrong values.
-    """
+    """The part of a section of Determined's that `config_class` has fields for; null is a default, "" the top level."""
     values = (experiment_config.get(section) or {}) if section else experiment_config
     if isinstance(values, Mapping):
         values = {key: values[key] for key in config_class.model_fields if values.get(key) is not None}

@@ -1,7 +1,6 @@
-"""Every use of a private name of Determined 0.38, each with its reason and what would replace it.
+"""Every use of a private name of Determined 0.38: what to check first with a new version.
 
-Here a new version of Determined is checked first. It is also steered by environment variables (`local.py` and
-`processes.py`), and the files of its checkpoints are read and changed (`checkpoints.py`).
+Then its environment variables (`local.py` and `processes.py`) and the files of its checkpoints (`checkpoints.py`).
 """
 
 from collections.abc import Sequence
@@ -13,8 +12,7 @@ from determined import pytorch
 from determined.cli import ntsc
 from determined.common import detignore
 
-STORAGE_LOGGER = "determined.common.storage"
-"""The logger that warns where a part of a checkpoint is read, as every resume does; Determined has no switch for it."""
+STORAGE_LOGGER = "determined.common.storage"  # it warns where a part of a checkpoint is read, as every resume does
 
 
 def end_training() -> NoReturn:
@@ -65,13 +63,8 @@ class _ResumedController(pytorch._PyTorchTrialController):
 def fit_from(checkpoint: Path, state: dict[str, Any], trial: pytorch.PyTorchTrial, **options: Any) -> None:
     """`pytorch.Trainer.fit` from a checkpoint's batch on; off cluster the method itself begins at batch 0.
 
-    It builds the controller that `fit` builds, with the batch and the trial that a cluster's master would tell it.
-
-    Args:
-        checkpoint: Its folder.
-        state: The contents of its trial_state.pkl.
-        trial: The trial, into which it is loaded.
-        options: What `fit` takes.
+    It builds the controller that `fit` builds, with the batch and the trial id in `state`, the checkpoint's
+    trial_state.pkl, which a cluster's master would tell it. `options` are those of `fit`.
     """
     controller = _ResumedController(
         trial_inst=trial,

@@ -27,18 +27,13 @@ def join_torchrun() -> Iterator[core.DistributedContext | None]:
     os.environ["USE_TORCH_DISTRIBUTED"] = "True"  # tells Determined to train data-parallel with torch
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
+        places = {"": "", "local_": "LOCAL_", "cross_": "GROUP_"}  # as Determined and as torchrun calls them
+        ranks = {f"{own}rank": int(os.environ[f"{theirs}RANK"]) for own, theirs in places.items()}
+        sizes = {f"{own}size": int(os.environ[f"{theirs}WORLD_SIZE"]) for own, theirs in places.items()}
+        chief_ip = os.environ.get("DET_CHIEF_IP", os.environ["MASTER_ADDR"])  # where all exchange, nodes included
         pub_port, pull_port = _choose_ports()
-        yield core.DistributedContext(
-            rank=int(os.environ["RANK"]),
-            size=int(os.environ["WORLD_SIZE"]),
-            local_rank=int(os.environ["LOCAL_RANK"]),
-            local_size=int(os.environ["LOCAL_WORLD_SIZE"]),
-            cross_rank=int(os.environ["GROUP_RANK"]),
-            cross_size=int(os.environ["GROUP_WORLD_SIZE"]),
-            chief_ip=os.environ.get("DET_CHIEF_IP", os.environ["MASTER_ADDR"]),  # where all exchange, nodes included
-            pub_port=pub_port,
-            pull_port=pull_port,
-        )
+        ports = {"pub_port": pub_port, "pull_port": pull_port}
+        yield core.DistributedContext(**ranks, **sizes, chief_ip=chief_ip, **ports)
     finally:
         torch.distributed.destroy_process_group()
 
@@ -57,10 +52,8 @@ def _choose_ports() -> list[int]:
 def local_chief_first(distributed: core.DistributedContext) -> Iterator[None]:
     """Let one process of each node do the body first, so that the others find its downloads and caches.
 
-    At the end all wait for the slowest node, however long it takes: torch's own collectives give up after minutes.
-
-    Raises:
-        TrialError: On all others, if one process failed, with its error.
+    At the end all wait for the slowest node, however long it takes: torch's own collectives give up after minutes. If
+    one process failed, all others raise a TrialError that tells its error.
     """
     failure, is_interrupted = None, False
     try:
