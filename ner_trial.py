@@ -11,10 +11,10 @@ run_ner.py (Apache-2.0, https://github.com/huggingface/transformers/tree/main/ex
 
 import dataclasses
 import functools
-import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,93 +34,49 @@ from ner.labels import Array
 from ner.report import metric_directions, write_report
 from ner.sentences import Sentence, write_predictions
 from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WORD_COLUMNS, WordCollator
-from transformer_trial.builders import build_using_auto
 from transformer_trial.checkpoints import recipe, versions
 from transformer_trial.config import TrialConfig
 from transformer_trial.data import select_splits
 from transformer_trial.errors import ConfigError
 from transformer_trial.experiment import searcher_metric
 from transformer_trial.files import replacing
-from transformer_trial.processes import local_chief_first
-from transformer_trial.trial import BaseTransformerTrial
+from transformer_trial.trial import BaseTransformerTrial, Batch
 
 logger = logging.getLogger(__name__)
 
 
-class WordPredictions(pytorch.MetricReducer):
-    """Collects the gold and the predicted label of every word, over batches and slots, and lets them be counted.
-
-    Only label ids and two sums of the loss leave the device. What is kept grows with the words, not with the labels.
-
-    Args:
-        compute_metrics: Called on the first slot with the words of all slots, (4, words), see `BatchOfWords.words`.
-    """
-
-    def __init__(self, compute_metrics: Callable[[Array], dict[str, float]]) -> None:
-        self.compute_metrics = compute_metrics
-        self.reset()
-
-    def reset(self) -> None:
-        self.words: list[Array] = []
-        self.loss_sums: list[torch.Tensor] = []  # scalars on the device: reading one would wait for it
-
-    def update(self, words: Array, loss_sum: torch.Tensor) -> None:
-        """Add a batch: its words, (4, words), and the sum of the losses of those that have a position."""
-        self.words.append(words)
-        self.loss_sums.append(loss_sum)
-
-    def per_slot_reduce(self) -> tuple[Array, float, int]:
-        words = np.concatenate(self.words, axis=1)
-        self.words = [words]  # frees the pieces
-        return words, sum(torch.stack(self.loss_sums).tolist()), int((words[2] != NO_POSITION).sum())
-
-    def cross_slot_reduce(self, per_slot_metrics: Sequence[tuple[Array, float, int]]) -> dict[str, float]:
-        words, loss_sums, counts = zip(*per_slot_metrics)
-        metrics = self.compute_metrics(words[0] if len(words) == 1 else np.concatenate(words, axis=1))
-        return {**metrics, "validation_loss": sum(loss_sums) / max(sum(counts), 1)}
-
-
 class NERTrial(BaseTransformerTrial):
-    """Tags words. It overrides how data is loaded, which head the model has, and how the model is evaluated.
+    """Tags words. It overrides how data is loaded and tokenized, the loss, and how the model is evaluated.
 
-    To load data in your own way, override `load_datasets`: return a `datasets.DatasetDict` whose rows hold the words
-    and the tags of one sentence each, in two columns that `data.text_column_name` and `data.label_column_name` name.
+    The base's `__init__` calls `read_data`, `build_model` and `tokenize`, in this order.
     """
 
     data_config_class = NERDataConfig
     settings: TrialConfig[NERDataConfig]
+    label_list: list[str]
 
-    def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
-        super().__init__(context)
-        mode = self.settings.model.model_mode
-        if mode != "token-classification":
-            raise ConfigError([f"hyperparameters.model_mode: found {mode!r}; NERTrial accepts token-classification."])
-        if self.is_restored:
-            self.restore_model()
-            self.label_list = [self.config.id2label[i] for i in sorted(self.config.id2label)]
-            self.tagger_settings = TaggerSettings.from_config(self.config)
-            return
-        with local_chief_first(context.distributed):
-            self.read_data()
-            self.build_model()
-            self.tokenize()
-        self.reports: dict[str, dict[str, Any]] = {}
-        """Of the best model so far: the errors of each split that it was evaluated on."""
-        self.reports_batches = -1
-        """How long that model was trained."""
-        self.wrap(num_training_rows=self.tokenized_datasets["train"].num_rows)
-        self.reducer = context.wrap_reducer(WordPredictions(self.score_validation), for_training=False)
+    reports: Mapping[str, dict[str, Any]] = types.MappingProxyType({})
+    """Of the best model so far: the errors of each split that it was evaluated on."""
+    reports_batches = -1
+    """How long that model was trained."""
 
-    def load_datasets(self) -> Any:
-        """The splits of the data set or the files that `data` names; see the class for how to override it."""
+    def load_datasets(self) -> Mapping[str, Any]:
+        """The splits of the data set or the files that `data` names.
+
+        Override it to load data in your own way: return a mapping from split to rows of words and tags, which
+        `data.text_column_name` and `data.label_column_name` name; see `ner.data.read_splits`.
+        """
         return ner.data.load_splits(self.settings.data)
 
     def read_data(self) -> None:
         """Read the sentences of all splits, learn their labels, and check the settings that depend on these."""
-        data = self.settings.data
-        task = self.settings.model.finetuning_task or "ner"
-        rows, self.label_names = ner.data.read_splits(self.load_datasets(), data, task)
+        data, model = self.settings.data, self.settings.model
+        if model.model_mode != "token-classification":
+            found = f"found {model.model_mode!r}; NERTrial accepts token-classification"
+            raise ConfigError([f"hyperparameters.model_mode: {found}."])
+        rows, self.label_names = ner.data.read_splits(self.load_datasets(), data, model.finetuning_task or "ner")
         self.metadata = ner_utils.get_dataset_metadata(rows, self.label_names, data.label_scheme)
+        self.label_list = self.metadata.label_list
         self._check_against_labels(self.metadata)
         self.rows = select_splits(rows, data)
 
@@ -137,22 +93,17 @@ class NERTrial(BaseTransformerTrial):
         scheme = ner.labels.choose_metric_scheme(*labels, data.metric_scheme) if strict else None
         self.metric_options: dict[str, Any] = {"mode": data.metric_mode, "scheme": scheme}
 
-    def build_model(self) -> None:
-        """Build config, tokenizer and model, whose head has an output for each label."""
-        self.config, self.tokenizer, self.model = build_using_auto(self.settings.model, self.metadata.label_list)
-        self.label_list = [self.config.id2label[i] for i in range(self.metadata.num_labels)]
-        ner.windows.prepare_tokenizer(self.tokenizer)
-        if self.config.pad_token_id is None:
-            self.config.pad_token_id = self.tokenizer.pad_token_id
-
     def tokenize(self) -> None:
         """Turn the sentences into model inputs, as long as the settings say and the model takes."""
-        data = self.settings.data
-        max_seq_length = ner.windows.choose_max_seq_length(self.tokenizer, self.model, data.max_seq_length)
-        doc_stride = ner.windows.choose_doc_stride(self.tokenizer, max_seq_length, data.doc_stride)
+        data, tokenizer = self.settings.data, self.tokenizer
+        ner.windows.prepare_tokenizer(tokenizer)
+        if self.config.pad_token_id is None:
+            self.config.pad_token_id = tokenizer.pad_token_id
+        max_seq_length = ner.windows.choose_max_seq_length(tokenizer, self.model, data.max_seq_length)
+        doc_stride = ner.windows.choose_doc_stride(tokenizer, max_seq_length, data.doc_stride)
         self.tokenized_datasets = ner_utils.build_tokenized_datasets(
             self.rows,
-            self.tokenizer,
+            tokenizer,
             self.label_list,
             max_seq_length,
             doc_stride,
@@ -160,63 +111,56 @@ class NERTrial(BaseTransformerTrial):
             num_workers=data.preprocessing_num_workers,
             overwrite_cache=data.overwrite_cache,
         )
-        self.tagger_settings = TaggerSettings(
-            self.metadata.label_scheme,
-            list(self.label_names) if self.label_names else None,
-            max_seq_length,
-            doc_stride,
-            self.metric_options,
-        )
-        self.config.ner = dataclasses.asdict(self.tagger_settings)  # goes into checkpoints and exports
+        names, options = list(self.label_names) if self.label_names else None, self.metric_options
+        settings = TaggerSettings(self.metadata.label_scheme, names, max_seq_length, doc_stride, options)
+        self.config.ner = dataclasses.asdict(settings)  # goes into checkpoints and exports
         if self.context.distributed.rank == 0:
             labels = (self.metadata.label_list, self.metadata.label_scheme)
             self.data_report = ner.inspect.describe_data(self.rows, self.tokenized_datasets, *labels)
             logger.info("%s", ner.inspect.format_data(self.data_report))
 
-    def build_training_data_loader(self) -> pytorch.DataLoader:
-        columns = [*self._input_names(), "labels"]
-        return self._data_loader(self.tokenized_datasets["train"], columns, training=True)
+    @property
+    def tagger_settings(self) -> TaggerSettings:
+        """How the model tags, as its config says."""
+        return TaggerSettings.from_config(self.config)
 
-    def build_validation_data_loader(self) -> pytorch.DataLoader:
-        return self._data_loader(self.tokenized_datasets["validation"], [*self._input_names(), *WORD_COLUMNS])
-
-    def _input_names(self) -> list[str]:
-        names = self.tokenized_datasets["train"].column_names
-        return [name for name in names if name not in ("labels", *WORD_COLUMNS)]
-
-    def _data_loader(self, rows: datasets.Dataset, columns: list[str], *, training: bool = False) -> pytorch.DataLoader:
+    def data_loader(
+        self, rows: datasets.Dataset, collate: Callable[[list[Any]], Any] | None = None, *, training: bool = False
+    ) -> pytorch.DataLoader:
+        inputs = [name for name in rows.column_names if name not in ("labels", *WORD_COLUMNS)]
+        columns = [*inputs, "labels"] if training else [*inputs, *WORD_COLUMNS]
         mixed_on_gpu = self.settings.training.mixed_precision != "none" and self.context.device.type == "cuda"
         max_seq_length = self.tagger_settings.max_seq_length or 0
-        collate = WordCollator(
+        collate = collate or WordCollator(
             self.tokenizer,
             columns,
             max_length=max_seq_length if self.settings.data.pad_to_max_length else None,
             # The matrix units of GPUs like such lengths; the model may have no position beyond max_seq_length.
             pad_to_multiple_of=8 if mixed_on_gpu and max_seq_length % 8 == 0 else 1,
         )
-        return self.data_loader(rows.select_columns(columns), collate, training=training)
+        return super().data_loader(rows.select_columns(columns), collate, training=training)
 
-    def compute_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The mean loss of the batch's labelled sub-tokens, over all slots: a word weighs the same on each of them."""
-        labels = batch["labels"]
-        logits = self.model(**{name: value for name, value in batch.items() if name != "labels"})["logits"]
-        num_labels = (labels != IGNORED_LABEL_ID).sum()
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(num_labels)
-        # The gradients become the mean over the slots, hence the factor.
-        return ner_utils.sum_losses(logits, labels) * self.context.distributed.size / num_labels.clamp(min=1)
+    def forward(self, batch: Batch) -> Any:
+        """The model's outputs for a training batch; `compute_loss` makes the loss, not the model."""
+        return self.model(**{name: values for name, values in batch.items() if name != "labels"})
 
-    def evaluate_batch(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Predict the words of one batch and hand them to the reducer, whose metrics are the validation's."""
-        self.begin_batch(batch_idx)
-        with self.autocast():
-            (prediction,) = ner_utils.predict_words(self.bare_model, [batch])
+    def compute_loss(self, outputs: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum of the losses where there is a label, and how many there are: a word weighs the same on every slot.
+
+        In training the logits are those of sub-tokens, (row, sub-token, label), in validation those of words.
+        """
+        return ner_utils.sum_losses(outputs["logits"], batch["labels"])
+
+    def evaluate(self, batch: Batch) -> dict[str, Any]:
+        """Predict the words of a batch. Only label ids and the sum of the losses leave the device."""
+        (prediction,) = ner_utils.predict_words(self.bare_model, [batch])
         labels = batch["word_labels"].where(prediction.label_ids != NO_POSITION, IGNORED_LABEL_ID)
-        self.reducer.update(prediction.words(), ner_utils.sum_losses(prediction.logits, labels))
-        return {}
+        loss = self.compute_loss({"logits": prediction.logits}, {**batch, "labels": labels})
+        return {"words": prediction.words(), "validation_loss": loss}
 
-    def score_validation(self, words: Array) -> dict[str, float]:
-        """Count the words of a validation, (4, words), on the first slot."""
+    def score(self, collected: dict[str, list[Array]]) -> dict[str, float]:
+        """Count the words of a validation, each batch of which is (4, words), see `BatchOfWords.words`."""
+        words = np.concatenate(collected["words"], axis=1)
         rows, self.validation_report = self.rows["validation"], self.tagger_settings.build_report()
 
         def describe(number: int) -> tuple[list[str], str]:
@@ -230,7 +174,6 @@ class NERTrial(BaseTransformerTrial):
 
     def evaluate_best(self, folder: Path, max_rows: int | None = None) -> dict[str, float]:
         """Write the reports of both splits and the test split's predictions; return the test metrics."""
-        # All slots tag. Else the others would wait for the first one, in a collective that gives up after minutes.
         tagged = self._tag_test_split(max_rows) if "test" in self.rows else None
         if self.context.distributed.rank != 0:
             return {}
@@ -253,18 +196,15 @@ class NERTrial(BaseTransformerTrial):
         Returns:
             On the first slot all slots' words, (4, words), and their scores, (words,); None on the others.
         """
-        rows, distributed = self.tokenized_datasets["test"], self.context.distributed
+        rows = self.tokenized_datasets["test"]
         if max_rows is not None:
             rows = rows.select(range(np.searchsorted(rows.with_format("numpy")["sentence_id"][:], max_rows)))
-        loader = self._data_loader(rows, [*self._input_names(), *WORD_COLUMNS])
-        batches = loader.get_data_loader(num_replicas=distributed.size, rank=distributed.rank)
-        with self.autocast():
-            parts = [(batch.words(), batch.scores()) for batch in ner_utils.predict_words(self.bare_model, batches)]
-        gathered = distributed.gather(parts)
-        if gathered is None:
-            return None
-        words, scores = zip(*itertools.chain(*gathered))
-        return np.concatenate(words, axis=1), np.concatenate(scores)
+        tagged = self.evaluate_rows(rows, self._tag, dict)
+        return tagged and (np.concatenate(tagged["words"], axis=1), np.concatenate(tagged["scores"]))
+
+    def _tag(self, batch: Batch) -> dict[str, Any]:
+        (prediction,) = ner_utils.predict_words(self.bare_model, [batch])
+        return {"words": prediction.words(), "scores": prediction.scores()}
 
     def _sentences(self, split: str, words: Array, scores: Array) -> Iterator[Sentence]:
         for number, gold, predicted, columns in ner_utils.iterate_sentences(words, self.label_list):

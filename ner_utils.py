@@ -144,15 +144,20 @@ def build_tokenized_datasets(
     return tokenized
 
 
-def sum_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross entropies, in fp32, where there is a label.
+def sum_losses(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of the cross entropies, in fp32, where there is a label, and the number of labels, or the sum of weights.
 
     Args:
         logits: (row, place, label), of sub-tokens or of words.
         labels: (row, place), with IGNORED_LABEL_ID where none counts.
+        weights: What each label weighs, (label,); None weighs all the same. As torch's cross entropy has it.
     """
-    logits = logits.float().flatten(0, 1)
-    return functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED_LABEL_ID, reduction="sum")
+    logits, labels = logits.float().flatten(0, 1), labels.flatten()
+    losses = functional.cross_entropy(logits, labels, weights, ignore_index=IGNORED_LABEL_ID, reduction="sum")
+    is_label = labels != IGNORED_LABEL_ID
+    return losses, is_label.sum() if weights is None else (weights[labels.clamp(min=0)] * is_label).sum()
 
 
 class BatchOfWords(NamedTuple):

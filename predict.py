@@ -7,6 +7,7 @@ next: `ner/data.py` reads the input, as for a training, and `ner/sentences.py` w
 """
 
 import argparse
+import functools
 import itertools
 import logging
 import os
@@ -32,6 +33,7 @@ from ner.labels import OUTSIDE
 from ner.sentences import Sentence, write_predictions
 from transformer_trial.data import choose_evaluation_tokens, group_by_tokens
 from transformer_trial.errors import TrialError
+from transformer_trial.parsing import import_named
 
 logger = logging.getLogger(__name__)
 
@@ -57,16 +59,20 @@ class Tagger:
         self.doc_stride = ner.windows.choose_doc_stride(tokenizer, self.max_seq_length, settings.doc_stride)
 
     @classmethod
-    def load(cls, folder: str | Path, batch_size: int | None = None) -> "Tagger":
-        """Load the model in an exported folder, on a GPU if there is one. Raise a TrialError if it is not whole."""
+    def load(cls, folder: str | Path, batch_size: int | None = None, *, trust_remote_code: bool = False) -> "Tagger":
+        """Load the model in an exported folder, on a GPU if there is one. Raise a TrialError if it is not whole.
+
+        `trust_remote_code` runs the code that an export takes along whose model is none of transformers' own.
+        """
         auto_class = transformers.AutoModelForTokenClassification
         try:
             if not Path(folder).is_dir():
                 raise ValueError(f"there is no such folder (looked for {Path(folder).absolute()})")
-            model, loaded = auto_class.from_pretrained(folder, output_loading_info=True)
+            remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+            model, loaded = auto_class.from_pretrained(folder, output_loading_info=True, **remote)
             if missing := sorted(loaded["missing_keys"]):
-                raise ValueError(f"it has no weights for {', '.join(missing[:4])}, so it was not trained to tag words")
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+                raise ValueError(f"it has no weights for {', '.join(missing[:4])}, {_why_missing(model, loaded)}")
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **remote)
             if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers 5 makes one up
                 raise ValueError("it has no tokenizer")
         except Exception as error:
@@ -104,6 +110,15 @@ class Tagger:
                     sentence.tags[word], sentence.scores[word] = self.labels[label_id], score
 
 
+def _why_missing(model: Any, loaded: Any) -> str:
+    if not (odd := sorted(loaded["unexpected_keys"])):
+        return "so it was not trained to tag words"
+    if getattr(model.config, "auto_map", None):
+        return "as it has a head of its own, and brings the code for it. Read that; to run it: --trust-remote-code"
+    advice = "Load it by the class that it was trained with, and give it to `predict.Tagger`"
+    return f"but for {', '.join(odd[:4])}, of a head that transformers does not have. {advice}"
+
+
 def predict(
     model: str | Path, sentences: Iterable[str | Sequence[str]], batch_size: int | None = None
 ) -> Iterator[dict[str, Any]]:
@@ -125,13 +140,17 @@ def predict(
 def open_source(options: argparse.Namespace) -> ner.data.Source:
     """Open what `--input` names: files as in training, lines of text, or standard input."""
     stdin, output = ner.formats.STANDARD_INPUT, Path(options.output).expanduser()
-    paths = [stdin] if options.input == "-" else ner.data.find_files("--input", options.input)
-    if options.input != "-" and options.output != "-" and output.exists() and any(map(output.samefile, paths)):
+    has_files = options.input != "-" and options.loader is None
+    paths = ner.data.find_files("--input", options.input) if has_files else [stdin]
+    if has_files and options.output != "-" and output.exists() and any(map(output.samefile, paths)):
         raise TrialError(f"--output: {output} is the input too. Name another file.")
-    is_text = options.format is None and (options.input == "-" or is_plain_text(paths[0]))
+    is_text = options.format is None and options.loader is None and (not has_files or is_plain_text(paths[0]))
     columns = (options.text_column, options.label_column, options.sentence_column)
     how = ReadOptions("text" if is_text else options.format, *columns, needs_tags=False, names=OPTION_NAMES)
-    if options.input != "-":
+    if options.loader is not None:
+        rows = functools.partial(import_named("--loader", options.loader), options.input)
+        return ner.data.source_of_rows(options.input, rows, how)
+    if has_files:
         return ner.data.source_of_files("--input", options.input, how)
     records = ner.formats.read_records(stdin, how)
     first = list(itertools.islice(records, ner.data.NUM_FIRST))  # which the source begins with each time
@@ -177,11 +196,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="FILE", help=how)
     formats = ("text", *FORMAT_NAMES)
     parser.add_argument("--format", choices=formats, help="format of the input; by default its ending tells")
+    loader = "function of your own that yields the rows of the input, as in docs/extending.md"
+    parser.add_argument("--loader", metavar="MODULE:NAME", help=loader)
     parser.add_argument("--text-column", metavar="NAME", help="column of the words or the text")
     parser.add_argument("--label-column", metavar="NAME", help="column of the gold tags or entities")
     parser.add_argument("--sentence-column", metavar="NAME", help="column of the sentence's id, if a row is a word")
     numbers = "what numbers among the gold tags stand for, from 0; by default what they stood for in training"
     parser.add_argument("--label-list", nargs="+", metavar="TAG", help=numbers)
+    code = "run the Python code that the model's folder brings, with your rights"
+    parser.add_argument("--trust-remote-code", action="store_true", help=code)
     parser.add_argument("--batch-size", type=int, metavar="N", help="sentences to tag at once, at most; same tags")
     options = parser.parse_args(arguments)
     if options.batch_size is not None and options.batch_size < 1:
@@ -209,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def tag_file(options: argparse.Namespace) -> None:
     """Tag the input as the command line says; with gold tags, print scores and write `report/` beside the output."""
     source = open_source(options)
-    tagger = Tagger.load(options.model, options.batch_size)
+    tagger = Tagger.load(options.model, options.batch_size, trust_remote_code=options.trust_remote_code)
     task = getattr(tagger.model.config, "finetuning_task", None) or "ner"
     columns = find_columns(source.first_records(), source.options, task)
     in_source = source.label_names(columns.label) if columns.label is not None else ()

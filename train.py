@@ -1,7 +1,9 @@
-"""Train NERTrial without a cluster, under torchrun, or as the entrypoint of an experiment; see README.md.
+"""Train what the entrypoint of a yaml names, NERTrial or a trial of your own; see README.md.
 
-python3 train.py [CONFIG.yaml] [--config KEY=VALUE ...] [--epochs N | --batches N] [--output-dir DIR] [--test]
-    [--inspect] [--resume CHECKPOINT|auto]
+It runs without a cluster, under torchrun, or as the entrypoint of an experiment:
+
+python3 train.py [CONFIG.yaml] [--config KEY=VALUE --config KEY=VALUE ...] [--epochs N | --batches N]
+    [--output-dir DIR] [--test] [--inspect] [--resume CHECKPOINT|auto]
 """
 
 import gc
@@ -15,4 +17,4 @@ gc.freeze()
 gc.enable()
 
 if __name__ == "__main__":
-    run(NERTrial)
+    run(NERTrial, follows_entrypoint=True)

@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from pydantic import Field
+
 from ner.report import ErrorReport
 from transformer_trial.config import DataConfig
+from transformer_trial.errors import explain_value
 
 FileFormat = Literal["json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu"]
 FORMAT_NAMES: tuple[str, ...] = get_args(FileFormat)
@@ -31,6 +34,12 @@ class NERDataConfig(DataConfig):
     """All tags there can be, in their order: the names of tags that are numbers, or a check on tags that are texts."""
     label_scheme: LabelScheme | None = None
     """How tags mark entities; by default what the tags look like. `plain` are types without a prefix."""
+    max_seq_length: int | None = Field(default=None, ge=3)
+    """Sub-tokens of a model input, special tokens included; by default as many as tokenizer and model take."""
+    doc_stride: int | None = Field(default=None, ge=0)
+    """Sub-tokens that two windows of a longer sentence share; by default 128, or half a window if that is less."""
+    pad_to_max_length: bool = False
+    """Pad every batch to `max_seq_length` instead of to its longest row."""
     label_all_tokens: bool = False
     """Train on every sub-token of a word, not on its first one only. Metrics stay word by word."""
     return_entity_level_metrics: bool = False
@@ -42,6 +51,9 @@ class NERDataConfig(DataConfig):
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
+        if self.doc_stride is not None and self.max_seq_length is not None and self.doc_stride >= self.max_seq_length:
+            # Said here without a model; `ner.windows.choose_doc_stride` knows of the special tokens, too.
+            yield explain_value("doc_stride", self.doc_stride, f"below max_seq_length, {self.max_seq_length}")
         if self.metric_scheme is not None and self.metric_mode != "strict":
             effect = f"{self.metric_scheme} has an effect with metric_mode: strict only"
             yield f"metric_scheme: {effect}. Set that, or metric_scheme: null."

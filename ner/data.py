@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import inspect
 import itertools
 import logging
 import os
@@ -47,7 +48,7 @@ class Source:
     name: str  # in messages
     options: ReadOptions  # how to read it
     records: Callable[[], Iterator[Record]]  # returns the records from the beginning
-    fingerprint: Callable[[], str] = str  # returns a text that changes when the contents change
+    fingerprint: Callable[[], str] = str  # returns a text that changes when the contents change, or "" if none does
     label_names: Callable[[str], tuple[str, ...]] = lambda column: ()  # what a column's numbers stand for, if known
 
     def first_records(self) -> list[Record]:
@@ -98,33 +99,54 @@ def source_of_files(key: str, pattern: str, options: ReadOptions) -> Source:
         tables = [path for path in paths if (options.file_format or ner.formats.format_of(path)) == "parquet"]
         return _agree({str(path): ner.formats.class_names(path, column) for path in tables}, options)
 
-    def fingerprint() -> str:
-        digest = hashlib.sha256(repr(options).encode())
-        for path in paths:
-            digest.update(str(path).encode())
-            try:
-                with path.open("rb") as file:
-                    while block := file.read(1 << 20):
-                        digest.update(block)
-            except OSError as error:
-                reason = f"cannot be read: {error.strerror}. Check its owner and permissions."
-                raise TrialError(f"{key}: {path}: {reason}") from None
-        return digest.hexdigest()
-
-    return Source(pattern, options, records, fingerprint, label_names)
+    return Source(pattern, options, records, lambda: _hash_files(key, paths, repr(options)), label_names)
 
 
-def source_of_rows(name: str, rows: datasets.Dataset, options: ReadOptions) -> Source:
-    """Make a source of the rows of a split that the datasets library has loaded."""
+def _hash_files(key: str, paths: Sequence[Path], options: str) -> str:
+    digest = hashlib.sha256(options.encode())
+    for path in paths:
+        digest.update(str(path).encode())
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}. Check its owner and permissions."
+            raise TrialError(f"{key}: {path}: {reason}") from None
+    return digest.hexdigest()
+
+
+def source_of_rows(name: str, rows: Any, options: ReadOptions) -> Source:
+    """Make a source of the rows of a split: of a `Dataset`, a list of dicts, or a function that yields dicts.
+
+    A dict of the latter two may say under `place` where it is from. Rows of a `functools.partial` of a function and the
+    paths of files are cached, until the function's module or a file changes.
+    """
+    is_data_set = isinstance(rows, datasets.Dataset)
 
     def records() -> Iterator[Record]:
-        for number, cells in enumerate(rows, start=1):
-            yield Record(f"{name}, row {number}", cells)
+        for number, cells in enumerate(rows() if callable(rows) else rows, start=1):
+            place = f"{name}, row {number}"
+            if not isinstance(cells, Mapping):
+                raise TrialError(f"{place}: found {format_value('', cells)}; accepted is a dict of columns.")
+            if not is_data_set and "place" in cells:
+                cells = dict(cells)
+                place = str(cells.pop("place"))
+            yield Record(place, dict(cells))
 
     def label_names(column: str) -> tuple[str, ...]:
-        return ner.formats.names_of_feature(rows.features.get(column))
+        return ner.formats.names_of_feature(rows.features.get(column)) if is_data_set else ()
 
-    return Source(name, options, records, lambda: rows._fingerprint, label_names)
+    def fingerprint() -> str:
+        if is_data_set:
+            return str(rows._fingerprint)
+        paths = [Path(text) for text in getattr(rows, "args", ()) if isinstance(text, (str, Path))]
+        if not paths or not all(map(os.path.isfile, paths)):
+            return ""
+        code = Path(inspect.getfile(rows.func)).read_text(encoding="utf-8")
+        return _hash_files(name, paths, repr([code, rows.func.__qualname__, rows.keywords, options]))
+
+    return Source(name, options, records, fingerprint, label_names)
 
 
 def read_splits(
@@ -133,7 +155,7 @@ def read_splits(
     """Read and check every sentence of every split, or find them in the cache of the datasets library.
 
     Args:
-        splits: From `load_splits`, or a `DatasetDict` of one's own.
+        splits: From `load_splits`, or of one's own: see `source_of_rows` for what each may be.
         config: The `data` section.
         task: As for `find_columns`.
 
@@ -159,7 +181,10 @@ def read_splits(
         where = columns[split]
         logger.info("%s: words are in the column %r, tags in %r.", source.name, where.text, where.label)
         arguments = {"source": source, "columns": where, "label_names": label_names}
-        rows[split] = _build_rows(split, config, [source.fingerprint(), where, label_names], arguments)
+        if fingerprint := source.fingerprint():
+            rows[split] = _build_rows(split, config, [fingerprint, where, label_names], arguments)
+        else:
+            rows[split] = datasets.Dataset.from_list([*_generate_rows(**arguments)], features=SENTENCE_FEATURES)
     return datasets.DatasetDict(rows), label_names
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tokenizers import pre_tokenizers
 
+from transformer_trial.builders import count_positions
 from transformer_trial.errors import ConfigError, TrialError
 
 NO_POSITION = -1  # of a word that the tokenizer gives no sub-token, and padding of the columns that count words
@@ -42,15 +43,7 @@ def prepare_tokenizer(tokenizer: Any) -> None:
 
 def choose_max_seq_length(tokenizer: Any, model: torch.nn.Module, requested: int | None) -> int:
     """Sub-tokens of a model input, special tokens included: as requested, or as many as tokenizer and model take."""
-    positions = [
-        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-        for name, module in model.named_modules()
-        if name.endswith(("position_embeddings", "wpe", "embed_positions")) and isinstance(module, torch.nn.Embedding)
-    ]
-    of_config: Any = getattr(model, "config", None)
-    if positions and hasattr(of_config, "max_position_embeddings"):  # BART's embed_positions has rows beside these
-        positions.append(of_config.max_position_embeddings)
-    limit = min(positions, default=None)
+    limit = count_positions(model)
     if requested is None:
         # Tokenizers that know no limit say 1e30.
         known = [length for length in (tokenizer.model_max_length, limit) if length is not None and length < 1e9]
@@ -142,7 +135,7 @@ class WordCollator:
 
     Args:
         tokenizer: Says what the model's inputs are padded with.
-        column_names: Of the rows. A slot's piece of a batch may be empty, and becomes one row without a word.
+        column_names: Of the rows.
         max_length: Pad to that many sub-tokens; None pads to the longest row.
         pad_to_multiple_of: Round the padded length up to a multiple of this, for the matrix units of GPUs.
     """
@@ -165,7 +158,6 @@ class WordCollator:
         self.empty_row = {name: values.get(name, [0]) for name in column_names}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        rows = rows or [self.empty_row]
         # No model takes a row without sub-tokens, which some tokenizers make of words that they have none for.
         padding = {name: value for name, value in self.empty_row.items() if name not in WORD_COLUMNS}
         rows = [row if row["input_ids"] else {name: padding.get(name, row[name]) for name in row} for row in rows]

@@ -1,7 +1,5 @@
 """BaseTransformerTrial serves other tasks: a subclass needs data, head and evaluation only."""
 
-import importlib
-import re
 import sys
 import types
 from collections.abc import Callable
@@ -11,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import PROJECT, SAMPLE_MODEL, read_metrics
+from conftest import SAMPLE_MODEL, read_metrics
 from determined import pytorch
 
 from ner_trial import NERTrial
@@ -23,41 +21,6 @@ from transformer_trial.builders import (
 )
 from transformer_trial.config import MODEL_MODES, ModelConfig, OptimizerConfig
 from transformer_trial.errors import TrialError
-
-
-@pytest.fixture
-def load_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    def load_example(name: str) -> Any:
-        """The class of that name, from the example in docs/extending.md that defines it."""
-        page = (PROJECT / "docs" / "extending.md").read_text(encoding="utf-8")
-        (code,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if f"class {name}(" in code]
-        (tmp_path / f"{name.lower()}.py").write_text(code)
-        monkeypatch.syspath_prepend(str(tmp_path))
-        return getattr(importlib.import_module(name.lower()), name)
-
-    return load_example
-
-
-def test_the_sequence_classifier_of_the_docs_trains_and_is_exported(
-    config: dict[str, Any], fit: Callable[..., Any], load_example: Callable[[str], Any]
-) -> None:
-    config["hyperparameters"] |= {"model_mode": "sequence-classification", "learning_rate": 3e-3}
-    config["searcher"] |= {"metric": "accuracy", "smaller_is_better": False, "max_length": {"batches": 40}}
-    trial = fit(config, load_example("SentimentTrial"), reporting_period=20)
-    (validation,) = read_metrics(trial.output_dir, "validation")
-    assert validation["accuracy"] == 1
-    exported = transformers.AutoModelForSequenceClassification.from_pretrained(trial.output_dir / "model")
-    assert exported.config.id2label == {0: "bad", 1: "good"}
-
-
-def test_the_loader_of_the_docs_trains(
-    config: dict[str, Any], fit: Callable[..., Any], load_example: Callable[[str], Any]
-) -> None:
-    config["data"] = {"text_column_name": "words", "label_column_name": "tags"}
-    config["searcher"]["max_length"]["batches"] = 2
-    trial = fit(config, load_example("OwnDataTrial"))
-    assert trial.label_list == ["B-PER", "O"]
-    assert read_metrics(trial.output_dir, "validation")
 
 
 @pytest.mark.parametrize("mode", MODEL_MODES)
@@ -145,8 +108,8 @@ def test_apex_trains_the_data_parallel_model(
     config["hyperparameters"]["use_apex_amp"] = True
 
     class StoppedTrial(NERTrial):
-        def wrap(self, num_training_rows: int) -> None:
-            super().wrap(num_training_rows)
+        def wrap(self) -> None:
+            super().wrap()
             assert self.model is self.context.models[0]
             raise KeyboardInterrupt
 

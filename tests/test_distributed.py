@@ -22,6 +22,7 @@ from training_process import start_ranks, wait_for_all
 
 from ner_trial import NERTrial
 from transformer_trial import local
+from transformer_trial.data import PADDING
 
 TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
 
@@ -36,8 +37,13 @@ def note_steps(folder: Path) -> None:
             file.write(json.dumps(value) + "\n")
 
     def train_batch(self: Any, batch: Any, epoch_idx: int, batch_idx: int) -> Any:
+        is_padding = PADDING in batch
         result = original_train_batch(self, batch, epoch_idx, batch_idx)
-        rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
+        rows = (
+            []
+            if is_padding
+            else [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
+        )
         note("seen", [batch_idx, rows])
         return result
 
@@ -87,8 +93,8 @@ def rows_of_steps(folder: Path) -> dict[int, list[list[int]]]:
     """The rows (sub-tokens) that each step was trained on, by whatever process."""
     steps: dict[int, list[list[int]]] = {}
     for lines in read_notes(folder, "seen").values():
-        for step, rows in lines:  # a piece of a batch that has no rows is a row of one sub-token, padding
-            steps.setdefault(step, []).extend(row for row in rows if len(row) > 1)
+        for step, rows in lines:
+            steps.setdefault(step, []).extend(rows)
     return {step: sorted(rows) for step, rows in sorted(steps.items())}
 
 

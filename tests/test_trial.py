@@ -204,8 +204,8 @@ class NoDeviceSync(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class WatchedTrial(NERTrial):
     """Watches what it does, but not what transformers' own models do."""
 
-    def wrap(self, num_training_rows: int) -> None:
-        super().wrap(num_training_rows)
+    def wrap(self) -> None:
+        super().wrap()
         forward = self.model.forward
 
         def unwatched_forward(*args: Any, **kwargs: Any) -> Any:

@@ -19,8 +19,8 @@ CONTEXT.set_forkserver_preload(["ner_trial", "transformer_trial.local", "torch.u
 
 PHASES = {
     "training": ("transformer_trial.trial", "BaseTransformerTrial", "train_batch"),
-    "validation": ("ner_trial", "WordPredictions", "update"),
-    "metrics": ("ner_trial", "WordPredictions", "cross_slot_reduce"),
+    "validation": ("ner_trial", "NERTrial", "evaluate"),
+    "metrics": ("ner_trial", "NERTrial", "score"),
     "test split": ("ner_trial", "NERTrial", "evaluate_best"),
     "checkpoint": ("determined.pytorch", "_PyTorchTrialController", "_save"),
     "export": ("transformer_trial.callbacks", "BestModel", "export"),
@@ -52,7 +52,7 @@ def _train(arguments: Sequence[str], log: Path, signals: Signals, phase: Any, en
     from transformer_trial.local import run
 
     os.chdir(PROJECT)
-    run(NERTrial, arguments)
+    run(NERTrial, arguments, follows_entrypoint=True)
 
 
 def _watched(function: Any, number: int, due: dict[int, int], phase: Any) -> Any:

@@ -34,7 +34,7 @@ AUTO_CLASSES = {
 
 
 def build_using_auto(
-    model_config: ModelConfig, label_names: Sequence[str] | None = None
+    model_config: ModelConfig, label_names: Sequence[str] | None = None, model_class: Any = None
 ) -> tuple[transformers.PretrainedConfig, transformers.PreTrainedTokenizerBase, transformers.PreTrainedModel]:
     """Build config, tokenizer and model with transformers' Auto classes. Raise a TrialError if one cannot be loaded.
 
@@ -42,6 +42,7 @@ def build_using_auto(
         model_config: What to load, and `model_mode`, the kind of head.
         label_names: Names for the head's outputs, for classification. A pretrained head with the same names keeps its
             order of them, and its weights; beside other names it is made anew.
+        model_class: Builds the model instead of the Auto class of `model_mode`.
 
     Returns:
         Config, tokenizer and model. Where `label_names` are given, `config.id2label` holds them in the head's order.
@@ -65,10 +66,10 @@ def build_using_auto(
     lower_case = {} if model_config.do_lower_case is None else {"do_lower_case": model_config.do_lower_case}
     tokenizer = load(transformers.AutoTokenizer, "tokenizer_name", use_fast=model_config.use_fast, **lower_case)
     new_head = label_names is not None and _name_labels(config, label_names)
-    auto_class = AUTO_CLASSES[model_config.model_mode]
+    auto_class = model_class or AUTO_CLASSES[model_config.model_mode]
     if not model_config.use_pretrained_weights:
         with _explained("hyperparameters.model_mode", f"a model of the config {type(config).__name__}", auto_class):
-            model = auto_class.from_config(config, trust_remote_code=model_config.trust_remote_code)
+            model = build_randomly(auto_class, config, model_config.trust_remote_code)
         return model.config, tokenizer, model
     model, loaded = load(
         auto_class, "model_name", config=config, ignore_mismatched_sizes=True, output_loading_info=True
@@ -80,13 +81,50 @@ def build_using_auto(
     return model.config, tokenizer, model  # transformers has made a copy of the config
 
 
-def build_from_config(config: dict[str, Any], model_config: ModelConfig) -> tuple[Any, Any]:
+def build_from_config(config: dict[str, Any], model_config: ModelConfig, model_class: Any = None) -> tuple[Any, Any]:
     """Build config and model, whose weights are random, from the entries of a config.json alone."""
-    remote = {"trust_remote_code": model_config.trust_remote_code}
+    trusts = model_config.trust_remote_code
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
-        loaded = transformers.AutoConfig.from_pretrained(folder, **remote)
-        return loaded, AUTO_CLASSES[model_config.model_mode].from_config(loaded, **remote)
+        loaded = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trusts)
+        return loaded, build_randomly(model_class or AUTO_CLASSES[model_config.model_mode], loaded, trusts)
+
+
+def build_randomly(model_class: Any, config: transformers.PretrainedConfig, trusts_code: bool = False) -> Any:
+    """Build a model with random weights, by an Auto class or by a class of transformers' models."""
+    if hasattr(model_class, "from_config"):
+        return model_class.from_config(config, trust_remote_code=trusts_code)
+    return model_class(config)
+
+
+def warn_if_not_rebuilt(model: Any, model_config: ModelConfig) -> None:
+    """Say before the training that nothing but the trial's own class will load what is exported, where that is so."""
+    auto_class = AUTO_CLASSES[model_config.model_mode]
+    if auto_class.__name__ in (getattr(model.config, "auto_map", None) or {}) or model._auto_class is not None:
+        return  # the export takes its code along
+    with torch.device("meta"):
+        rebuilt = build_randomly(auto_class, model.config, model_config.trust_remote_code)
+    shapes, expected = ({n: w.shape for n, w in m.state_dict().items()} for m in (model, rebuilt))
+    if odd := sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name)):
+        logger.warning(
+            "The export will hold a model that %s.from_pretrained does not rebuild, since %s differ. Give its class a "
+            "file of its own and call register_for_auto_class on it, or load the export by that class.",
+            auto_class.__name__,
+            ", ".join(odd[:4]),
+        )
+
+
+def count_positions(model: torch.nn.Module) -> int | None:
+    """How many sub-tokens a model has positions for; None where there is no limit."""
+    positions = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if name.endswith(("position_embeddings", "wpe", "embed_positions")) and isinstance(module, torch.nn.Embedding)
+    ]
+    of_config: Any = getattr(model, "config", None)
+    if positions and hasattr(of_config, "max_position_embeddings"):  # BART's embed_positions has rows beside these
+        positions.append(of_config.max_position_embeddings)
+    return min(positions, default=None)
 
 
 @contextlib.contextmanager
@@ -150,7 +188,8 @@ def _freeze_what_is_fixed(model: Any, auto_class: Any) -> None:
     They get no gradient, and data-parallel training needs one for every weight that is not frozen.
     """
     with contextlib.suppress(Exception), torch.device("meta"):  # no model of that kind without weights: none is frozen
-        fixed = [n for n, weight in auto_class.from_config(model.config).named_parameters() if not weight.requires_grad]
+        parameters = build_randomly(auto_class, model.config).named_parameters()
+        fixed = [name for name, weight in parameters if not weight.requires_grad]
         for name in fixed:
             model.get_parameter(name).requires_grad_(False)
 

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,47 @@ class TrainingMeans(pytorch.MetricReducer):
         if mine := unreported[distributed.rank :: distributed.size]:  # there may have been more ranks, or fewer
             losses, rates, counts = map(sum, zip(*mine))
             self.restored = losses, rates, counts
+
+
+class Evaluation(pytorch.MetricReducer):
+    """Adds up what `BaseTransformerTrial.evaluate` returns, over batches and slots of whatever sizes."""
+
+    def __init__(self, score: Callable[[dict[str, list[Any]]], dict[str, float]]) -> None:
+        self.score = score
+        self.reset()
+
+    def reset(self) -> None:
+        self.batches: list[dict[str, Any]] = []
+
+    def update(self, metrics: dict[str, Any]) -> None:
+        self.batches.append(metrics)
+
+    def per_slot_reduce(self) -> dict[str, Any]:
+        """The sum of each metric's pairs, and the list of whatever is no pair. Here the host waits for the device."""
+        reduced: dict[str, Any] = {}
+        for name in self.batches[0] if self.batches else ():
+            values = [batch[name] for batch in self.batches]
+            is_metric = isinstance(values[0], tuple)
+            reduced[name] = tuple(map(_add_up, zip(*values))) if is_metric else list(map(_on_host, values))
+        return reduced
+
+    def cross_slot_reduce(self, per_slot_metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
+        sums, collected = dict[str, tuple[float, float]](), dict[str, list[Any]]()
+        for name, value in (item for slot in per_slot_metrics for item in slot.items()):
+            if isinstance(value, tuple):
+                total, count = sums.get(name, (0, 0))
+                sums[name] = (total + value[0], count + value[1])
+            else:
+                collected[name] = collected.get(name, []) + value
+        return {**self.score(collected), **{name: total / (count or 1) for name, (total, count) in sums.items()}}
+
+
+def _add_up(values: Sequence[Any]) -> Any:
+    return sum(torch.stack([*values]).tolist() if isinstance(values[0], torch.Tensor) else values)
+
+
+def _on_host(value: Any) -> Any:
+    return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
 class MetricsLog(pytorch.PyTorchCallback):

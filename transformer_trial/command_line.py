@@ -21,7 +21,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
     what = "Train a trial without a cluster, under torchrun, or as the entrypoint of an experiment."
     parser = ArgumentParser(description=what)
     parser.add_argument("config_file", nargs="?", metavar="CONFIG.yaml", help="default: ner_config.yaml")
-    what = "override one key, such as hyperparameters.learning_rate=1e-4, as `det` does; may be repeated"
+    what = "override one key, such as hyperparameters.learning_rate=1e-4, as `det` does; repeat --config for each key"
     parser.add_argument("--config", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=what)
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, metavar="N", help="train for N epochs, whatever the searcher says")

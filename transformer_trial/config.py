@@ -10,7 +10,6 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import Field, field_validator
 
-from transformer_trial.errors import explain_value
 from transformer_trial.parsing import Section, parse_sections, pick_from_range
 
 logger = logging.getLogger(__name__)
@@ -180,12 +179,6 @@ class DataConfig(Section):
     """Where data sets are kept once read; by default where the datasets library keeps them."""
     overwrite_cache: bool = False
     """Read and tokenize anew even what the cache holds."""
-    max_seq_length: int | None = Field(default=None, ge=3)
-    """Sub-tokens of a model input, special tokens included; by default as many as tokenizer and model take."""
-    doc_stride: int | None = Field(default=None, ge=0)
-    """Sub-tokens that two windows of a longer text share; by default 128, or half a window if that is less."""
-    pad_to_max_length: bool = False
-    """Pad every batch to `max_seq_length` instead of to its longest row."""
     group_by_length: bool = False
     """Train on batches of rows of similar length: less padding, another order."""
     max_train_samples: int | None = Field(default=None, ge=1)
@@ -201,9 +194,6 @@ class DataConfig(Section):
         for key in ("dataset_config_name", "dataset_revision"):
             if self.dataset_name is None and getattr(self, key) is not None:
                 yield f"{key}: {getattr(self, key)!r} without a dataset_name. Set that, or {key}: null."
-        if self.doc_stride is not None and self.max_seq_length is not None and self.doc_stride >= self.max_seq_length:
-            # Said here without a model; `ner.windows.choose_doc_stride` knows of the special tokens, too.
-            yield explain_value("doc_stride", self.doc_stride, f"below max_seq_length, {self.max_seq_length}")
 
 
 DataT = TypeVar("DataT", bound=DataConfig)
@@ -218,18 +208,25 @@ class TrialConfig(Generic[DataT]):
     scheduler: SchedulerConfig
     training: TrainingConfig
     data: DataT
+    task: Any
+    """The task's own hyperparameters; NERTrial has none."""
 
 
 def parse_trial_config(
-    hparams: Mapping[str, Any], data: Mapping[str, Any], data_class: type[DataT]
+    hparams: Mapping[str, Any],
+    data: Mapping[str, Any],
+    data_class: type[DataT],
+    task_class: type[Hyperparameters] = Hyperparameters,
 ) -> TrialConfig[DataT]:
-    """Check both sections and return them parsed, that of the data as `data_class`; a ConfigError names all problems.
+    """Check both sections and return them parsed; a ConfigError names all problems.
+
+    `data_class` is what the data section becomes, `task_class` what the hyperparameters of a task's own become.
 
     Search ranges among the hyperparameters stand for one value of theirs, so that a search's yaml can be tried locally;
     on a cluster Determined has already drawn one.
     """
-    hyperparameter_classes = (ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig)
-    parsed = parse_sections({"hyperparameters": (hparams, hyperparameter_classes), "data": (data, (data_class,))})
+    classes: list[type[Section]] = [ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig]
+    parsed = parse_sections({"hyperparameters": (hparams, (*classes, task_class)), "data": (data, [data_class])})
     if parsed[ModelConfig].use_auth_token:
         logger.warning("hyperparameters.use_auth_token has no effect: the hub's token is read from HF_TOKEN.")
-    return TrialConfig(*(parsed[c] for c in (*hyperparameter_classes, data_class)))
+    return TrialConfig(*(parsed[c] for c in (*classes, data_class, task_class)))

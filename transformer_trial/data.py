@@ -1,8 +1,9 @@
 """Load and split data sets, and choose the rows of each batch, for any task. Nothing here imports Determined."""
 
 import glob
+import inspect
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ import datasets
 import numpy as np
 import pyarrow.compute
 import torch.utils.data
+from datasets.fingerprint import Hasher
 
 from transformer_trial.config import DataConfig
 from transformer_trial.errors import ConfigError, TrialError
 
 Lengths = Sequence[int] | np.ndarray[Any, Any]
+
+PADDING = "is_padding"  # the key of a batch that counts for nothing
+NOT_IN_ROWS = {"preprocessing_num_workers", "dataloader_num_workers", "overwrite_cache", "group_by_length"}
 
 FILE_BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -112,6 +117,60 @@ def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.
         if limit is not None:
             splits[split] = splits[split].select(range(min(limit, splits[split].num_rows)))
     return splits
+
+
+def as_datasets(splits: Mapping[str, Any]) -> datasets.DatasetDict:
+    """The splits that a trial's `load_datasets` returned, each a data set, a list of rows, or a function of them."""
+    rows = {split: rows() if callable(rows) else rows for split, rows in splits.items()}
+    if "train" not in rows:
+        raise TrialError(f"There is no train split; found are {', '.join(rows) or 'none'}.")
+    return datasets.DatasetDict(
+        {split: r if isinstance(r, datasets.Dataset) else datasets.Dataset.from_list([*r]) for split, r in rows.items()}
+    )
+
+
+def map_rows(rows: datasets.DatasetDict, function: Callable[..., Any], tokenizer: Any, config: DataConfig) -> Any:
+    """Apply a trial's `tokenize_rows` to each split, or find what it made in the cache of the datasets library."""
+    code = Path(inspect.getfile(function)).read_bytes()  # the library would not notice another version of it
+    parts = [function.__qualname__, code, tokenizer, config.model_dump(exclude=NOT_IN_ROWS)]
+    return datasets.DatasetDict(
+        {
+            split: data.map(
+                function,
+                batched=True,
+                fn_kwargs={"tokenizer": tokenizer, "data_config": config},
+                remove_columns=data.column_names,
+                num_proc=config.preprocessing_num_workers,
+                load_from_cache_file=not config.overwrite_cache,
+                new_fingerprint=Hasher.hash([data._fingerprint, *parts]),
+            )
+            for split, data in rows.items()
+        }
+    )
+
+
+def check_lengths(splits: datasets.DatasetDict, limit: int | None) -> None:
+    """Raise a TrialError where a row has more sub-tokens than the model has positions; torch's error would not say."""
+    for split, rows in splits.items() if limit is not None else ():
+        lengths = list_lengths(rows, "input_ids")
+        if len(lengths) and lengths.max() > limit:
+            found = f"The {split} split: row {lengths.argmax() + 1} has {lengths.max()} sub-tokens"
+            advice = f"Truncate in tokenize_rows (truncation=True, max_length={limit}), or cut rows into windows."
+            raise TrialError(f"{found}; accepted are at most {limit}, the model's positions. {advice}")
+
+
+class PaddingCollator:
+    """Makes batches of rows, also of none: a slot's piece of a batch may be empty, and has to be a batch nevertheless.
+
+    It is then a batch of `stand_in`, a row, under whose key `PADDING` the trial knows that it counts for nothing.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any], stand_in: dict[str, Any]) -> None:
+        self.collate, self.stand_in = collate, stand_in
+
+    def __call__(self, rows: list[Any]) -> Any:
+        batch = dict(self.collate(rows or [self.stand_in]))  # Determined does not take transformers' BatchEncoding
+        return batch if rows else {**batch, PADDING: torch.ones(1)}
 
 
 def choose_evaluation_tokens(device: torch.device) -> int:

@@ -30,10 +30,9 @@ from determined import core, pytorch
 
 from transformer_trial import checkpoints, command_line, experiment, private
 from transformer_trial.callbacks import build_callbacks, keep_data_report
-from transformer_trial.config import parse_trial_config
 from transformer_trial.errors import TrialError
 from transformer_trial.experiment import Length
-from transformer_trial.parsing import read_known
+from transformer_trial.parsing import import_named, read_known
 from transformer_trial.processes import get_cluster_task, join_torchrun
 from transformer_trial.trial import BaseTransformerTrial
 
@@ -45,12 +44,15 @@ LOCK_PATIENCE = 10  # seconds to wait for an output folder: a killed run's data 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR)
 
 
-def run(trial_class: type[BaseTransformerTrial], arguments: Sequence[str] | None = None) -> None:
+def run(
+    trial_class: type[BaseTransformerTrial], arguments: Sequence[str] | None = None, *, follows_entrypoint: bool = False
+) -> None:
     """Train `trial_class` as the command line says; a user's mistake ends in its message and exit status 1.
 
     Args:
-        trial_class: Has to be importable from a module of its own, or its checkpoints cannot be loaded.
+        trial_class: The trial; where `follows_entrypoint`, if the yaml's entrypoint is a script and no trial.
         arguments: The command line; None takes it from `sys.argv`.
+        follows_entrypoint: Train the class that `entrypoint: module:Class` of the yaml names.
     """
     options = command_line.parse_arguments(arguments)
     task = get_cluster_task()
@@ -59,7 +61,17 @@ def run(trial_class: type[BaseTransformerTrial], arguments: Sequence[str] | None
         if task is not None:
             train_on_cluster(trial_class, options, task)
         else:
-            train_locally(trial_class, options)
+            config = command_line.with_length(command_line.read_config(options), options)
+            train_locally(find_trial_class(config, trial_class) if follows_entrypoint else trial_class, config, options)
+
+
+def find_trial_class(config: Mapping[str, Any], default: type[BaseTransformerTrial]) -> type[BaseTransformerTrial]:
+    """The trial that the entrypoint `module:Class` of a configuration names; the default where it names a script."""
+    name = str(config.get("entrypoint"))
+    trial_class = import_named("entrypoint", name) if re.fullmatch(r"[\w.]+:\w+", name) else default
+    if not (isinstance(trial_class, type) and issubclass(trial_class, BaseTransformerTrial)):
+        raise TrialError(f"entrypoint: found {name}; accepted is a subclass of BaseTransformerTrial, as MODULE:CLASS.")
+    return trial_class
 
 
 def train_on_cluster(trial_class: type[BaseTransformerTrial], options: Namespace, task: det.ClusterInfo) -> None:
@@ -72,9 +84,11 @@ def train_on_cluster(trial_class: type[BaseTransformerTrial], options: Namespace
         pytorch.Trainer(trial, context).fit(latest_checkpoint=task.latest_checkpoint, **fit_options)
 
 
-def train_locally(trial_class: type[BaseTransformerTrial], options: Namespace) -> None:
+def train_locally(trial_class: type[BaseTransformerTrial], config: dict[str, Any], options: Namespace) -> None:
     """Train into an output folder, from the beginning or from a checkpoint."""
-    config = command_line.with_length(command_line.read_config(options), options)
+    if trial_class.__module__ == "__main__":
+        advice = "Define it in a module of its own: checkpoints, and who loads them, import it by name."
+        raise TrialError(f"{trial_class.__name__} is defined in the script that is run. {advice}")
     project = Path(inspect.getfile(trial_class)).resolve().parent
     output_dir = command_line.choose_output_dir(project, config, options)
     os.chdir(project)  # as `det` does: relative paths of the yaml start there, and each checkpoint takes a copy of it
@@ -108,7 +122,7 @@ def read_options(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What Determined's harness makes of an experiment configuration: arguments of `pytorch.init` and `Trainer.fit`."""
     data = config.get("data") or {}
-    batch_size = parse_trial_config(hparams, data, trial_class.data_config_class).training.global_batch_size
+    batch_size = trial_class.parse_settings(hparams, data).training.global_batch_size
     harness = read_known("", config, experiment.HarnessConfig)
     # Determined knows the best validation on a cluster only; off cluster KeptCheckpoints removes the others.
     policy = "all" if harness.checkpoint_policy == "best" and not on_cluster else harness.checkpoint_policy

@@ -4,6 +4,9 @@ Values are read the same whether the yaml went through the `det` client (YAML 1.
 (YAML 1.1: `no` is false) or through `train.py`. Every problem is reported at once, with the nearest valid key.
 """
 
+import importlib
+import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from transformer_trial.errors import ConfigError, did_you_mean, explain_value, format_value, nearest
+from transformer_trial.errors import ConfigError, TrialError, did_you_mean, explain_value, format_value, nearest
 
 # What YAML 1.1 reads as booleans, and YAML 1.2 as texts but for true and false.
 BOOLEAN_WORDS = dict.fromkeys(("true", "yes", "on", "y"), True) | dict.fromkeys(("false", "no", "off", "n"), False)
@@ -161,6 +164,21 @@ def read_known(section: str, experiment_config: Mapping[str, Any], config_class:
         values = {key: values[key] for key in config_class.model_fields if values.get(key) is not None}
     parsed: SectionT = parse_sections({section: (values, (config_class,))})[config_class]
     return parsed
+
+
+def import_named(key: str, name: str) -> Any:
+    """What `module:name` names; the module is looked for where Python looks and in the working directory."""
+    module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != module_name:
+            raise  # the module is there, but not one that it imports
+        where = f"no module {module_name}.py beside train.py or in {os.getcwd()}"
+        found = f"nothing called {attribute!r} in it" if isinstance(error, AttributeError) else where
+        raise TrialError(f"{key}: found {name}, but {found}; accepted is MODULE:NAME.") from None
 
 
 def _unknown_key(section: str, key: Any, value: Any, valid_keys: Mapping[str, list[str]]) -> str:

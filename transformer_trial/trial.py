@@ -1,14 +1,14 @@
 """BaseTransformerTrial: what fine-tuning a transformer under Determined needs, whatever the task.
 
 A port of the trial of that name in Determined's model-hub 0.36 (Apache-2.0), whose names and configuration keys it
-keeps. A task subclasses it, and adds its data, its head and its evaluation.
+keeps. A task subclasses it, and adds its data, its head and its evaluation; docs/extending.md shows how.
 """
 
 import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,33 +20,40 @@ import transformers
 from determined import pytorch
 
 from transformer_trial import builders, data, private
-from transformer_trial.callbacks import TrainingMeans, build_callbacks
+from transformer_trial.callbacks import Evaluation, TrainingMeans, build_callbacks
 from transformer_trial.checkpoints import allow_determined_checkpoints, recipe, versions
-from transformer_trial.config import DataConfig, TrialConfig, parse_trial_config
+from transformer_trial.config import DataConfig, Hyperparameters, TrialConfig, parse_trial_config
 from transformer_trial.errors import TrialError
 from transformer_trial.experiment import OptimizationsConfig, ReproducibilityConfig, searcher_metric, training_length
 from transformer_trial.parsing import read_known
+from transformer_trial.processes import local_chief_first
 
 logger = logging.getLogger(__name__)
+
+Batch = dict[str, torch.Tensor]
+Score = Callable[[dict[str, list[Any]]], dict[str, Any]]
 
 
 class BaseTransformerTrial(pytorch.PyTorchTrial):
     """A PyTorchTrial with everything but data, head and evaluation.
 
-    A subclass's `__init__` calls `super().__init__(context)`, loads and tokenizes its data, builds the model with
-    `build_using_auto`, and then calls `self.wrap(...)`. It has to define `build_training_data_loader`,
-    `build_validation_data_loader` (`self.data_loader` does most of that) and `evaluate_batch`.
+    A subclass overrides, as its task needs, what stands here in the order in which it is called: `load_datasets`,
+    `read_data`, `build_model`, `tokenize` (or `tokenize_rows` alone), `data_loader`, `forward`, `compute_loss`,
+    `evaluate` and `score`.
     """
 
     data_config_class: ClassVar[type[DataConfig]] = DataConfig
     """What the `data` section is parsed into."""
-
+    hyperparameters_class: ClassVar[type[Hyperparameters]] = Hyperparameters
+    """What the task's own keys of the `hyperparameters` section are parsed into: `self.settings.task`."""
+    model_class: ClassVar[Any] = None
+    """A class of transformers that builds the model; None takes the AutoModel class of `model_mode`."""
+    label_list: list[str] | None = None
+    """Names of the outputs of a head that classifies, in their order."""
     settings: TrialConfig[Any]
     """The `hyperparameters` and `data` sections, parsed."""
-
     model: Any
     """The model; after `wrap`, on its device and, with several slots, wrapped for data-parallel training."""
-
     tokenizer: Any
     """The model's tokenizer, which is exported beside it."""
 
@@ -58,16 +65,10 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
                 "python3 train.py, or ner_trial:NERTrial. Horovod is not supported."
             )
         self.context = context
-        self.experiment_config = context.get_experiment_config()
-        section = self.experiment_config.get("data") or {}
-        self.settings = parse_trial_config(context.get_hparams(), section, self.data_config_class)
-        if context.distributed.local_rank > 0:  # the first process of the node makes the caches anew
-            data_config = self.settings.data.model_copy(update={"overwrite_cache": False})
-            self.settings = dataclasses.replace(self.settings, data=data_config)
-        self.training_length = training_length(self.experiment_config)
-        self.searcher_metric = searcher_metric(self.experiment_config, {})
-        self.seed = self._get_seed()
+        self._read_configuration()
         if self.is_restored:
+            self.build_model()
+            self.model = context.wrap_model(self.model)
             return
         transformers.set_seed(self.seed)  # Determined seeds on a cluster only
         self.batches_trained = 0
@@ -77,6 +78,11 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         """Called with the index of each batch, before it is trained or evaluated on: signals and the progress bar."""
         self.callbacks: dict[str, pytorch.PyTorchCallback] = {}
         """What Determined calls beside training; `local.py` puts those of a run with an output folder here."""
+        with local_chief_first(context.distributed):
+            self.read_data()
+            self.build_model()
+            self.tokenize()
+        self.wrap()
 
     @property
     def is_restored(self) -> bool:
@@ -88,32 +94,65 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         """The model as transformers made it, without what several slots wrap it in."""
         return getattr(self.model, "module", self.model)
 
-    def restore_model(self) -> None:
-        """Build the model that a checkpoint's weights go into, from the config that the checkpoint holds."""
-        model_config = self.experiment_config["model_config"]
-        self.config, model = builders.build_from_config(model_config, self.settings.model)
-        self.model = self.context.wrap_model(model)
-
-    def _get_seed(self) -> int:
+    def _read_configuration(self) -> None:
+        context = self.context
+        self.experiment_config = context.get_experiment_config()
+        self.settings = self.parse_settings(context.get_hparams(), self.experiment_config.get("data") or {})
+        if context.distributed.local_rank > 0:  # the first process of the node makes the caches anew
+            data_config = self.settings.data.model_copy(update={"overwrite_cache": False})
+            self.settings = dataclasses.replace(self.settings, data=data_config)
+        self.training_length = training_length(self.experiment_config)
+        self.searcher_metric = searcher_metric(self.experiment_config, {})
         try:
-            return self.context.get_trial_seed()
+            self.seed = context.get_trial_seed()
         except det.errors.InternalException:  # off cluster
-            return read_known("reproducibility", self.experiment_config, ReproducibilityConfig).experiment_seed
+            section = read_known("reproducibility", self.experiment_config, ReproducibilityConfig)
+            self.seed = section.experiment_seed
 
-    def load_datasets(self) -> datasets.DatasetDict:
+    @classmethod
+    def parse_settings(cls, hparams: Mapping[str, Any], data_section: Mapping[str, Any]) -> TrialConfig[Any]:
+        """Check both sections of an experiment configuration, and return them parsed."""
+        return parse_trial_config(hparams, data_section, cls.data_config_class, cls.hyperparameters_class)
+
+    def load_datasets(self) -> Mapping[str, Any]:
         """Load the splits `train`, `validation` and `test`, those that there are.
 
-        Override it to load data in your own way: return a `datasets.DatasetDict`, whose `train` split is required.
+        Override it to load data in your own way: return a mapping from split to rows, a `datasets.Dataset`, a list of
+        dicts, or a function that yields dicts. The split `train` is required.
         """
         return data.default_load_dataset(self.settings.data)
 
-    def wrap(self, num_training_rows: int) -> None:
-        """Hand model, optimizer and schedule to Determined.
+    def read_data(self) -> None:
+        """Set `self.rows`, the rows of each split; a task learns its labels here."""
+        self.rows = data.select_splits(data.as_datasets(self.load_datasets()), self.settings.data)
 
-        Args:
-            num_training_rows: Rows that the model sees in an epoch, which the length of the schedule follows from.
-        """
+    def build_model(self) -> None:
+        """Set `self.config`, `self.tokenizer` and `self.model`; without tokenizer, from a checkpoint's config alone."""
+        model_config = self.settings.model
+        if self.is_restored:
+            saved = self.experiment_config["model_config"]
+            self.config, self.model = builders.build_from_config(saved, model_config, self.model_class)
+        else:
+            built = builders.build_using_auto(model_config, self.label_list, self.model_class)
+            self.config, self.tokenizer, self.model = built
+        self.label_list = [self.config.id2label[i] for i in sorted(self.config.id2label)]
+
+    def tokenize(self) -> None:
+        """Set `self.tokenized_datasets`: the rows of each split as model inputs, with `input_ids`."""
+        config = self.settings.data
+        self.tokenized_datasets = data.map_rows(self.rows, self.tokenize_rows, self.tokenizer, config)
+
+    @staticmethod
+    def tokenize_rows(rows: dict[str, list[Any]], tokenizer: Any, data_config: Any) -> Mapping[str, list[Any]]:
+        """Turn columns of rows into columns of model inputs and of `labels`."""
+        return dict(tokenizer(rows["text"], truncation=True))
+
+    def wrap(self) -> None:
+        """Hand model, optimizer and schedule to Determined, and the reducers of its metrics."""
         settings, context = self.settings, self.context
+        data.check_lengths(self.tokenized_datasets, builders.count_positions(self.model))
+        if settings.training.export_model and context.distributed.rank == 0:
+            builders.warn_if_not_rebuilt(self.model, settings.model)
         optimizations = read_known("optimizations", self.experiment_config, OptimizationsConfig)
         self.aggregation_frequency = optimizations.aggregation_frequency
         self.scaler = None
@@ -129,8 +168,8 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
             _, self.optimizer = context.configure_apex_amp(models=self.model, optimizers=self.optimizer)
             self.model = context.models[0]  # the returned model does not exchange gradients between slots
         self.parameters = list(self.model.parameters())
-        batch_size = settings.training.global_batch_size
-        batches_per_epoch = math.ceil(num_training_rows / batch_size)
+        batch_size, num_rows = settings.training.global_batch_size, self.tokenized_datasets["train"].num_rows
+        batches_per_epoch = math.ceil(num_rows / batch_size)
         num_batches = self.num_training_batches = self.training_length.in_batches(batches_per_epoch, batch_size)
         # A schedule moves with every batch, also under gradient accumulation: Determined catches up at each step.
         self.lr_scheduler = context.wrap_lr_scheduler(
@@ -138,13 +177,23 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
             pytorch.LRScheduler.StepMode.STEP_EVERY_BATCH,
         )
         self.training_means = context.wrap_reducer(TrainingMeans(), for_training=True, for_validation=False)
+        self.evaluation = context.wrap_reducer(Evaluation(self.score), for_training=False)
         summary = "Training on %d rows in batches of %d: %d batches an epoch, %d in all."
-        logger.info(summary, num_training_rows, batch_size, batches_per_epoch, num_batches)
+        logger.info(summary, num_rows, batch_size, batches_per_epoch, num_batches)
+
+    def build_training_data_loader(self) -> pytorch.DataLoader:
+        return self.data_loader(self.tokenized_datasets["train"], training=True)
+
+    def build_validation_data_loader(self) -> pytorch.DataLoader:
+        return self.data_loader(self.tokenized_datasets["validation"])
 
     def data_loader(
-        self, rows: datasets.Dataset, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], *, training: bool
+        self, rows: datasets.Dataset, collate: Callable[[list[Any]], Any] | None = None, *, training: bool = False
     ) -> pytorch.DataLoader:
-        """Batches of rows, which have `input_ids`: for training shuffled, for evaluation sorted by length."""
+        """Batches of rows, which have `input_ids`: for training shuffled, for evaluation sorted by length.
+
+        `collate` makes a dict of tensors of rows; by default transformers' DataCollatorWithPadding does.
+        """
         settings, num_slots = self.settings, self.context.distributed.size
         sampler: data.SlotBatchSampler | list[list[int]]
         if training:
@@ -154,10 +203,11 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         else:
             max_tokens = data.choose_evaluation_tokens(self.context.device)
             sampler = data.group_by_tokens(data.list_lengths(rows, "input_ids"), max_tokens, num_slots=num_slots)
+        collate = collate or transformers.DataCollatorWithPadding(self.tokenizer)
         return pytorch.DataLoader(  # Determined repeats it, skips in it on a resume, and deals its batches to the slots
             rows,
             batch_sampler=sampler,
-            collate_fn=collate,
+            collate_fn=data.PaddingCollator(collate, rows[0]),
             num_workers=settings.data.dataloader_num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=settings.data.dataloader_num_workers > 0,
@@ -172,21 +222,53 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
         return torch.autocast(self.context.device.type, dtype=dtype)
 
-    def compute_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """This slot's loss, a scalar; the gradients are the mean of the slots'. By default the model's own loss."""
-        outputs = self.model(**batch)
-        loss: torch.Tensor = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
-        return loss
+    def forward(self, batch: Batch) -> Any:
+        """The model's outputs for a training batch; with `labels` among its inputs, transformers adds the loss."""
+        return self.model(**batch)
+
+    def compute_loss(self, outputs: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | int]:
+        """The sum of a batch's losses, a scalar, and how many they are: training and validation take their mean.
+
+        It is the mean over all slots, which have different numbers of them. By default the model's own loss, which is
+        the mean over the rows of its batch.
+        """
+        num_rows = len(next(iter(batch.values())))
+        return outputs["loss"] * num_rows, num_rows
+
+    def evaluate(self, batch: Batch) -> dict[str, Any]:
+        """What a validation is made of, for one batch: metrics by name.
+
+        A metric is a pair, its sum over the batch and the number of what was summed up; the mean is over all batches
+        and slots, whatever their sizes. Anything else, such as an array of predictions, is collected for `score`.
+        """
+        return {"validation_loss": self.compute_loss(self.bare_model(**batch), batch)}
+
+    def score(self, collected: dict[str, list[Any]]) -> dict[str, float]:
+        """Further metrics, of what `evaluate` returned for all batches of all slots, in no particular order."""
+        return {}
 
     def train_batch(self, batch: Any, epoch_idx: int, batch_idx: int) -> dict[str, Any]:
         """Train on one batch. Nothing in here waits for the device."""
-        self.begin_batch(batch_idx)
+        self._begin_batch(batch_idx)
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
         self.training_means.update(self._pass_backward(batch, batch_idx), learning_rate)
         self.context.step_optimizer(self.optimizer, clip_grads=self._clip_gradients, scaler=self.scaler)
         self.batches_trained = batch_idx + 1
         # training_means reports the loss: Determined would wait for a tensor. Several slots have to average something.
         return {"learning_rate": learning_rate}
+
+    def evaluate_batch(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Evaluate one batch, for the reducer: Determined would average what is returned here over unequal batches."""
+        self._begin_batch(batch_idx)
+        self._evaluate_into(self.evaluation, self.evaluate, batch)
+        return {}
+
+    def _evaluate_into(self, evaluation: Evaluation, evaluate: Callable[[Batch], dict[str, Any]], batch: Batch) -> None:
+        is_padding = batch.pop(data.PADDING, None) is not None
+        with torch.no_grad(), self.autocast():
+            metrics = evaluate(batch)
+        if not is_padding:
+            evaluation.update(metrics)
 
     def _pass_backward(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """Add a batch's gradients to those of the accumulation; return the batch's loss."""
@@ -195,8 +277,16 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         seed = int(stream.generate_state(1, np.uint64)[0]) >> 1
         # torch.manual_seed seeds every kind of device, which takes longer than a small model's optimizer step.
         (torch.default_generator if self.context.device.type == "cpu" else torch).manual_seed(seed)
+        is_padding = batch.pop(data.PADDING, None) is not None
         with self.autocast():
-            loss = self.compute_loss(batch)
+            loss_sum, count = self.compute_loss(self.forward(batch), batch)
+            if is_padding:
+                loss_sum, count = loss_sum * 0, count * 0
+            if torch.distributed.is_initialized():
+                count = torch.as_tensor(count, device=loss_sum.device)
+                torch.distributed.all_reduce(count)
+            # The gradients become the mean over the slots, hence the factor. Where nothing counts, the sum is 0.
+            loss = loss_sum * self.context.distributed.size / (count + (count == 0))
         self.context.backward(loss if self.scaler is None else self.scaler.scale(loss))
         return loss
 
@@ -212,8 +302,8 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
             private.set_batch_index(self.context, batch_idx)
             self._pass_backward(self.context.to_device(batch), batch_idx)
 
-    def begin_batch(self, batch_idx: int) -> None:
-        """Call this first in `train_batch` and `evaluate_batch`: it ends the training where a stop was requested.
+    def _begin_batch(self, batch_idx: int) -> None:
+        """End the training where a stop was requested.
 
         Whatever ends a run early, a signal or `early_stopping_patience`, calls `context.set_stop_requested(True)` on
         every rank at the same batch. Determined then saves a checkpoint.
@@ -232,16 +322,25 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
             torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.optimizer.max_grad_norm)
 
     def evaluate_best(self, folder: Path, max_rows: int | None = None) -> dict[str, float]:
-        """Describe the model after a validation that is the best so far. Every rank calls this; the first one writes.
+        """Describe the model after a validation that is the best so far; return metrics of the test split, if any.
 
-        Args:
-            folder: Where to write. The first rank replaces what an earlier call wrote there.
-            max_rows: How many rows of the test split to use; None uses all.
-
-        Returns:
-            Metrics of the test split on the first rank, which reports them; nothing where there is no such split.
+        By default it evaluates that split, or its first `max_rows` rows. Every rank calls this; the first one returns
+        the metrics, and may write to `folder`, where it replaces what an earlier call wrote.
         """
-        return {}
+        rows = self.tokenized_datasets.get("test")
+        if rows is None:
+            return {}
+        rows = rows if max_rows is None else rows.select(range(min(max_rows, rows.num_rows)))
+        return self.evaluate_rows(rows, self.evaluate, self.score) or {}
+
+    def evaluate_rows(self, rows: datasets.Dataset, evaluate: Callable[[Batch], dict[str, Any]], score: Score) -> Any:
+        """Evaluate rows as a validation does; return the metrics on the first slot, None on the others."""
+        evaluation, distributed = Evaluation(score), self.context.distributed
+        # All slots take part. Else the others would wait for one, in a collective that gives up after minutes.
+        for batch in self.data_loader(rows).get_data_loader(num_replicas=distributed.size, rank=distributed.rank):
+            self._evaluate_into(evaluation, evaluate, self.context.to_device(batch))
+        gathered = distributed.gather(evaluation.per_slot_reduce())
+        return None if gathered is None else evaluation.cross_slot_reduce(gathered)
 
     def model_card(self) -> str:
         """What README.md in the exported model's folder says, as markdown."""

@@ -124,8 +124,8 @@ def suppressed_output(work_dir: str) -> Iterator[None]:
 
 def train_ner_trial(job: Job, watch: StepWatch) -> None:
     class WatchedTrial(NERTrial):
-        def wrap(self, num_training_rows: int) -> None:
-            super().wrap(num_training_rows)
+        def wrap(self) -> None:
+            super().wrap()
             watch.see(self.model)
 
         def train_batch(self, *arguments: Any, **options: Any) -> dict[str, Any]:
