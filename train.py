@@ -2,7 +2,7 @@
 
 It runs without a cluster, under torchrun, or as the entrypoint of an experiment:
 
-python3 train.py [CONFIG.yaml] [--config KEY=VALUE --config KEY=VALUE ...] [--epochs N | --batches N]
+python3 train.py [CONFIG.yaml] [--config KEY=VALUE]... [--epochs N | --batches N]
     [--output-dir DIR] [--test] [--inspect] [--resume CHECKPOINT|auto]
 """
 

@@ -4,18 +4,38 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import determined as det
 import torch
 from determined import core
 
 from transformer_trial.errors import TrialError
+from transformer_trial.experiment import ReproducibilityConfig
+from transformer_trial.parsing import read_known
 
 
 def get_cluster_task() -> det.ClusterInfo | None:
     """The task of a trial that this process is on a cluster; None elsewhere."""
     info = det.get_cluster_info()
     return info if info is not None and info.task_type == "TRIAL" else None
+
+
+def get_seed(context: Any) -> int:
+    """The seed of a trial: on a cluster the master's, which a search draws for each; else the configured one."""
+    try:
+        return int(context.get_trial_seed())
+    except det.errors.InternalException:  # off cluster
+        return read_known("reproducibility", context.get_experiment_config(), ReproducibilityConfig).experiment_seed
+
+
+def check_launcher(distributed: core.DistributedContext) -> None:
+    """Raise a TrialError where several slots were not started by torch's launcher."""
+    if distributed.size > 1 and not torch.distributed.is_initialized():
+        entrypoint = "python3 -m determined.launch.torch_distributed python3 train.py, or ner_trial:NERTrial"
+        raise TrialError(
+            f"Several slots need torch's own launcher: entrypoint: {entrypoint}. Horovod is not supported."
+        )
 
 
 @contextlib.contextmanager

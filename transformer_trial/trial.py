@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
-import determined as det
 import numpy as np
 import torch
 import transformers
@@ -23,10 +22,9 @@ from transformer_trial import builders, data, private
 from transformer_trial.callbacks import Evaluation, TrainingMeans, build_callbacks
 from transformer_trial.checkpoints import allow_determined_checkpoints, recipe, versions
 from transformer_trial.config import DataConfig, Hyperparameters, TrialConfig, parse_trial_config
-from transformer_trial.errors import TrialError
-from transformer_trial.experiment import OptimizationsConfig, ReproducibilityConfig, searcher_metric, training_length
+from transformer_trial.experiment import OptimizationsConfig, searcher_metric, training_length
 from transformer_trial.parsing import read_known
-from transformer_trial.processes import local_chief_first
+from transformer_trial.processes import check_launcher, get_seed, local_chief_first
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +57,16 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
 
     def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
         allow_determined_checkpoints()
-        if context.distributed.size > 1 and not torch.distributed.is_initialized():
-            raise TrialError(
-                "Several slots need torch's own launcher: entrypoint: python3 -m determined.launch.torch_distributed "
-                "python3 train.py, or ner_trial:NERTrial. Horovod is not supported."
-            )
+        check_launcher(context.distributed)
         self.context = context
-        self._read_configuration()
+        self.experiment_config = context.get_experiment_config()
+        self.settings = self.parse_settings(context.get_hparams(), self.experiment_config.get("data") or {})
+        if context.distributed.local_rank > 0:  # the first process of the node makes the caches anew
+            data_config = self.settings.data.model_copy(update={"overwrite_cache": False})
+            self.settings = dataclasses.replace(self.settings, data=data_config)
+        self.training_length = training_length(self.experiment_config)
+        self.searcher_metric = searcher_metric(self.experiment_config, {})
+        self.seed = get_seed(context)
         if self.is_restored:
             self.build_model()
             self.model = context.wrap_model(self.model)
@@ -94,31 +95,15 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         """The model as transformers made it, without what several slots wrap it in."""
         return getattr(self.model, "module", self.model)
 
-    def _read_configuration(self) -> None:
-        context = self.context
-        self.experiment_config = context.get_experiment_config()
-        self.settings = self.parse_settings(context.get_hparams(), self.experiment_config.get("data") or {})
-        if context.distributed.local_rank > 0:  # the first process of the node makes the caches anew
-            data_config = self.settings.data.model_copy(update={"overwrite_cache": False})
-            self.settings = dataclasses.replace(self.settings, data=data_config)
-        self.training_length = training_length(self.experiment_config)
-        self.searcher_metric = searcher_metric(self.experiment_config, {})
-        try:
-            self.seed = context.get_trial_seed()
-        except det.errors.InternalException:  # off cluster
-            section = read_known("reproducibility", self.experiment_config, ReproducibilityConfig)
-            self.seed = section.experiment_seed
-
     @classmethod
     def parse_settings(cls, hparams: Mapping[str, Any], data_section: Mapping[str, Any]) -> TrialConfig[Any]:
         """Check both sections of an experiment configuration, and return them parsed."""
         return parse_trial_config(hparams, data_section, cls.data_config_class, cls.hyperparameters_class)
 
     def load_datasets(self) -> Mapping[str, Any]:
-        """Load the splits `train`, `validation` and `test`, those that there are.
+        """Load the splits `train`, `validation` and `test`, those that there are; `train` is required.
 
-        Override it to load data in your own way: return a mapping from split to rows, a `datasets.Dataset`, a list of
-        dicts, or a function that yields dicts. The split `train` is required.
+        Each is a `datasets.Dataset`, a list of dicts, or a function that yields dicts.
         """
         return data.default_load_dataset(self.settings.data)
 
@@ -227,19 +212,17 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         return self.model(**batch)
 
     def compute_loss(self, outputs: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | int]:
-        """The sum of a batch's losses, a scalar, and how many they are: training and validation take their mean.
+        """The sum of a batch's losses, a scalar, and how many they are: their mean is taken over all slots.
 
-        It is the mean over all slots, which have different numbers of them. By default the model's own loss, which is
-        the mean over the rows of its batch.
+        By default the model's own loss, which is the mean over the rows of its batch.
         """
         num_rows = len(next(iter(batch.values())))
         return outputs["loss"] * num_rows, num_rows
 
     def evaluate(self, batch: Batch) -> dict[str, Any]:
-        """What a validation is made of, for one batch: metrics by name.
+        """Metrics of a batch by name, each a pair: its sum and the number of its terms, over which the mean is taken.
 
-        A metric is a pair, its sum over the batch and the number of what was summed up; the mean is over all batches
-        and slots, whatever their sizes. Anything else, such as an array of predictions, is collected for `score`.
+        The mean is that of all batches and slots. What is no pair, such as predictions, is collected for `score`.
         """
         return {"validation_loss": self.compute_loss(self.bare_model(**batch), batch)}
 
