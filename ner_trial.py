@@ -112,7 +112,8 @@ class NERTrial(BaseTransformerTrial):
             overwrite_cache=data.overwrite_cache,
         )
         names, options = list(self.label_names) if self.label_names else None, self.metric_options
-        settings = TaggerSettings(self.metadata.label_scheme, names, max_seq_length, doc_stride, options)
+        lengths = (max_seq_length, doc_stride)
+        settings = TaggerSettings(self.metadata.label_scheme, names, *lengths, data.outside_label, options)
         self.config.ner = dataclasses.asdict(settings)  # goes into checkpoints and exports
         if self.context.distributed.rank == 0:
             labels = (self.metadata.label_list, self.metadata.label_scheme)

@@ -7,6 +7,7 @@ next: `ner/data.py` reads the input, as for a training, and `ner/sentences.py` w
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import logging
@@ -29,6 +30,7 @@ import ner_utils
 from ner.cells import TAGGED_LINE, join_names
 from ner.columns import ReadOptions, SettingNames, find_columns
 from ner.config import FORMAT_NAMES, TaggerSettings
+from ner.formats.text import PACKED, STANDARD_INPUT, read_lines
 from ner.labels import OUTSIDE
 from ner.sentences import Sentence, write_predictions
 from transformer_trial.data import choose_evaluation_tokens, group_by_tokens
@@ -40,7 +42,17 @@ logger = logging.getLogger(__name__)
 # Sentences of 32 batches are read, sorted by length, tagged and written before the next ones are read.
 CHUNK_BATCHES, USUAL_BATCH_SIZE = 32, 32
 
-OPTION_NAMES = SettingNames("--format", "--text-column", "--label-column", "--sentence-column", "--label-list")
+COLUMN_OPTIONS = {
+    "text_column": "column of the words or the text",
+    "label_column": "column of the gold tags or entities",
+    "sentence_column": "column of the sentence's id, if a row is a word",
+    "document_column": "column of the document's id",
+    "encoding": "encoding of the input, such as cp1252; by default UTF-8, or what a mark at its beginning says",
+    "delimiter": "what separates the cells of a table; by default its first row tells",
+}
+OPTION_NAMES = SettingNames(
+    "--format", label_list="--label-list", **{name: f"--{name.replace('_', '-')}" for name in COLUMN_OPTIONS}
+)
 
 
 class Tagger:
@@ -139,14 +151,15 @@ def predict(
 
 def open_source(options: argparse.Namespace) -> ner.data.Source:
     """Open what `--input` names: files as in training, lines of text, or standard input."""
-    stdin, output = ner.formats.STANDARD_INPUT, Path(options.output).expanduser()
+    stdin, output = STANDARD_INPUT, Path(options.output).expanduser()
     has_files = options.input != "-" and options.loader is None
     paths = ner.data.find_files("--input", options.input) if has_files else [stdin]
     if has_files and options.output != "-" and output.exists() and any(map(output.samefile, paths)):
         raise TrialError(f"--output: {output} is the input too. Name another file.")
-    is_text = options.format is None and options.loader is None and (not has_files or is_plain_text(paths[0]))
-    columns = (options.text_column, options.label_column, options.sentence_column)
-    how = ReadOptions("text" if is_text else options.format, *columns, needs_tags=False, names=OPTION_NAMES)
+    given = {name: getattr(options, name) for name in COLUMN_OPTIONS}
+    how = ReadOptions(options.format, **given, needs_tags=False, names=OPTION_NAMES)
+    if options.format is None and options.loader is None and (not has_files or is_plain_text(paths[0], how)):
+        how = dataclasses.replace(how, file_format="text")
     if options.loader is not None:
         rows = functools.partial(import_named("--loader", options.loader), options.input)
         return ner.data.source_of_rows(options.input, rows, how)
@@ -157,11 +170,11 @@ def open_source(options: argparse.Namespace) -> ner.data.Source:
     return ner.data.Source(str(stdin), how, lambda: itertools.chain(first, records))
 
 
-def is_plain_text(path: Path) -> bool:
+def is_plain_text(path: Path, options: ReadOptions) -> bool:
     """Tell whether a .txt file is text. CoNLL columns have a TAB in each line, or tags in most lines."""
-    if not path.name.lower().removesuffix(".gz").endswith(".txt"):
+    if not PACKED.sub("", path.name.lower()).endswith(".txt"):
         return False
-    lines = (line.rstrip() for line in ner.formats.read_lines(path, OPTION_NAMES.file_format))
+    lines = (line.rstrip() for line in read_lines(path, options))
     words = (line for line in lines if line and not line.startswith(("#", "-DOCSTART-")))
     first = list(itertools.islice(words, ner.data.NUM_FIRST))
     has_tabs = bool(first) and all("\t" in line for line in first)
@@ -198,9 +211,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", choices=formats, help="format of the input; by default its ending tells")
     loader = "function of your own that yields the rows of the input, as in docs/extending.md"
     parser.add_argument("--loader", metavar="MODULE:NAME", help=loader)
-    parser.add_argument("--text-column", metavar="NAME", help="column of the words or the text")
-    parser.add_argument("--label-column", metavar="NAME", help="column of the gold tags or entities")
-    parser.add_argument("--sentence-column", metavar="NAME", help="column of the sentence's id, if a row is a word")
+    for name, what in COLUMN_OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="NAME", help=what)
     numbers = "what numbers among the gold tags stand for, from 0; by default what they stood for in training"
     parser.add_argument("--label-list", nargs="+", metavar="TAG", help=numbers)
     code = "run the Python code that the model's folder brings, with your rights"
@@ -234,7 +246,10 @@ def tag_file(options: argparse.Namespace) -> None:
     source = open_source(options)
     tagger = Tagger.load(options.model, options.batch_size, trust_remote_code=options.trust_remote_code)
     task = getattr(tagger.model.config, "finetuning_task", None) or "ner"
-    columns = find_columns(source.first_records(), source.options, task)
+    how = dataclasses.replace(source.options, outside_label=tagger.settings.outside_label)
+    source = dataclasses.replace(source, options=how)
+    columns = find_columns(source.first_records(), how, task)
+    logger.info("%s: %s", source.name, ner.data.describe_columns(columns))
     in_source = source.label_names(columns.label) if columns.label is not None else ()
     sentences = ner.data.read_sentences(source, columns, in_source or options.label_list or tagger.settings.label_names)
     tagged = iter(tqdm.tqdm(check_gold(tagger.tag(sentences), tagger), unit=" sentences", disable=None))

@@ -1,12 +1,13 @@
 """Read the cells of a record: words, tags, or a text with its entities, in the ways that people write them."""
 
 import ast
+import bisect
 import io
 import itertools
 import json
 import re
 import tokenize
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tokenizers import Regex, pre_tokenizers
@@ -18,10 +19,12 @@ LINE_BREAK = re.compile(r"[\r\n]")
 HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # a surrogate, which Arrow columns cannot hold
 # What no tag holds: it remains where another format is read as CoNLL columns, for example.
 NO_TAG = re.compile(r"""[\[\]{}"\t\r\n]|[,;](\S|$)|^(O|[BIESLUMW]-\S+) +(O|[BIESLUMW]-\S+)( |$)""")
+# A list as pandas and NumPy print it.
+PRINTED_LIST = re.compile(r"^(?:\[list|(?:np\.|numpy\.)?array)\((\[.*\])(?:, dtype=\S+)?\)\]?$", re.DOTALL)
 TAGGED_LINE = re.compile(r"[ \t](O|[BIESLUMW]-\S+)$")  # the end of a line of CoNLL columns whose tags have prefixes
 
-# At blanks and punctuation as BERT does; and each ideograph is a word, since their scripts have nothing between words.
-IDEOGRAPH = Regex(r"[\p{Han}\p{Hiragana}\p{Katakana}]")
+# At blanks and punctuation as BERT does; and each ideograph or letter is a word in scripts that part no words.
+IDEOGRAPH = Regex(r"[\p{Han}\p{Hiragana}\p{Katakana}]|[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*")
 WORD_SPLITTER = pre_tokenizers.Sequence(
     [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(IDEOGRAPH, "isolated")]
 )
@@ -35,6 +38,14 @@ class WordError(ValueError):
         self.number = number
 
 
+class SpanErrors(ValueError):
+    """What is wrong with the entities of a text: the kind and the message of each problem."""
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        super().__init__(problems[0][1])
+        self.problems = problems
+
+
 def join_names(names: Iterable[str]) -> str:
     """List names or words for a message, on one line and not at length."""
     text = " ".join(", ".join(names).split())
@@ -42,28 +53,30 @@ def join_names(names: Iterable[str]) -> str:
 
 
 def holds_spans(text: Any, label: Any) -> bool:
-    """Tell whether the cells are a text and its entities."""
+    """Tell whether the cells are a text and its entities, which may be written down as a text, as in csv."""
+    if isinstance(label, str):
+        return isinstance(text, str) and label.lstrip().startswith(("[{", "[[", "[("))
     return isinstance(text, str) and isinstance(label, list) and not (label and isinstance(label[0], (str, int)))
 
 
 def parse_cells(
-    text: Any, label: Any, label_names: Sequence[str] | None, *, has_spans: bool, label_list: str = "data.label_list"
-) -> tuple[list[str], list[str]]:
+    text: Any, label: Any, label_names: Sequence[str] | None, respell: Callable[[str], str] = str,
+    *, label_list: str = "data.label_list",
+) -> tuple[list[str], list[str]]:  # fmt: skip
     """Return the words and tags of a sentence. Raise a ValueError if there is not one tag for each word.
 
     Args:
-        text: The cell of its words; beside entities a text.
-        label: The cell of its tags, or, where `has_spans`, of the entities in its text.
+        text: The cell of its words.
+        label: The cell of its tags.
         label_names: What numbers among the tags stand for.
-        has_spans: Whether the label cells hold entities.
+        respell: Writes a tag as B-PER, whatever the column writes for that.
         label_list: The setting that names the tags, for messages.
     """
-    if has_spans and isinstance(text, str) and isinstance(label, list):
-        return read_spans(text, label)
-    words, tags = read_words(text), parse_tags(label, label_names, label_list)
+    words, tags = read_words(text), parse_tags(label, label_names, respell, label_list)
     if len(words) != len(tags):
         found = f"words: {format_value('', ' '.join(words))}; tags: {format_value('', ' '.join(tags))}"
-        raise ValueError(f"found {len(words)} words but {len(tags)} tags ({found}). Every word needs one tag.")
+        problem = f"found {len(words)} words but {len(tags)} tags ({found}). Every word needs one tag."
+        raise SpanErrors([("sentences with more words than tags, or fewer", problem)])
     return words, tags
 
 
@@ -81,13 +94,19 @@ def read_words(cell: Any) -> list[str]:
     return words
 
 
-def parse_tags(cell: Any, names: Sequence[str] | None, label_list: str = "data.label_list") -> list[str]:
+def parse_tags(
+    cell: Any, names: Sequence[str] | None, respell: Callable[[str], str] = str, label_list: str = "data.label_list"
+) -> list[str]:
     """Return the tags of a cell as texts. Numbers stand for `names`, and texts have to be among these."""
     tags: list[str] = []
     for place, tag in enumerate(read_list(cell, "tags"), start=1):
         tag = tag.strip(BLANKS) if isinstance(tag, str) else tag
         if isinstance(tag, str) and re.fullmatch(r"-?\d+", tag) and tag not in (names or ()):
             tag = int(tag)  # as csv and CoNLL columns write it
+        try:
+            tag = respell(tag) if isinstance(tag, str) and tag else tag
+        except ValueError as error:
+            raise WordError(place, f"tag {place} is {error}") from None
         if problem := _tag_problem(tag, names, label_list):
             raise WordError(place, f"tag {place} is {problem}")
         tags.append(names[tag] if isinstance(tag, int) and names is not None else tag)
@@ -122,7 +141,7 @@ def read_list(cell: Any, what: str) -> list[Any]:
     if isinstance(cell, list):
         return cell
     if isinstance(cell, str):
-        text = cell.strip(BLANKS)
+        text = PRINTED_LIST.sub(r"\1", cell.strip(BLANKS))
         if text[:1] in ("[", "("):
             for read in (json.loads, _read_python):
                 try:
@@ -131,7 +150,8 @@ def read_list(cell: Any, what: str) -> list[Any]:
                     continue
                 if isinstance(value, (list, tuple)):
                     return list(value)
-        if text and text[0] + text[-1] not in ("[]", "{}") and not LINE_BREAK.search(cell):
+        is_list = text[:1] + text[-1:] in ("[]", "{}") or re.match(r"""\[\s*['"]""", text)
+        if text and not is_list and not LINE_BREAK.search(cell):
             return re.split(f"[{BLANKS}]+", text)  # not at other blanks of Unicode, which a word may hold
     raise ValueError(
         f"the {what} are {format_value('', cell)}; accepted is a list, one written as JSON (json.dumps) or Python "
@@ -140,11 +160,16 @@ def read_list(cell: Any, what: str) -> list[Any]:
 
 
 def _read_python(text: str) -> Any:
+    if re.fullmatch(r"\[[-\d\s]+\]", text):  # numbers of a printed NumPy array, which has no commas
+        return [int(number) for number in text[1:-1].split()]
     if re.search(r"""['"]\s*['"]""", text):
-        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-        kinds = [token.type for token in tokens if token.type not in (tokenize.NL, tokenize.NEWLINE)]
-        # A printed NumPy array has no commas, nor has 'don''t': Python would glue the pieces together.
-        if any(pair == (tokenize.STRING, tokenize.STRING) for pair in itertools.pairwise(kinds)):
+        tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.string.strip()]
+        strings = [(a, b) for a, b in itertools.pairwise(tokens) if a.type == b.type == tokenize.STRING]
+        if any(a.end == b.start for a, b in strings):  # 'don''t', whose pieces Python would glue together
+            raise ValueError
+        if strings and [token.string for token in tokens if token.type != tokenize.STRING] == ["[", "]"]:
+            return [ast.literal_eval(token.string) for token in tokens[1:-1]]  # texts of a printed NumPy array
+        if strings:
             raise ValueError
     return ast.literal_eval(text)
 
@@ -159,47 +184,81 @@ def split_text(text: str) -> list[tuple[str, int, int]]:
     return [(word, start, end) for word, (start, end) in WORD_SPLITTER.pre_tokenize_str(text)]
 
 
-def read_spans(text: str, spans: list[Any]) -> tuple[list[str], list[str]]:
-    """Return the words of a text, and their B- and I- tags from its entities. Raise a ValueError at a wrong one.
+def read_spans(text: str, spans: Sequence[Any], bad_spans: str = "error") -> tuple[list[str], list[str], list[str]]:
+    """Return the words of a text, their B- and I- tags from its entities, and notes of what was changed in these.
 
     An entity is a mapping with `start`, `end` (or `start_offset`, `end_offset`) and `label`, or a list of these three.
-    Both ends count characters, the end exclusive; blanks at either end do not matter.
+    Both ends count characters, the end exclusive; blanks at either end do not matter. Entities that are not one of
+    whole words are a `SpanErrors`; or "drop" leaves them out, and "widen" those only that no other border helps.
     """
     pieces = split_text(text)
     if not pieces:
         raise ValueError("found a text without words. Remove it.")
-    tags = ["O"] * len(pieces)
+    tags, starts = ["O"] * len(pieces), [start for _, start, _ in pieces]
+    problems, notes = list[tuple[str, str]](), list[str]()
     for number, span in enumerate(spans, start=1):
         start, end, label = _span(span)
-        if any(isinstance(n, bool) or not isinstance(n, int) for n in (start, end)) or not isinstance(label, str):
-            raise ValueError(f"entity {number} is {format_value('', span)}; accepted are start, end and label.")
-        if not 0 <= start < end <= len(text):
-            accepted = f"accepted are characters from 0 to {len(text)}, the end after the start"
-            raise ValueError(f"entity {number} reaches from {start} to {end}; {accepted}.")
-        label = label.strip(BLANKS)
-        if not re.search(r"[^\W_]", label) or NO_TAG.search(label):
-            raise ValueError(f"entity {number} has the label {label!r}, which names no type.")
-        own_text = span.get("text") if isinstance(span, dict) else None
-        if isinstance(own_text, str) and own_text.strip() != text[start:end].strip():
-            raise ValueError(
-                f"entity {number} has the text {format_value('', own_text)}, but from {start} to {end} there is "
-                f"{format_value('', text[start:end])}. Count characters (code points), from 0, the end exclusive."
+        kind, problem = _span_problem(text, span, number)
+        touched = range(0)
+        if not kind:
+            first = max(bisect.bisect_right(starts, start) - 1, 0)
+            first += pieces[first][2] <= start
+            touched = range(first, bisect.bisect_left(starts, end))
+            kind, problem = _word_problem(text, pieces, touched, tags, (start, end))
+            problem = f"entity {number}, {format_value('', text[start:end])} ({label}, {start} to {end}), {problem}"
+        if kind == CUTS and bad_spans == "widen" and all(tags[i] == "O" for i in touched):
+            notes.append("entities that cut a word, widened")
+        elif kind and bad_spans != "error":
+            notes.append(f"entities that {kind}, left out")
+            continue
+        elif kind:
+            problems.append((f"entities that {kind}", problem))
+        label = label.strip(BLANKS) if isinstance(label, str) else label
+        for i in touched:
+            tags[i] = f"{'B' if i == touched[0] else 'I'}-{label}"
+    if problems:
+        raise SpanErrors(problems)
+    return [word for word, _, _ in pieces], tags, notes
+
+
+CUTS, OVERLAPS = "cut a word", "overlap"
+
+
+def _span_problem(text: str, span: Any, number: int) -> tuple[str, str]:
+    """The kind of what is wrong with an entity by itself, and a message; two empty texts if nothing is."""
+    start, end, label = _span(span)
+    if any(isinstance(n, bool) or not isinstance(n, int) for n in (start, end)) or not isinstance(label, str):
+        found = f"entity {number} is {format_value('', span)}"
+        return "have no start, end and label", f"{found}; accepted are start, end and label."
+    if not 0 <= start < end <= len(text):
+        accepted = f"accepted are characters from 0 to {len(text)}, the end after the start"
+        return "are out of range", f"entity {number} reaches from {start} to {end}; {accepted}."
+    if not re.search(r"[^\W_]", label) or NO_TAG.search(label.strip(BLANKS)):
+        return "name no type", f"entity {number} has the label {label.strip(BLANKS)!r}, which names no type."
+    own_text = span.get("text") if isinstance(span, dict) else None
+    if isinstance(own_text, str) and own_text.strip() != text[start:end].strip():
+        given, found = format_value("", own_text), format_value("", text[start:end])
+        advice = "Count characters (code points), from 0, the end exclusive."
+        problem = f"entity {number} has the text {given}, but from {start} to {end} there is {found}. {advice}"
+        return "have another text than their offsets", problem
+    return "", ""
+
+
+def _word_problem(
+    text: str, pieces: Sequence[tuple[str, int, int]], touched: range, tags: Sequence[str], span: tuple[int, int]
+) -> tuple[str, str]:
+    """The kind of what is wrong with an entity among the words that it touches, and a message."""
+    if not touched:
+        return "hold no word", "holds no word."
+    for word, first, last in (pieces[touched[0]], pieces[touched[-1]]):
+        if first < span[0] or last > span[1]:
+            advice = (
+                "Words end at blanks and punctuation; move the entity's ends there, or write rows of words and tags."
             )
-        touched = [i for i, (_, first, last) in enumerate(pieces) if first < end and start < last]
-        what = f"entity {number}, {format_value('', text[start:end])} ({label}, {start} to {end})"
-        if not touched:
-            raise ValueError(f"{what}, holds no word.")
-        for i in (touched[0], touched[-1]):
-            word, first, last = pieces[i]
-            if first < start or last > end:
-                raise ValueError(
-                    f"{what}, cuts the word {word!r} ({first} to {last}). Words end at blanks and punctuation; move "
-                    "the entity's ends there, or write rows of words and tags."
-                )
-        if any(tags[i] != "O" for i in touched):
-            raise ValueError(f"{what}, overlaps with another one. A word can have one tag; keep one of the entities.")
-        tags[touched[0] : touched[-1] + 1] = [f"B-{label}"] + [f"I-{label}"] * (len(touched) - 1)
-    return [word for word, _, _ in pieces], tags
+            return CUTS, f"cuts the word {word!r} ({first} to {last}). {advice}"
+    if any(tags[i] != "O" for i in touched):
+        return OVERLAPS, "overlaps with another one. A word can have one tag; keep one of the entities."
+    return "", ""
 
 
 def _span(span: Any) -> tuple[Any, Any, Any]:
@@ -207,6 +266,9 @@ def _span(span: Any) -> tuple[Any, Any, Any]:
         return span[0], span[1], span[2]
     if not isinstance(span, dict):
         return None, None, None
-    start, end = (span.get(key, span.get(f"{key}_offset")) for key in ("start", "end"))
-    labels = span.get("labels")
-    return start, end, span.get("label", labels[0] if isinstance(labels, list) and len(labels) == 1 else None)
+    start, end = (
+        next((span[f"{k}{e}"] for e in ("", "_offset", "_char") if f"{k}{e}" in span), None) for k in ("start", "end")
+    )
+    labels = span.get("labels", span.get("hypertextlabels"))
+    label = labels[0] if isinstance(labels, list) and len(labels) == 1 else None
+    return start, end, next((span[name] for name in ("label", "entity_group", "type", "entity") if name in span), label)

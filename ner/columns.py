@@ -1,18 +1,30 @@
 """Records, and which of their columns hold words and tags: as configured, by their usual names, or by a guess."""
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ner.cells import TAGGED_LINE, WordError, holds_spans, join_names
+from ner.labels import PREFIXED
 from transformer_trial.errors import TrialError, format_value
 
 # Usual names of the columns, in upper or lower case, those of annotation tools included.
 TEXT_NAMES = ("tokens", "words", "token", "word", "form", "text", "sentence")
 LABEL_NAMES = ("tags", "tag", "labels", "label", "ner", "entities", "spans")  # after {task}_tags
 SENTENCE_NAMES = ("sentence #", "sentence_id", "sentence_idx", "sent_id", "sentence_number")
+DOCUMENT_NAMES = ("document_id", "doc_id", "document")
 SPAN_NAMES = ("entities", "spans")
+NO_DATA = re.compile(r"(?i)|unnamed: .*|id|uuid|meta(data)?|lang(uage)?|source|url|answer|score|.*_(id|hash|at|by)")
+"""Names of columns that are never taken for words or tags because of their place."""
+
+# Ways to write a prefix and a type that are not B-PER, by their look.
+SPELLINGS = {
+    "B_PER": re.compile(r"(?P<prefix>[BIESLUMW])_(?P<type>.+)"),
+    "PER-B": re.compile(r"(?P<type>.+)-(?P<prefix>[BIESLUMW])"),
+    "b-per": re.compile(r"(?P<prefix>[bieslumw])-(?P<type>.+)"),
+}
 
 NO_NAME = re.compile(r"(^|\s)(O|[BIESLUMW]-\S+)($|\s)|[\[{]")  # in a first line, which should name the columns
 
@@ -23,6 +35,7 @@ class Record(NamedTuple):
     place: str  # file and line, or row where there are no lines
     cells: dict[str, Any]  # by the name of the column
     places: Sequence[str] = ()  # the place of each word, for CoNLL columns and for rows of words that were joined
+    document: str = ""  # the document that it is from, where the file marks them
 
     def place_of(self, error: Exception) -> str:
         """Return the place to name in a message: the word's own place if the error is about a word that has one."""
@@ -38,6 +51,10 @@ class SettingNames(NamedTuple):
     label_column: str = "data.label_column_name"
     sentence_column: str = "data.sentence_column_name"
     label_list: str = "data.label_list"
+    document_column: str = "data.document_column_name"
+    encoding: str = "data.encoding"
+    delimiter: str = "data.delimiter"
+    bad_spans: str = "data.bad_spans"
 
 
 CONFIGURATION_KEYS = SettingNames()
@@ -51,6 +68,11 @@ class ReadOptions:
     text_column: str | int | None = None
     label_column: str | int | None = None
     sentence_column: str | None = None
+    document_column: str | None = None
+    outside_label: str | None = None  # the tag that stands for O
+    bad_spans: str = "error"  # what becomes of an entity that is not one of whole words: error, widen or drop
+    encoding: str | None = None
+    delimiter: str | None = None
     needs_tags: bool = True  # whether there has to be a column of tags, as in training
     names: SettingNames = CONFIGURATION_KEYS
 
@@ -66,12 +88,16 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of the words and the tags."""
+    """The columns of the words and the tags, and how tags are written in them."""
 
     text: str
     label: str | None  # None where there are no tags, as in text to predict on
     sentence: str | None = None  # the column of the sentence's id, where a record is a word
+    document: str | None = None
     has_spans: bool = False  # whether the label column holds the entities of a text
+    outside: str | None = None  # the tag that is written for O
+    spelling: str | None = None  # how prefixes are written, one of SPELLINGS; None is B-PER
+    nested: str | None = None  # another column, of tags of the same types, which is not read
     num_unnamed: int = 0  # the number of columns where they have no names, else 0
 
 
@@ -88,33 +114,59 @@ def find_columns(records: Sequence[Record], options: ReadOptions, task: str, lik
         task: Tags are looked for in the column `{task}_tags`.
         like: The columns of the train split. Where they have names, another split has to have them too.
     """
-    first, names, settings = records[0], list(records[0].cells), options.names
+    first, settings = records[0], options.names
+    names = list(first.cells if first.places else dict.fromkeys(name for record in records for name in record.cells))
     if any(NO_NAME.search(name) for name in names):
         found = f"the line before holds {format_value('', join_names(names))}, which looks like data"
         raise TrialError(f"{first.place}: {found}; accepted is a first line with the columns' names.")
-    usual = () if first.places else SENTENCE_NAMES
-    sentence = _choose(first, settings.sentence_column, options.sentence_column, usual, required=False)
-    others = [name for name in names if name != sentence and not re.match("$|Unnamed: ", name)]
+    choose = functools.partial(_choose, names, first)
+    usual, usual_documents = ((), ()) if first.places else (SENTENCE_NAMES, DOCUMENT_NAMES)
+    sentence = choose(settings.sentence_column, options.sentence_column, usual, required=False)
+    document = choose(settings.document_column, options.document_column, usual_documents, required=False)
+    others = [name for name in names if name not in (sentence, document) and not NO_DATA.fullmatch(name)]
     text_names, label_names = list(TEXT_NAMES), [f"{task}_tags", *LABEL_NAMES]
     if like is not None and not like.text.isdigit() and not _is_numbered(first):
         text_names, label_names, others = [like.text.strip().lower()], [str(like.label).strip().lower()], []
-    guess = _guess_text(records, others)
-    text = str(_choose(first, settings.text_column, options.text_column, text_names, guess))
-    guess = _guess_label(records, others, text, needs_tags=options.needs_tags)
-    required = options.needs_tags
-    label = _choose(first, settings.label_column, options.label_column, label_names, guess, required=required)
+    guess = _guess_text(records, others, options)
+    text = str(choose(settings.text_column, options.text_column, text_names, guess))
+    guess, nested = _guess_label(records, others, text, needs_tags=options.needs_tags)
+    label = choose(settings.label_column, options.label_column, label_names, guess, required=options.needs_tags)
     if label in SPAN_NAMES and options.text_column is None and "text" in names:
         text = "text"  # an annotation tool's tokens hold more than the words
     if text == label:
         found = f"{label!r} is the column of the words and of the tags; found {join_names(names)}"
         advice = f"Set {settings.text_column} and {settings.label_column} to two columns."
         raise TrialError(f"{first.place}: {found}. {advice}")
+    items = [] if label is None else _items(records, label)
+    outside = options.outside_label or ("o" if "o" in items and "O" not in items else None)
     cells = [(record.cells.get(text), record.cells.get(str(label))) for record in records]
     one_word = all(is_word(word) and is_tag(word if label is None else tag) for word, tag in cells)
     if options.sentence_column is None and not one_word:
         sentence = None  # a row is a sentence, and this is its number
     has_spans = holds_spans(*next((pair for pair in cells if pair[1] != []), cells[0]))
-    return Columns(text, label, sentence, has_spans, len(names) if _is_numbered(first) else 0)
+    return Columns(
+        text, label, sentence, document, has_spans, outside, _find_spelling(items), nested if label == guess else None,
+        num_unnamed=len(names) if _is_numbered(first) else 0,
+    )  # fmt: skip
+
+
+def _find_spelling(items: Sequence[str]) -> str | None:
+    tags = {item for item in items if item not in ("O", "o")}
+    found = (
+        name for name, pattern in SPELLINGS.items() if len(tags) < len({*items}) and all(map(pattern.fullmatch, tags))
+    )
+    return next(found, None) if tags else None
+
+
+def respell(tag: str, columns: Columns) -> str:
+    """The tag as B-PER or O, whatever the column writes for these. A tag that is written otherwise is a ValueError."""
+    if tag in ("O", columns.outside) or (columns.spelling and tag == "o"):
+        return "O"
+    if columns.spelling is None:
+        return tag
+    if (match := SPELLINGS[columns.spelling].fullmatch(tag)) is None:
+        raise ValueError(f"{tag!r}, where the first ones are written like {columns.spelling}. Write all alike.")
+    return f"{match['prefix'].upper()}-{match['type']}"
 
 
 def is_word(cell: Any) -> bool:
@@ -131,10 +183,10 @@ def _is_numbered(record: Record) -> bool:
 
 
 def _choose(
-    first: Record, setting: str, given: Any, usual: Sequence[str], guess: str | None = None, *, required: bool = True
-) -> str | None:
+    names: Sequence[str], first: Record, setting: str, given: Any, usual: Sequence[str], guess: str | None = None, *,
+    required: bool = True,
+) -> str | None:  # fmt: skip
     """Return the configured column, else one with a usual name, else the guess. If required, it must exist."""
-    names = list(first.cells)
     if isinstance(given, int) or (given is not None and _is_numbered(first) and re.fullmatch(r"-?\d+", given)):
         found = names[int(given)] if -len(names) <= int(given) < len(names) else None
     elif given is not None:
@@ -148,25 +200,55 @@ def _choose(
     return found
 
 
-def _guess_text(records: Sequence[Record], names: Sequence[str]) -> str | None:
-    """Guess the first column, or the second of three or more CoNLL columns where the first one counts the words."""
-    ids = [record.cells.get(names[0], []) for record in records] if records[0].places and len(names) > 2 else []
-    if not ids or not all(str(cell).isdigit() for cells in ids for cell in cells):
+def _guess_text(records: Sequence[Record], names: Sequence[str], options: ReadOptions) -> str | None:
+    """Guess the first column; the second where the first one holds tags, or, in CoNLL columns, counts the words."""
+    if len(names) < 2:
         return names[0] if names else None
+    first, second = (_items(records, name) for name in names[:2])
+    if _are_tags(first) and not _are_tags(second):
+        return names[1]
+    ids = [record.cells.get(names[0], []) for record in records] if records[0].places else []
+    if not ids or not all(str(cell).isdigit() for cells in ids for cell in cells):
+        if records[0].places and len(names) == 2 and options.needs_tags and not _are_tags(second):
+            _refuse_if_turned(records[0].place, first, second, options.names)
+        return names[0]
     is_count = all(cells in ([str(i + start) for i in range(len(cells))] for start in (0, 1)) for cells in ids)
     return names[1] if is_count else None  # other numbers are no words
 
 
-def _guess_label(records: Sequence[Record], names: Sequence[str], text: str, *, needs_tags: bool) -> str | None:
-    """Guess the second column unless only others hold tags; of CoNLL columns the last with tags, or with anything."""
+def _refuse_if_turned(place: str, first: Sequence[str], second: Sequence[str], settings: SettingNames) -> None:
+    """Raise a TrialError where two columns without prefixes look as if the first one held the tags."""
+    counts = [len({*items}) for items in (first, second)]
+    if 2 * counts[0] < counts[1]:
+        readings = f"column 0 has {counts[0]} different values, column 1 has {counts[1]}, in {len(first)} words"
+        advice = f"Say which are the words: {settings.text_column}: 1 and {settings.label_column}: 0, or 0 and 1."
+        raise TrialError(f"{place}: {readings}; tags are few. {advice}")
+
+
+def _guess_label(
+    records: Sequence[Record], names: Sequence[str], text: str, *, needs_tags: bool
+) -> tuple[str | None, str | None]:
+    """Guess the second column unless only others hold tags; of CoNLL columns the last with tags, or with anything.
+
+    Where an earlier column has tags of the same types, or the last one none, in a file that counts its words, the
+    earlier one holds the outer entities, as in GermEval. Returns the column, and the one of inner entities.
+    """
     is_conll = bool(records[0].places)
-    rest = list(names[names.index(text) + 1 :] if is_conll and text in names else names[1:])
-    items = {name: _items(records, name) for name in rest if name != text}
+    rest = [name for name in names if name != text]
+    items = {name: _items(records, name) for name in rest}
     tagged = [name for name, found in items.items() if _are_tags(found)]
     if not is_conll:
-        return (tagged[-1] if tagged and rest[0] not in tagged else rest[0]) if rest and needs_tags else None
+        guess = tagged[-1] if tagged and rest[0] not in tagged else rest[0] if rest else None
+        return guess if needs_tags else None, None
+    if len(tagged) > 1:
+        types = [{item[2:] for item in items[name] if PREFIXED.match(item)} for name in tagged]
+        counts_words = all(str(cell).isdigit() for cell in items.get(names[0], ["x"]))
+        outer = next(i for i, of_column in enumerate(types) if of_column & types[-1] or i == len(types) - 1)
+        outer = len(types) - 2 if counts_words and not types[-1] else outer
+        return tagged[outer], tagged[-1] if outer < len(tagged) - 1 else None
     used = [name for name, found in items.items() if any(re.search(r"[^\W_]", item) for item in found)]
-    return tagged[-1] if tagged else used[-1] if used and needs_tags and names[0] != "ID" else None
+    used = [name for name in used if names.index(name) > names.index(text)] if text in names else used
+    return tagged[-1] if tagged else used[-1] if used and needs_tags and names[0] != "ID" else None, None
 
 
 def _items(records: Sequence[Record], name: str) -> list[str]:
@@ -177,4 +259,5 @@ def _items(records: Sequence[Record], name: str) -> list[str]:
 
 
 def _are_tags(items: Sequence[str]) -> bool:
-    return bool(items) and 2 * sum(bool(re.match("[0O]$|[BIESLUMW]-", item)) for item in items) >= len(items)
+    tags = sum(bool(re.match("[0Oo]$|[BIESLUMWbieslumw][-_]|.+-[BIESLUMW]$", item)) for item in items)
+    return bool(items) and 2 * tags >= len(items)

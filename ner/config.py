@@ -10,7 +10,7 @@ from ner.report import ErrorReport
 from transformer_trial.config import DataConfig
 from transformer_trial.errors import explain_value
 
-FileFormat = Literal["json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu"]
+FileFormat = Literal["json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu", "webanno", "brat", "spacy"]
 FORMAT_NAMES: tuple[str, ...] = get_args(FileFormat)
 
 LabelScheme = Literal["IOB1", "IOB2", "IOE1", "IOE2", "BIOES", "BILOU", "plain"]
@@ -30,6 +30,17 @@ class NERDataConfig(DataConfig):
     the second. Of CoNLL columns by default the last that holds tags."""
     sentence_column_name: str | None = None
     """Column of the sentence's id where a row is a word; by default `Sentence #` or another usual name."""
+    document_column_name: str | None = None
+    """Column of the document's id; by default `document_id` or another usual name. CoNLL columns mark documents."""
+    outside_label: str | None = None
+    """The tag that stands for `O`, such as `OTHER`."""
+    bad_spans: Literal["error", "widen", "drop"] = "error"
+    """What becomes of entities that cut a word, overlap or lie outside the text: `widen` takes whole words, and leaves
+    out what that does not help, `drop` leaves out all of them. `--inspect` counts them."""
+    encoding: str | None = None
+    """Encoding of the files, such as `cp1252`; by default UTF-8, or what a mark at the beginning says."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """What separates the cells of a table; by default what parts its first row into usual names."""
     label_list: list[str] | None = None
     """All tags there can be, in their order: the names of tags that are numbers, or a check on tags that are texts."""
     label_scheme: LabelScheme | None = None
@@ -72,6 +83,7 @@ class TaggerSettings:
     label_names: list[str] | None = None  # what numbers among the tags of the training data stood for
     max_seq_length: int | None = None  # sub-tokens of a window; None is as many as tokenizer and model take
     doc_stride: int | None = None  # sub-tokens that two windows share
+    outside_label: str | None = None  # the tag that stood for O in the training data
     # How entities are counted, as in `ner.labels.find_entities`.
     metric_options: dict[str, Any] = field(default_factory=lambda: {"mode": "default", "scheme": None})
 

@@ -1,5 +1,6 @@
 """Files and hub data sets in, checked sentences out, for training and for prediction. Nothing here knows of models."""
 
+import functools
 import glob
 import hashlib
 import inspect
@@ -8,6 +9,7 @@ import logging
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,10 @@ from datasets.fingerprint import Hasher
 import ner.cells
 import ner.columns
 import ner.formats
-from ner.cells import BLANKS, join_names, parse_cells, read_words
-from ner.columns import Columns, ReadOptions, Record, find_columns, is_tag, is_word
+from ner.cells import BLANKS, SpanErrors, join_names, parse_cells, read_list, read_spans, read_words
+from ner.columns import Columns, ReadOptions, Record, find_columns, is_tag, is_word, respell
 from ner.config import NERDataConfig
+from ner.formats.rows import class_names, names_of_feature
 from ner.sentences import Sentence
 from transformer_trial.data import configured_files, default_load_dataset
 from transformer_trial.errors import TrialError, format_value
@@ -32,13 +35,18 @@ NUM_FIRST = 100  # records that tell which columns there are
 # A cell that writes down a list of words, as csv does; "[sic]" is text.
 LIST_TEXT = re.compile(r"""[ \t\r\n]*\[\s*(['"].*)?\]\s*$""", re.DOTALL)
 TEXT = datasets.Value("string")
-SENTENCE_FEATURES = datasets.Features(tokens=datasets.List(TEXT), tags=datasets.List(TEXT), place=TEXT)
+TEXTS = datasets.List(TEXT)
+SENTENCE_FEATURES = datasets.Features(tokens=TEXTS, tags=TEXTS, place=TEXT, document=TEXT, notes=TEXTS)
+
+NOT_ACCEPTED = "rows that an annotator rejected, ignored or did not reach, left out"
 
 
 def read_options(config: NERDataConfig) -> ReadOptions:
     """Return what the `data` section says about files and columns."""
-    columns = (config.text_column_name, config.label_column_name, config.sentence_column_name)
-    return ReadOptions(config.file_format, *columns)
+    columns = {name: getattr(config, f"{name}_name") for name in ("text_column", "label_column", "sentence_column")}
+    shared = ("file_format", "outside_label", "bad_spans", "encoding", "delimiter")
+    given = {name: getattr(config, name) for name in shared}
+    return ReadOptions(**columns, **given, document_column=config.document_column_name)
 
 
 @dataclass(frozen=True)
@@ -68,17 +76,20 @@ def load_splits(config: NERDataConfig) -> Mapping[str, Any]:
 
 
 def find_files(key: str, pattern: str) -> list[Path]:
-    """Find the files that a path or a glob such as data/*.conll names, in the order of their names; `key` gave it."""
+    """Find the files that a path, a folder or a glob such as data/*.conll names, in the order of their names."""
     whole = Path(pattern).expanduser()
     # Not `whole.exists`: without permission it raises an error.
     paths = [whole] if os.path.exists(whole) else [Path(name) for name in sorted(glob.glob(str(whole), recursive=True))]
+    if os.path.isdir(whole):
+        paths = [*ner.formats.list_folder(whole, key)]
     for path in paths or [whole]:
         if not os.path.isfile(path):
             exists = "is no file" if os.path.exists(path) else "does not exist, or lies where this user may not look"
-            what = "is a folder" if os.path.isdir(path) else exists
+            what = "is a folder without files of a known format" if os.path.isdir(path) else exists
             looked = "" if path.is_absolute() else f" (looked for {path.absolute()})"
             advice = "on a cluster, a path relative to the folder that was uploaded, or one on a mounted disk"
-            raise TrialError(f"{key}: {path} {what}{looked}. Give a file, or a glob such as data/*.json; {advice}.")
+            accepted = "Give a file, a folder, or a glob such as data/*.json"
+            raise TrialError(f"{key}: {path} {what}{looked}. {accepted}; {advice}.")
     return paths
 
 
@@ -97,7 +108,7 @@ def source_of_files(key: str, pattern: str, options: ReadOptions) -> Source:
 
     def label_names(column: str) -> tuple[str, ...]:
         tables = [path for path in paths if (options.file_format or ner.formats.format_of(path)) == "parquet"]
-        return _agree({str(path): ner.formats.class_names(path, column) for path in tables}, options)
+        return _agree({str(path): class_names(path, column) for path in tables}, options)
 
     return Source(pattern, options, records, lambda: _hash_files(key, paths, repr(options)), label_names)
 
@@ -135,7 +146,7 @@ def source_of_rows(name: str, rows: Any, options: ReadOptions) -> Source:
             yield Record(place, dict(cells))
 
     def label_names(column: str) -> tuple[str, ...]:
-        return ner.formats.names_of_feature(rows.features.get(column)) if is_data_set else ()
+        return names_of_feature(rows.features.get(column)) if is_data_set else ()
 
     def fingerprint() -> str:
         if is_data_set:
@@ -175,11 +186,11 @@ def read_splits(
         columns[split] = find_columns(source.first_records(), options, task, columns.get("train"))
     named = {source.name: source.label_names(str(columns[split].label)) for split, source in sources.items()}
     named["data.label_list"] = tuple(config.label_list or ())
-    label_names = _agree(named, options) or None
+    label_names = tuple(respell(name, columns["train"]) for name in _agree(named, options)) or None
     rows = {}
     for split, source in sources.items():
         where = columns[split]
-        logger.info("%s: words are in the column %r, tags in %r.", source.name, where.text, where.label)
+        logger.info("%s: %s", source.name, describe_columns(where))
         arguments = {"source": source, "columns": where, "label_names": label_names}
         if fingerprint := source.fingerprint():
             rows[split] = _build_rows(split, config, [fingerprint, where, label_names], arguments)
@@ -200,8 +211,9 @@ def _agree(named: Mapping[str, tuple[str, ...]], options: ReadOptions) -> tuple[
 
 def _build_rows(split: str, config: NERDataConfig, key: list[Any], arguments: dict[str, Any]) -> datasets.Dataset:
     """Generate the rows of a split, or find them in the cache under a hash of `key` and of the code that reads them."""
-    modules = (__file__, ner.cells.__file__, ner.columns.__file__, ner.formats.__file__)
-    fingerprint = Hasher.hash([split, key, [Path(str(file)).read_bytes() for file in modules]])
+    folder = Path(__file__).parent
+    modules = [*map(folder.joinpath, ("data.py", "cells.py", "columns.py")), *sorted(folder.glob("formats/*.py"))]
+    fingerprint = Hasher.hash([split, key, [file.read_bytes() for file in modules]])
 
     def build(cache_dir: str | None) -> datasets.Dataset:
         try:
@@ -231,7 +243,8 @@ def _build_rows(split: str, config: NERDataConfig, key: list[Any], arguments: di
 
 def _generate_rows(**arguments: Any) -> Iterator[dict[str, Any]]:
     for sentence in read_sentences(**arguments):
-        yield {"tokens": sentence.words, "tags": sentence.gold, "place": sentence.place}
+        words, tags = sentence.words, sentence.gold
+        yield {"tokens": words, "tags": tags, **{n: getattr(sentence, n) for n in ("place", "document", "notes")}}
 
 
 def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] | None) -> Iterator[Sentence]:
@@ -245,11 +258,15 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
     records, needs_tags = source.records(), source.options.needs_tags
     if columns.sentence is not None:
         records = join_words(records, columns)
-    needed = [columns.text, str(columns.label)] if needs_tags else [columns.text]
+    needed = [columns.text, str(columns.label)] if needs_tags and not columns.has_spans else [columns.text]
     tags_from = "" if columns.label is None else f", tags from {columns.label!r}"
     only_words, num_sentences = needs_tags, 0
+    problems, notes, waiting = list[tuple[str, str]](), list[str](), Sentence([])  # the last one waits for its notes
     for record in records:
         num_sentences += 1
+        if needs_tags and record.cells.get("answer") in ("reject", "ignore"):  # as Prodigy and others have it
+            notes.append(NOT_ACCEPTED)
+            continue
         if missing := [name for name in needed if name not in record.cells]:
             found = join_names(record.cells)
             raise TrialError(f"{record.place}: no column {missing[0]!r} as in the first row; found {found}.")
@@ -261,13 +278,46 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
         except ValueError as error:
             problem = "found half of a character." if isinstance(error, UnicodeError) else error
             read = f"(Words are read from the column {columns.text!r}{tags_from}.)"
+            if needs_tags and isinstance(error, SpanErrors):
+                problems += [(kind, f"{record.place}: {text} {read}") for kind, text in error.problems]
+                continue
             raise TrialError(f"{record.place_of(error)}: {problem} {read}") from None
         only_words = only_words and sentence.words == [record.cells[columns.text]] and not columns.has_spans
-        yield sentence
+        if waiting.words:
+            waiting.notes = [*waiting.notes, *notes]
+            notes = []
+            yield waiting
+        waiting = sentence
+    if problems:
+        raise TrialError(_summarize(source.name, problems, source.options.names.bad_spans))
+    if waiting.words:
+        waiting.notes = [*waiting.notes, *notes]
+        yield waiting
     if only_words and num_sentences > 1:
         advice = f"name the column of the sentence's id with {source.options.names.sentence_column}"
         other = "without one, write CoNLL columns with a blank line between sentences"
         raise TrialError(f"{source.name}: every row is a single word. If rows are words, {advice}; {other}.")
+
+
+def _summarize(name: str, problems: Sequence[tuple[str, str]], setting: str) -> str:
+    """Say how many problems a source has, of which kinds, and show the first ones."""
+    counts = Counter(kind for kind, _ in problems)
+    advice = (
+        f" Or say what becomes of such entities by {setting}: widen or drop." if "entities" in str([*counts]) else ""
+    )
+    if len(problems) == 1:
+        return problems[0][1] + advice
+    kinds = "; ".join(f"{number:,} {kind}" for kind, number in counts.most_common())
+    first = "".join(f"\n  - {text}" for _, text in problems[:5])
+    return f"{name}: found {kinds}.{advice} The first of them:{first}"
+
+
+def describe_columns(columns: Columns) -> str:
+    """Say where words and tags are read from, and how tags are written."""
+    tags = "no tags" if columns.label is None else f"tags in {columns.label!r}"
+    nested = f" ({columns.nested!r} holds entities within these, and is not read)" if columns.nested else ""
+    spelling = f"; tags are written like {columns.spelling}" if columns.spelling else ""
+    return f"words are in the column {columns.text!r}, {tags}{nested}{spelling}."
 
 
 def _parse_record(
@@ -278,16 +328,23 @@ def _parse_record(
     is_running = columns.has_spans or options.file_format == "text"
     is_text = isinstance(text, str) and (is_running or not LIST_TEXT.match(text))
     sentence = Sentence.of_text(text) if is_text else Sentence([])
-    if label is not None or options.needs_tags:
+    if label is not None or options.needs_tags or columns.has_spans:
         name = options.names.label_list
-        words, gold = parse_cells(text, label, label_names, has_spans=columns.has_spans, label_list=name)
+        notes = list[str]()
+        if columns.has_spans and isinstance(text, str):
+            spans = [] if label is None else read_list(label, "entities")
+            words, gold, notes = read_spans(text, spans, options.bad_spans)
+        else:
+            as_written = functools.partial(respell, columns=columns)
+            words, gold = parse_cells(text, label, label_names, as_written, label_list=name)
         "".join(gold).encode()  # fails at half of a character
         if sentence.words != words:  # blanks separate the words of a text that has a tag for each
             sentence = Sentence(words)
-        sentence.gold = gold
+        sentence.gold, sentence.notes = gold, notes
     elif not is_text and text not in ([], "[]"):
         sentence.words = read_words(text)
-    sentence.place = record.place
+    document = record.cells.get(columns.document) if columns.document else record.document
+    sentence.place, sentence.document = record.place, "" if document is None else str(document)
     return sentence
 
 
@@ -297,7 +354,7 @@ def join_words(records: Iterator[Record], columns: Columns) -> Iterator[Record]:
     for _, of_file in itertools.groupby(records, key=lambda record: record.place.rpartition(", ")[0]):
         seen: set[Any] = set()  # another file may count anew
         current: Any = None
-        places, cells = list[str](), dict[str, list[Any]]()
+        places, cells, same = list[str](), dict[str, list[Any]](), dict[str, Any]()
         for record in of_file:
             identity = _check_word(record, columns)
             if identity is None or identity in ("", current) or identity != identity:  # NaN, as pandas fills up
@@ -309,13 +366,14 @@ def join_words(records: Iterator[Record], columns: Columns) -> Iterator[Record]:
                 raise TrialError(f"{record.place}: the sentence {identity!r} goes on here, after another one. {advice}")
             else:
                 if places:
-                    yield Record(places[0], cells, places)
+                    yield Record(places[0], {**cells, **same}, places)
                 seen.add(identity)
                 current, places, cells = identity, [], {name: [] for name in names}
+                same = {name: record.cells.get(name) for name in (columns.document,) if name is not None}
             places.append(record.place)
             for name in names:
                 cells[name].append(record.cells[name])
-        yield Record(places[0], cells, places)
+        yield Record(places[0], {**cells, **same}, places)
 
 
 def _check_word(record: Record, columns: Columns) -> Any:

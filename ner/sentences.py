@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ class Sentence:
     offsets: list[tuple[int, int]] | None = None  # start and end of each word in the text, in characters
     gold: list[str] | None = None
     place: str = ""  # file and line, or row
+    document: str = ""  # that it is from, where the file marks them
+    notes: Sequence[str] = ()  # what was changed or left out in reading it, and rows left out before it
     tags: list[str] | None = None  # the predicted ones
     scores: list[float | None] | None = None  # probabilities of `tags`; None for a word without sub-tokens, tagged O
 
@@ -54,7 +56,8 @@ class Sentence:
     def as_json(self, label_scheme: str | None) -> dict[str, Any]:
         """What a line of json holds of a tagged sentence."""
         scores = [None if score is None else round(score, 6) for score in self.scores or []]
-        row: dict[str, Any] = {} if self.text is None else {"text": self.text}
+        row: dict[str, Any] = {"document": self.document} if self.document else {}
+        row |= {} if self.text is None else {"text": self.text}
         row |= {"tokens": self.words, "tags": self.tags, "scores": scores, "spans": self.spans(label_scheme)}
         return row if self.gold is None else {**row, "gold": self.gold}
 

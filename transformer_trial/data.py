@@ -2,6 +2,7 @@
 
 import glob
 import inspect
+import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from datasets.fingerprint import Hasher
 
 from transformer_trial.config import DataConfig
 from transformer_trial.errors import ConfigError, TrialError
+
+logger = logging.getLogger(__name__)
 
 Lengths = Sequence[int] | np.ndarray[Any, Any]
 
@@ -100,7 +103,7 @@ def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.
     splits = datasets.DatasetDict(splits)
     if "validation" not in splits:
         if config.validation_split_percentage is None:
-            advice = "(5, say) to validate on the first rows of the training split, or give a validation_file"
+            advice = "(5, say) to validate on a sample of the training split, or give a validation_file"
             found = f"There is no validation split; found are {', '.join(splits)}"
             raise TrialError(f"{found}. Set data.validation_split_percentage {advice}.")
         train, percentage = splits["train"], config.validation_split_percentage
@@ -109,7 +112,11 @@ def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.
             leaves = f"leaves {size} to validate on and {train.num_rows - size} to train on"
             found = f"data.validation_split_percentage: {percentage:g}% of {train.num_rows} rows {leaves}"
             raise TrialError(f"{found}. Give another percentage, or a validation_file.")
-        splits["validation"], splits["train"] = train.select(range(size)), train.select(range(size, train.num_rows))
+        is_validation = _sample(train, size)
+        splits["validation"], splits["train"] = (
+            train.select(np.flatnonzero(of)) for of in (is_validation, ~is_validation)
+        )
+        logger.info("Validating on %d of the %d rows of train.", splits["validation"].num_rows, train.num_rows)
     for split in ("train", "validation"):
         if splits[split].num_rows == 0:
             raise TrialError(f"The {split} split has no rows. Give one with at least one row.")
@@ -117,6 +124,19 @@ def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.
         if limit is not None:
             splits[split] = splits[split].select(range(min(limit, splits[split].num_rows)))
     return splits
+
+
+def _sample(rows: datasets.Dataset, size: int) -> np.ndarray[Any, Any]:
+    """Choose so many rows by chance, or documents with about as many, where the column `document` names them.
+
+    They are the same for every seed of a training, so that models can be compared. Returns a mask, (rows,).
+    """
+    documents = rows["document"][:] if "document" in rows.column_names else []
+    units = np.unique([name or i for i, name in enumerate(documents)] or range(rows.num_rows), return_inverse=True)[1]
+    counts = np.bincount(units)
+    order = np.random.default_rng(0).permutation(len(counts))
+    chosen = order[: max(np.searchsorted(np.cumsum(counts[order]), size, side="right"), 1)]
+    return np.isin(units, chosen)
 
 
 def as_datasets(splits: Mapping[str, Any]) -> datasets.DatasetDict:

@@ -1,0 +1,103 @@
+"""Read the files that people keep tagged words in: each record knows its file and line.
+
+The datasets library's readers of csv and json guess types, pad short rows and know no line numbers. Its reader of CoNLL
+columns, in version 5 only, pads and cuts lines silently. So none of them is used here.
+"""
+
+import itertools
+import lzma
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ner.columns import ReadOptions, Record
+from ner.config import FORMAT_NAMES
+from ner.formats.brat import read_brat
+from ner.formats.columns import read_columns
+from ner.formats.rows import read_json, read_parquet
+from ner.formats.spacy import read_spacy
+from ner.formats.tables import read_table
+from ner.formats.text import PACKED, read_lines
+from ner.formats.webanno import BEGIN, read_webanno
+from transformer_trial.errors import TrialError
+
+FILE_FORMATS = {
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
+    ".csv": "csv",
+    ".tsv": "",  # a table, CoNLL columns or WebAnno's: its first line tells
+    ".parquet": "parquet",
+    ".conllu": "conllu",
+    ".ann": "brat",
+    ".spacy": "spacy",
+    **dict.fromkeys((".conll", ".txt", ".bio", ".iob", ".iob2", ".bmes", ".tags", ".train", ".dev", ".test"), "conll"),
+}
+"""The format of each ending, in upper or lower case, before that of a packed file."""
+
+Lines = Iterator[str]
+OF_FILES: dict[str, Callable[[Path, ReadOptions], Iterator[Record]]] = {
+    "parquet": lambda path, options: read_parquet(path),
+    "brat": read_brat,
+    "spacy": lambda path, options: read_spacy(path),
+}
+OF_LINES: dict[str, Callable[[Path, Lines, ReadOptions], Iterator[Record]]] = {
+    **dict.fromkeys(("json", "jsonl"), lambda path, lines, options: read_json(path, lines)),
+    "csv": lambda path, lines, options: read_table(path, lines, options, ","),
+    "tsv": lambda path, lines, options: read_table(path, lines, options, "\t"),
+    "conll": lambda path, lines, options: read_columns(path, lines, options, is_conllu=False),
+    "conllu": lambda path, lines, options: read_columns(path, lines, options, is_conllu=True),
+    "webanno": lambda path, lines, options: read_webanno(path, lines),
+    "text": lambda path, lines, options: _read_text(path, lines),
+}
+
+
+def read_records(path: Path, options: ReadOptions) -> Iterator[Record]:
+    """Read a file, plain or packed. Raise a TrialError where it is not of its format."""
+    kind = options.file_format or format_of(path, options.names.file_format)
+    try:
+        if kind in OF_FILES:
+            yield from OF_FILES[kind](path, options)
+            return
+        lines = read_lines(path, options)
+        if kind in ("", "conll"):
+            first = next(lines, "")
+            if first.startswith(BEGIN):
+                kind = "webanno"
+            elif not kind:
+                kind = "tsv" if options.count_column_names(first.rstrip("\r\n").split("\t")) else "conll"
+            lines = itertools.chain([first] if first else [], lines)
+        yield from OF_LINES[kind](path, lines, options)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None)
+        advice = "Check its owner and permissions." if reason else "Is it whole? Pack it anew."
+        raise TrialError(f"{path}: cannot be read: {reason or error}. {advice}") from None
+
+
+def _read_text(path: Path, lines: Lines) -> Iterator[Record]:
+    for number, line in enumerate(lines, start=1):
+        yield Record(f"{path}, line {number}", {"text": line.rstrip("\r\n")})
+
+
+def format_of(path: Path, setting: str = "data.file_format") -> str:
+    """Return the format of the file's ending, or "" where its first line decides; `setting` could say more."""
+    name = PACKED.sub("", path.name.lower())
+    for ending, file_format in FILE_FORMATS.items():
+        if name.endswith(ending):
+            return file_format
+    found = f"ends in {Path(name).suffix!r}" if Path(name).suffix else "has no ending"
+    raise TrialError(
+        f"{path}: {found}; accepted are {', '.join(FILE_FORMATS)}, each with or without .gz, .bz2, .xz or .zst. Or say "
+        f"what it is with {setting}: one of {', '.join(FORMAT_NAMES)}."
+    )
+
+
+def list_folder(folder: Path, setting: str) -> Sequence[Path]:
+    """The files of a folder in the order of their names, all of one format: for brat those that end in .ann."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    if annotations := [path for path in files if path.suffix == ".ann"]:
+        return annotations
+    known = [path for path in files if PACKED.sub("", path.name.lower()).endswith((*FILE_FORMATS,))]
+    kinds = {format_of(path, setting): path.name for path in known}
+    if len(kinds) > 1:
+        examples = ", ".join(kinds.values())
+        raise TrialError(f"{folder}: holds files of different formats, such as {examples}. Name one kind: DIR/*.conll.")
+    return known

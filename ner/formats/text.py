@@ -1,0 +1,91 @@
+"""Open files, packed or plain, as lines of text in their encoding; and what the readers of all formats share."""
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import charset_normalizer
+import pyarrow
+
+from ner.columns import ReadOptions
+from transformer_trial.errors import TrialError
+
+STANDARD_INPUT = Path("standard input")  # stands for it, in messages too
+
+PACKED = re.compile(r"(?i)\.(gz|bz2|xz|zst)$")
+OPENERS: dict[str, Any] = {
+    "gz": gzip.open,
+    "bz2": bz2.open,
+    "xz": lzma.open,
+    "zst": lambda path: pyarrow.input_stream(str(path), compression="zstd"),
+}
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+ADVICE = {
+    "json": "Write each row as a JSON object (json.dumps) on a line of its own.",
+    "csv": "Write it with csv.writer or DataFrame.to_csv, which put quotes where they are needed.",
+    "parquet": "Write it anew, with DataFrame.to_parquet, say.",
+}
+
+
+def open_binary(path: Path) -> Any:
+    if path == STANDARD_INPUT:
+        return open(0, "rb", closefd=False)
+    packed = PACKED.search(path.name)
+    return OPENERS[packed[1].lower()](path) if packed else path.open("rb")
+
+
+def read_lines(path: Path, options: ReadOptions) -> Iterator[str]:
+    """Yield the lines with their ends. Only line feeds end lines: a word may hold any other separator of Unicode."""
+    with open_binary(path) as opened, io.BufferedReader(opened) as file:
+        start = file.peek(3)[:3]
+        of_mark = next((name for mark, name in MARKS.items() if start.startswith(mark)), "utf-8")
+        encoding = options.encoding if options.encoding not in (None, "auto") else of_mark
+        number = 0
+        try:
+            for number, line in enumerate(io.TextIOWrapper(file, encoding, newline="\n"), start=1):
+                if "\0" in line:
+                    advice = f"If it is text, name its encoding by {options.names.encoding}: utf-16-le, say."
+                    raise TrialError(f"{path}, line {number}: found a zero byte; accepted is text. {advice}")
+                yield line
+        except UnicodeError as error:
+            raise TrialError(_explain_encoding(path, str(encoding), options.names.encoding, error)) from None
+
+
+def _explain_encoding(path: Path, encoding: str, setting: str, error: UnicodeError) -> str:
+    """Say where a file is not of its encoding, and which encodings would read all of that."""
+    bad = []
+    if path != STANDARD_INPUT:
+        with open_binary(path) as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    line.decode(encoding)
+                except UnicodeDecodeError as problem:
+                    bad.append((number, line, problem.start))
+    if not bad:
+        return f"{path}: is no text in {encoding} ({error}). Name its encoding by {setting}."
+    number, line, start = bad[0]
+    sample = b"".join(line for _, line, _ in bad)[: 1 << 16]
+    others = dict.fromkeys(match.encoding for match in charset_normalizer.from_bytes(sample))
+    looks = [f"{name} reads {line.decode(name, 'replace').strip()[:40]!r}" for name in [*others][:3]]
+    found = (
+        f"{path}, line {number}: found the byte 0x{line[start]:02x}, which is no {encoding}, and {len(bad)} such lines"
+    )
+    advice = f"Name the encoding that makes sense by {setting}: {'; '.join(looks)}." if looks else "Is it text?"
+    return f"{found} in all; accepted is text in UTF-8. {advice}"
+
+
+def unreadable(place: str, kind: str, error: Any) -> TrialError:
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return TrialError(f"{place}: not readable as {kind}: {reason}. {ADVICE[kind]}")
+
+
+def refuse_twice(place: Path, names: list[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise TrialError(f"{place}: the column {twice[0]!r} stands there twice; give each column a name of its own.")
