@@ -52,8 +52,6 @@ def describe(
     return describe_data(rows, tokenized, metadata.label_list, metadata.label_scheme)
 
 
-# ------------------------------------------------------------------------------------------------------------- numbers
-
 # Of one sub-token but the zero-width space, of none, and the long ones, which are unknown as wholes.
 WORDS = ["a", "b", "c", "东", "\u200b", "Ж" * 100, "y" * 101]
 SUBTOKENS = dict.fromkeys(WORDS, 1) | {"\u200b": 0}
@@ -188,9 +186,6 @@ def test_words_that_only_look_alike_when_joined_are_no_duplicates() -> None:
     assert found["splits"]["validation"]["sentences that train has too"] == 0
 
 
-# --------------------------------------------------------------------------------------------------------------- table
-
-
 def test_the_table_and_the_warnings_say_what_was_counted_by_hand() -> None:
     splits: dict[str, Split] = {
         "train": [(["Ada", "slept"], ["B-PER", "O"])] * 11
@@ -224,9 +219,6 @@ Warning: dev has 1 words of more than 100 characters.
 Warning: 10 sentences of train are there more than once.
 Warning: train has fewer than 10 entities of these types: L⟨U+001B⟩[1m, 人名.""".lstrip("\n")
     )
-
-
-# --------------------------------------------------------------------------------------------------------- the command
 
 
 @pytest.fixture

@@ -28,8 +28,6 @@ from ner_utils import (
     tokenize_and_align_labels,
 )
 
-# --------------------------------------------------------------------------------------------------- alignment of words
-
 special_texts = sorted({token for kind in KINDS.values() for token in kind.special_tokens.values()})
 odd_words = [
     *special_texts, *" \n\x00\x07\x85\ufe0f\u200b\u2028▁Ġé", "", "e\u0301", "東京",
@@ -144,9 +142,6 @@ def test_further_pieces_of_a_word_continue_its_entity(labels: str, expected: str
     assert " ".join(labels.split()[i] for i in continuation_ids(labels.split())) == expected
 
 
-# ------------------------------------------------------------------------------------------------- tokenized data sets
-
-
 def tokenize_sample(
     kind: str = "BERT",
     label_list: list[str] | None = None,
@@ -208,9 +203,6 @@ def test_several_processes_tokenize_to_the_same_rows(tmp_path: Path, monkeypatch
     assert one["train"].num_rows > 1 + max(one["train"]["sentence_id"])  # some sentences have several windows
 
 
-# -------------------------------------------------------------------------------------------------------------- labels
-
-
 def test_the_labels_are_the_sorted_tags_of_all_splits_or_the_given_names() -> None:
     splits = {"train": [["O", "B-PER"], ["O"]], "validation": [["B-LOC", "O"]], "test": [["B-ORG", "B-PER", "B-MISC"]]}
     rows = datasets.DatasetDict()
@@ -223,11 +215,8 @@ def test_the_labels_are_the_sorted_tags_of_all_splits_or_the_given_names() -> No
     assert get_dataset_metadata(rows, names).label_list == names
 
 
-# ------------------------------------------------------------------------------------------------------------- metrics
-# That entities are counted as seqeval counts them is proven in test_ner_report.py.
-
-
 def test_metrics_equal_a_count_by_hand() -> None:
+    """That entities are counted as seqeval counts them is proven in test_ner_report.py."""
     gold = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "I-ORG"]]
     predicted = [["B-PER", "I-PER", "O", "O"], ["B-ORG", "I-ORG", "O"]]
     # Words: 3 of 7. Entities: PER is right, LOC is missed, ORG is elsewhere: 1 of 2 claimed, 1 of 3 real.
@@ -270,9 +259,6 @@ def test_every_metric_has_a_direction(entity_types: list[str]) -> None:
     assert [name for name, larger_is_better in directions.items() if not larger_is_better] == ["validation_loss"]
 
 
-# --------------------------------------------------------------------------------------------------------- predictions
-
-
 class EchoModel(torch.nn.Module):
     """A model of two labels that predicts the second one for odd input ids, with a logit that is their tenth."""
 
@@ -305,25 +291,20 @@ def test_each_word_is_predicted_at_its_first_subtoken() -> None:
     assert prediction.words().shape == (3, 5)
 
 
-@given(
-    sentences=st.lists(
-        st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, ""])), min_size=1), min_size=1
-    ),
-    numbers=st.data(),
-)
+tag_pairs = st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, ""]))
+
+
+@given(sentences=st.dictionaries(st.integers(0, 999), st.lists(tag_pairs, min_size=1), min_size=1), data=st.data())
 def test_words_in_any_order_become_their_sentences_again(
-    sentences: list[list[tuple[str, str]]], numbers: st.DataObject
+    sentences: dict[int, list[tuple[str, str]]], data: st.DataObject
 ) -> None:
-    ids = numbers.draw(st.lists(st.integers(0, 999), unique=True, min_size=len(sentences), max_size=len(sentences)))
-    ids.sort()
     words = [
         (sentence_id, place, LABELS.index(predicted) if predicted else NO_POSITION, LABELS.index(gold))
-        for sentence_id, sentence in zip(ids, sentences)
+        for sentence_id, sentence in sentences.items()
         for place, (gold, predicted) in enumerate(sentence)
     ]
-    shuffled = np.array(numbers.draw(st.permutations(words)), dtype=np.int32).reshape(-1, 4).T
+    shuffled = np.array(data.draw(st.permutations(words)), dtype=np.int32).reshape(-1, 4).T
     found = list(iterate_sentences(shuffled, LABELS))
-    assert [number for number, *_ in found] == ids
-    assert [gold for _, gold, _, _ in found] == [[gold for gold, _ in sentence] for sentence in sentences]
-    assert [tags for _, _, tags, _ in found] == [[tag or "O" for _, tag in sentence] for sentence in sentences]
+    expected = [(i, [g for g, _ in pairs], [p or "O" for _, p in pairs]) for i, pairs in sorted(sentences.items())]
+    assert [(number, gold, tags) for number, gold, tags, _ in found] == expected
     assert all(shuffled[1, columns].tolist() == list(range(len(gold))) for _, gold, _, columns in found)

@@ -49,8 +49,6 @@ TIE = 1e-5
 Command = Callable[..., None]
 Tag = Callable[..., list[dict[str, Any]]]
 
-# ------------------------------------------------------------------------------------------------------------- helpers
-
 
 def train_here(config: dict[str, Any], folder: Path) -> Path:
     """Train as train.py does, in this process; returns the run's folder."""
