@@ -15,7 +15,7 @@ IMAGE = ("determined", "torch", "numpy")
 BUILDS = re.compile(
     r"numpy$|apex$|torch|pytorch|triton|nvidia|nvfuser|cuda|cupy|tensorrt|transformer-engine|flash-attn|xformers"
 )
-CHECK = """import accelerate, datasets, determined.pytorch, matplotlib.figure, pydantic, seqeval.metrics
+CHECK = """import accelerate, datasets, determined.pytorch, pydantic, seqeval.metrics
 import torch.utils.tensorboard, transformers.modeling_utils"""
 
 def fail(message):

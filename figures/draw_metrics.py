@@ -1,6 +1,8 @@
 """Draw a run's metrics.jsonl: loss above, accuracy and F1 below, over batches; each marker is a validation.
 
 python3 figures/draw_metrics.py RUN/metrics.jsonl [--output figures/ner.png]
+
+It needs matplotlib, which determined requires; nothing else of the project does.
 """
 
 import argparse

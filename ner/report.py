@@ -19,6 +19,7 @@ from transformer_trial.files import replacing
 
 NUM_WORST_SENTENCES = 50
 NUM_COMMONEST = 10  # rows of the tables of confusions and of invalid transitions
+MAX_DRAWN_TYPES = 60  # of the heat map, the most frequent ones: with more, nothing could be found
 START, END = "(start)", "(end)"  # what stands before the first tag of a sentence and after its last one
 SCORES = ("precision", "recall", "f1")
 COUNTS = ("support", "predicted", "correct", "boundary", "confused", "missed", "spurious")
@@ -235,14 +236,29 @@ def format_table(rows: Sequence[Sequence[str]], num_names: int = 1) -> str:
     return tabulate.tabulate(rows, tablefmt="plain", colalign=alignment, disable_numparse=True)
 
 
+def build_heat_map(report: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
+    """A row for each gold type: its name, and how many of its entities were taken for each type, by name.
+
+    Two more numbers of each row count its boundary errors and missed entities; a last row counts spurious entities.
+    """
+    types = report["types"]
+    names = sorted(sorted(types, key=lambda name: -types[name]["support"])[:MAX_DRAWN_TYPES])
+    numbers = {
+        (cell["gold"], cell["predicted"]): cell["same_span"] + cell["other_span"] for cell in report["confusion"]
+    }
+    numbers |= {(name, name): types[name]["correct"] for name in names}
+    rows = [
+        (gold, [*(numbers.get((gold, name), 0) for name in names), types[gold]["boundary"], types[gold]["missed"]])
+        for gold in names
+    ]
+    return [*rows, ("spurious", [*(types[name]["spurious"] for name in names), 0, 0])] if names else []
+
+
 def report_html(report: Mapping[str, Any], title: str) -> str:
     """The report as a page that refers to no other file."""
-    from ner.drawing import draw_figures  # here, as matplotlib takes most of a second to import
-
     texts = {"title": title, "summary": summarize(report), "tables": build_tables(report)}
-    figures = draw_figures(report) if report["types"] else []
-    sentences = report["worst_sentences"]
-    return render_template("report.html.j2", printable, **texts, figures=figures, sentences=sentences, zip=zip)
+    heat_map, sentences = build_heat_map(report), report["worst_sentences"]
+    return render_template("report.html.j2", printable, **texts, heat_map=heat_map, sentences=sentences, zip=zip)
 
 
 def render_template(name: str, escape: Callable[[str], str], **values: Any) -> str:

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pytest
 import transformers
 from conftest import PROJECT, SAMPLE_DATA, SAMPLE_MODEL
@@ -30,9 +29,6 @@ import ner_utils
 
 SECONDS = 120
 """After which a process that hangs is killed; each needs about a tenth of that."""
-
-FONTS = matplotlib.get_cachedir()
-"""Where Matplotlib keeps its list of fonts, which takes seconds to make."""
 
 
 def write_as_an_ordinary_user() -> None:
@@ -105,7 +101,7 @@ def start_container(tmp_path: Path, command: list[str], **environment: str) -> "
         env={
             "PATH": os.environ["PATH"], "DET_PYTHON_EXECUTABLE": sys.executable, "UNPACK": UNPACK, "HF_TOKEN": TOKEN,
             "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1",
-            "HF_HOME": str(folder / "hf"), "MPLCONFIGDIR": FONTS, **environment,
+            "HF_HOME": str(folder / "hf"), **environment,
         },
         preexec_fn=write_as_an_ordinary_user, capture_output=True, text=True, timeout=SECONDS,
     )  # fmt: skip
@@ -180,7 +176,7 @@ def test_folders_that_are_not_writable_are_named_or_do_without(tmp_path: Path, r
     home = str(read_only)
     outcomes = run_cases(
         project, cases, preexec_fn=write_as_an_ordinary_user,
-        HOME=home, HF_HOME=home, HF_DATASETS_CACHE=f"{home}/datasets", MPLCONFIGDIR=FONTS,
+        HOME=home, HF_HOME=home, HF_DATASETS_CACHE=f"{home}/datasets",
     )  # fmt: skip
     outcomes["the default cache"].refused(f"'{home}/datasets'", "Permission denied")
     outcomes["data.cache_dir"].refused(f"'{home}/cache", "Permission denied")

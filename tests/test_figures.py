@@ -1,7 +1,8 @@
 """The script that draws a run's metrics."""
 
-import importlib.util
 import json
+import operator
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from conftest import PROJECT
 
 SCRIPT = PROJECT / "figures" / "draw_metrics.py"
+draw, main, read_reports = operator.itemgetter("draw", "main", "read_reports")(runpy.run_path(str(SCRIPT)))
 
 REPORTS: list[dict[str, Any]] = [
     {"group": "training", "batches": 10, "loss": 2.5, "learning_rate": 1e-5},
@@ -23,15 +25,6 @@ REPORTS: list[dict[str, Any]] = [
     {"group": "validation", "batches": 30, "accuracy_score": 0.75, "f1": 0.5, "validation_loss": 1.0, "recall": 0.1},
     {"group": "test", "batches": 30, "accuracy_score": 0.125, "f1": 0.125, "validation_loss": 9.0},
 ]
-
-
-@pytest.fixture(scope="module")
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("draw_metrics", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_metrics(folder: Path, reports: Sequence[dict[str, Any]]) -> Path:
@@ -50,8 +43,8 @@ def read_curves(figure: Any) -> dict[str, tuple[list[Any], bool]]:
     return curves
 
 
-def test_draws_loss_accuracy_and_f1_and_marks_validations(script: Any, tmp_path: Path) -> None:
-    figure = script.draw(script.read_reports(write_metrics(tmp_path, REPORTS)))
+def test_draws_loss_accuracy_and_f1_and_marks_validations(tmp_path: Path) -> None:
+    figure = draw(read_reports(write_metrics(tmp_path, REPORTS)))
     assert read_curves(figure) == {
         "loss: training (last: 1.500)": ([(10, 2.5), (20, 1.5)], False),
         "loss: validation (last: 1.000)": ([(20, 2.0), (30, 1.0)], True),
@@ -63,12 +56,12 @@ def test_draws_loss_accuracy_and_f1_and_marks_validations(script: Any, tmp_path:
         assert named == [line.get_label() for line in panel.lines]
 
 
-def test_draws_what_a_short_run_has(script: Any, tmp_path: Path) -> None:
-    for reports, names in ((REPORTS[:1], ["loss: training (last: 2.500)"]), (REPORTS[-1:], [])):
-        path = write_metrics(tmp_path, reports)
-        assert list(read_curves(script.draw(script.read_reports(path)))) == names
-        script.main([str(path), "--output", str(tmp_path / "figure.png")])
-        assert (tmp_path / "figure.png").stat().st_size > 0
+@pytest.mark.parametrize(("report", "names"), [(0, ["loss: training (last: 2.500)"]), (-1, [])])
+def test_draws_what_a_short_run_has(report: int, names: list[str], tmp_path: Path) -> None:
+    path = write_metrics(tmp_path, [REPORTS[report]])
+    assert list(read_curves(draw(read_reports(path)))) == names
+    main([str(path), "--output", str(tmp_path / "figure.png")])
+    assert (tmp_path / "figure.png").stat().st_size > 0
 
 
 def test_command_writes_an_image_beside_the_script(tmp_path: Path) -> None:
@@ -84,28 +77,24 @@ WHOLE = json.dumps(REPORTS[0]) + "\n"
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "output", "message"),
     [
-        pytest.param("", "found no line; a run writes one with each report.", id="empty"),
-        pytest.param(WHOLE + WHOLE[:20], f"line 2 is not a whole report of a run: {WHOLE[:20]!r}.", id="cut"),
-        pytest.param(WHOLE + "\n" + WHOLE, "line 2 is not a whole report of a run: ''.", id="blank"),
-        pytest.param("[1]\n", "line 1 is not a whole report of a run: '[1]'.", id="no object"),
-        pytest.param('{"loss": 1}\n', "line 1 is not a whole report of a run: '{\"loss\": 1}'.", id="no group"),
+        pytest.param("", "b", "a: found no line; a run writes one with each report.", id="empty"),
+        pytest.param(WHOLE + WHOLE[:20], "b", f"a: line 2 is not a whole report of a run: {WHOLE[:20]!r}.", id="cut"),
+        pytest.param(WHOLE + "\n" + WHOLE, "b", "a: line 2 is not a whole report of a run: ''.", id="blank"),
+        pytest.param("[1]", "b", "a: line 1 is not a whole report of a run: '[1]'.", id="no object"),
+        pytest.param('{"loss": 1}', "b", "a: line 1 is not a whole report of a run: '{\"loss\": 1}'.", id="no group"),
+        pytest.param(None, "b", "a: No such file or directory.", id="no file"),
+        pytest.param(WHOLE, "gone/b", "gone/b: No such file or directory.", id="no folder"),
     ],
 )
-def test_a_file_that_is_no_run_ends_in_a_sentence(script: Any, content: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(content)
+def test_a_mistake_ends_in_a_sentence(
+    content: str | None, output: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("a").write_text(content)
     with pytest.raises(SystemExit) as exit_:
-        script.main([str(path), "--output", str(tmp_path / "figure.png")])
-    assert exit_.value.code == f"{path}: {message}"
-    assert not (tmp_path / "figure.png").exists()
-
-
-def test_a_missing_file_or_folder_ends_in_a_sentence(script: Any, tmp_path: Path) -> None:
-    path = write_metrics(tmp_path, REPORTS)
-    missing, output = tmp_path / "missing.jsonl", tmp_path / "missing" / "figure.png"
-    for arguments, named in (([missing], missing), ([path, "--output", output], output)):
-        with pytest.raises(SystemExit) as exit_:
-            script.main([*map(str, arguments)])
-        assert exit_.value.code == f"{named}: No such file or directory."
+        main(["a", "--output", output])
+    assert exit_.value.code == message
+    assert not Path(output).exists()

@@ -52,8 +52,6 @@ def describe(
     return describe_data(rows, tokenized, metadata.label_list, metadata.label_scheme)
 
 
-# ------------------------------------------------------------------------------------------------------------- numbers
-
 # Of one sub-token but the zero-width space, of none, and the long ones, which are unknown as wholes.
 WORDS = ["a", "b", "c", "东", "\u200b", "Ж" * 100, "y" * 101]
 SUBTOKENS = dict.fromkeys(WORDS, 1) | {"\u200b": 0}
@@ -88,20 +86,20 @@ def count(split: Split, train: Split | None = None) -> dict[str, Any]:
     return counts
 
 
-BEGUN = "go on with an entity that has not begun, as I- after O"
-ENDED = "leave an entity without its end, as I- before O"
-
-
 def odd_words(split: Split, scheme: str) -> dict[str, list[int]]:
     """The sentences of words whose tags are against the rules of the scheme: as many times as there are such words."""
     follows = {"IOB2": "I", "IOE2": "", "BIOES": "IE", "BILOU": "IL"}[scheme]
     is_followed = {"IOB2": "", "IOE2": "I", "BIOES": "BI", "BILOU": "BI"}[scheme]
-    found: dict[str, list[int]] = {BEGUN: [], ENDED: []}
+    begun, ended = (
+        "go on with an entity that has not begun, as I- after O",
+        "leave an entity without its end, as I- before O",
+    )
+    found: dict[str, list[int]] = {begun: [], ended: []}
     for number, (_, tags) in enumerate(split, start=1):
         for tag, next_tag in itertools.pairwise(["O", *tags, "O"]):
             together = tag[1:] == next_tag[1:] and tag[0] in "BI" and next_tag[0] in "IEL"
-            found[BEGUN] += [number] * (next_tag[0] in follows and not together)
-            found[ENDED] += [number] * (tag[0] in is_followed and not together)
+            found[begun] += [number] * (next_tag[0] in follows and not together)
+            found[ended] += [number] * (tag[0] in is_followed and not together)
     return found
 
 
@@ -113,8 +111,7 @@ def test_numbers_and_warnings_are_those_of_plain_loops(scheme: str, data: st.Dat
     found = describe(dict(train=train, validation=validation), scheme)
     assert json.loads(json.dumps(found)) == found
     expected = {"train": count(train), "validation": count(validation, train)}
-    assert found["splits"] == expected
-    assert found["label_scheme"] == scheme
+    assert (found["splits"], found["label_scheme"]) == (expected, scheme)
     tags = {name: {tag for _, tags in split for tag in tags} for name, split in (("t", train), ("v", validation))}
     assert found["labels"] == sorted(tags["t"] | tags["v"])
 
@@ -142,13 +139,13 @@ def test_numbers_and_warnings_are_those_of_plain_loops(scheme: str, data: st.Dat
 
 def test_rows_are_described_in_whatever_way_the_library_keeps_them() -> None:
     train: Split = [(["a"] * n, ["B-X"] + ["O"] * (n - 1)) for n in (3, 9, 1, 3, 5)] + [(["b"], ["I-X"])]
-    expected = describe(dict(train=train, validation=train[:2]))
 
     def keep_by_indices(rows: datasets.Dataset) -> datasets.Dataset:
         twice = datasets.concatenate_datasets([rows, rows])  # in chunks
         return twice.select(range(rows.num_rows, 2 * rows.num_rows)).select(range(rows.num_rows)[::-1])
 
-    found = describe(dict(train=train, validation=train[:2]), change=keep_by_indices)
+    splits = {"train": train, "validation": train[:2]}
+    expected, found = describe(splits), describe(splits, change=keep_by_indices)
     assert found == expected
     assert "first in train.conll, line 6;" in found["warnings"][0]
 
@@ -189,9 +186,6 @@ def test_words_that_only_look_alike_when_joined_are_no_duplicates() -> None:
     assert found["splits"]["validation"]["sentences that train has too"] == 0
 
 
-# --------------------------------------------------------------------------------------------------------------- table
-
-
 def test_the_table_and_the_warnings_say_what_was_counted_by_hand() -> None:
     splits: dict[str, Split] = {
         "train": [(["Ada", "slept"], ["B-PER", "O"])] * 11
@@ -227,41 +221,18 @@ Warning: train has fewer than 10 entities of these types: L⟨U+001B⟩[1m, 人�
     )
 
 
-# --------------------------------------------------------------------------------------------------------- the command
-
-
 @pytest.fixture
 def odd_config(config: dict[str, Any], tmp_path: Path) -> Path:
     """An experiment on usable but odd data."""
-    rows = [
-        (["Ada", "Lovelace", "slept"], ["B-PER", "I-PER", "O"]),
-        (["in", "London"], ["O", "I-LOC"]),
-        (["z" * 150], ["O"]),
-    ]
-    splits = {"train": rows * 5, "validation": [*rows[:1], (["at", "Acme"], ["O", "B-ORG"])]}
-    for name, split in splits.items():
-        lines = [json.dumps({"tokens": words, "ner_tags": tags}) for words, tags in split]
+    rows = [("Ada Lovelace slept", "B-PER I-PER O"), ("in London", "O I-LOC"), ("z" * 150, "O")]
+    for name, split in {"train": rows * 5, "validation": [*rows[:1], ("at Acme", "O B-ORG")]}.items():
+        lines = [json.dumps({"tokens": words.split(), "ner_tags": tags.split()}) for words, tags in split]
         (tmp_path / f"{name}.json").write_text("\n".join(lines))
         config["data"][f"{name}_file"] = str(tmp_path / f"{name}.json")
     config["name"] = f"inspect-{tmp_path.parent.name}-{tmp_path.name}"
     config["searcher"]["max_length"] = {"batches": 1}
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(config))
-    return file
-
-
-SAID = [
-    r"sentences +15 +2",
-    r"duplicate sentences +12 +0",
-    r"- PER +5 +1",
-    r"The labels' scheme is IOB2: B-ORG, B-PER, I-LOC, I-PER, O",
-    r"Warning: train has 5 words of more than 100 characters\.",
-    r"Warning: train has 5 words whose tags go on .*, first in .*train\.json, line 2; .*",
-    r"Warning: validation has tags that train has none of, which cannot be learned: B-ORG\.",
-    r"Warning: 1 of 2 sentences of validation are in train too: .*",
-    r"Warning: 12 sentences of train are there more than once\.",
-    r"Warning: train has fewer than 10 entities of these types: LOC, ORG, PER\.",
-]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path / "config.yaml"
 
 
 def test_inspect_shows_the_data_and_trains_nothing(
@@ -277,20 +248,17 @@ def test_inspect_shows_the_data_and_trains_nothing(
     assert list((PROJECT / "outputs").glob(f"{name}*")) == []
     caplog.clear()
     run_module.run(NERTrial, [str(odd_config), "--inspect", "--output-dir", str(folder)])
-    for line in SAID:
-        assert re.search(f"^{line}$", caplog.text, re.MULTILINE), caplog.text
     assert "batch " not in caplog.text
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     assert files == ["report/data.json"]
     report = json.loads((folder / "report" / "data.json").read_text())
     assert report["splits"]["train"]["entities"] == {"LOC": 5, "PER": 5}
     assert len(report["warnings"]) == 6
-    for warning in report["warnings"]:  # the log and the file say the same
-        assert f"\nWarning: {warning}\n" in caplog.text
+    assert f"first in {tmp_path}/train.json, line 2;" in report["warnings"][1]
+    assert f"{format_data(report)}\n" in caplog.text
 
     caplog.clear()
     run_module.run(NERTrial, [str(odd_config), "--output-dir", str(folder)])  # into the folder of the inspection
-    for line in SAID:
-        assert re.search(f"^{line}$", caplog.text, re.MULTILINE), caplog.text
+    assert f"{format_data(report)}\n" in caplog.text
     assert json.loads((folder / "report" / "data.json").read_text()) == report
     assert len(read_metrics(folder, "validation")) == 1

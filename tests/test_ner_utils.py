@@ -1,7 +1,5 @@
 """Labels, alignment of words and sub-tokens, tokenized data sets, metrics and predictions."""
 
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from run_ner_reference import tokenize as run_ner_tokenize
 import ner.windows
 import ner_utils
 from ner.report import ErrorReport, metric_directions
-from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WORD_COLUMNS, assign_words, prepare_tokenizer
+from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WORD_COLUMNS, prepare_tokenizer
 from ner_utils import (
     build_tokenized_datasets,
     compute_metrics,
@@ -29,8 +27,6 @@ from ner_utils import (
     predict_words,
     tokenize_and_align_labels,
 )
-
-# --------------------------------------------------------------------------------------------------- alignment of words
 
 special_texts = sorted({token for kind in KINDS.values() for token in kind.special_tokens.values()})
 odd_words = [
@@ -126,49 +122,24 @@ def test_windows_and_their_words_are_those_found_by_trying_all(
     assert [i for row in expected for i in row["word_ids"]] == [i for words in sentences for i in range(len(words))]
 
 
-@pytest.mark.parametrize(
-    ("truncation_side", "expected"),
-    [
-        ("right", [("a b c d", [0, 1, 2]), ("c d e f", [3, 4]), ("e f g", [5, 6])]),
-        ("left", [("a b c", [0, 1]), ("b c d e", [2, 3]), ("d e f g", [4, 5, 6])]),
-    ],
-)
-def test_words_are_scored_where_they_have_most_around_them(truncation_side: str, expected: Any) -> None:
-    tokenizer = prepared_tokenizer("BERT", truncation_side)
-    rows = align(tokenizer, [list(zip("abcdefg", ["O", "B-PER", "I-PER", "O", "B-ORG", "O", "O"]))], 4, 2)
-    assert [(tokenizer.decode(row["input_ids"][1:-1]), row["word_ids"]) for row in rows] == expected
-
-
-def test_words_without_windows_around_them_go_with_the_word_before() -> None:
-    windows = [[None, 1, 1, None], [None, 2, 4, None]]
-    assert assign_words(windows, 0, 6) == [[(0, -1), (1, 1)], [(2, 1), (3, -1), (4, 2), (5, -1)]]
-
-
 @every_kind
 @given(sentence=tagged_words)
 def test_without_windows_inputs_and_labels_are_those_of_run_ner(kind: str, sentence: TaggedWords) -> None:
     (row,) = align(prepared_tokenizer(kind), [sentence], content=5000, stride=0)
-    words, tags = ([list(column)] for column in zip(*sentence))
-    label_ids = {label: i for i, label in enumerate(LABELS)}
-    expected = run_ner_tokenize(prepared_tokenizer(kind), label_ids, {"tokens": words, "ner_tags": tags})
+    columns = {name: [list(column)] for name, column in zip(("tokens", "ner_tags"), zip(*sentence))}
+    expected = run_ner_tokenize(prepared_tokenizer(kind), {label: i for i, label in enumerate(LABELS)}, columns)
     assert {name: values[0] for name, values in expected.items() if name != "length"}.items() <= row.items()
 
 
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        pytest.param(["O", "B-X", "I-X"], ["O", "I-X", "I-X"], id="I exists"),
-        pytest.param(["O", "B-X", "I-Y", "B-Y"], ["O", "B-X", "I-Y", "I-Y"], id="I of another type"),
-        pytest.param(["O", "S-X", "E-X", "X", "B", "B-"], ["O", "S-X", "E-X", "X", "B", "B-"], id="no B"),
-        pytest.param(["S-X", "I-X", "B-X", "E-X"], ["S-X", "I-X", "I-X", "E-X"], id="other prefixes"),
-        pytest.param(["B-a-b", "I-a-b"], ["I-a-b", "I-a-b"], id="a type with a hyphen"),
+        ("O B-X I-X", "O I-X I-X"), ("O B-X I-Y B-Y", "O B-X I-Y I-Y"), ("B-a-b I-a-b", "I-a-b I-a-b"),
+        ("O S-X E-X X B B-", "O S-X E-X X B B-"), ("S-X I-X B-X E-X", "S-X I-X I-X E-X"),
     ],
-)
-def test_further_pieces_of_a_word_continue_its_entity(labels: list[str], expected: list[str]) -> None:
-    assert [labels[i] for i in continuation_ids(labels)] == expected
-
-
-# ------------------------------------------------------------------------------------------------- tokenized data sets
+)  # fmt: skip
+def test_further_pieces_of_a_word_continue_its_entity(labels: str, expected: str) -> None:
+    assert " ".join(labels.split()[i] for i in continuation_ids(labels.split())) == expected
 
 
 def tokenize_sample(
@@ -201,16 +172,11 @@ def test_a_new_process_finds_every_split_in_the_cache(kind: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"kind": "BERT, cased"}, id="tokenizer"),
-        pytest.param({"max_seq_length": 23}, id="length"),
-        pytest.param({"doc_stride": 7}, id="stride"),
-        pytest.param({"label_all_tokens": True}, id="label_all_tokens"),
-        pytest.param({"label_list": ["O", *(f"{b}-{x}" for b in "BI" for x in ("LOC", "PER", "ORG", "MISC"))]},
-                     id="order of labels"),
-        pytest.param({"overwrite_cache": True}, id="overwrite_cache"),
-        pytest.param({"changed": ner_utils}, id="code"),
-        pytest.param({"changed": ner.windows}, id="code of windows"),
+        {"kind": "BERT, cased"}, {"max_seq_length": 23}, {"doc_stride": 7}, {"label_all_tokens": True},
+        {"label_list": ["O", *(f"{b}-{x}" for b in "BI" for x in ("LOC", "PER", "ORG", "MISC"))]},  # in another order
+        {"overwrite_cache": True}, {"changed": ner_utils}, {"changed": ner.windows},
     ],
+    ids=lambda options: str(*options),
 )  # fmt: skip
 def test_the_cache_is_not_taken_for_something_else(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -219,8 +185,8 @@ def test_the_cache_is_not_taken_for_something_else(
     if "changed" in options:
         (tmp_path / "other.py").write_text("# another version")
         monkeypatch.setattr(options["changed"], "__file__", str(tmp_path / "other.py"))
-    other = files_of(tokenize_sample(**{name: value for name, value in options.items() if name != "changed"}))
-    assert other.isdisjoint(first)
+        options = {}
+    assert files_of(tokenize_sample(**options)).isdisjoint(first)
 
 
 def test_several_processes_tokenize_to_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,44 +203,27 @@ def test_several_processes_tokenize_to_the_same_rows(tmp_path: Path, monkeypatch
     assert one["train"].num_rows > 1 + max(one["train"]["sentence_id"])  # some sentences have several windows
 
 
-# -------------------------------------------------------------------------------------------------------------- labels
-
-
-def make_rows(**tags: list[list[str]]) -> datasets.DatasetDict:
-    return datasets.DatasetDict(
-        {
-            split: datasets.Dataset.from_dict({"tags": of_split, "place": [f"{split}, row 1"] * len(of_split)})
-            for split, of_split in tags.items()
-        }
-    )
-
-
 def test_the_labels_are_the_sorted_tags_of_all_splits_or_the_given_names() -> None:
-    rows = make_rows(train=[["O", "B-PER"], ["O"]], validation=[["B-LOC", "O"]], test=[["B-ORG", "B-PER", "B-MISC"]])
+    splits = {"train": [["O", "B-PER"], ["O"]], "validation": [["B-LOC", "O"]], "test": [["B-ORG", "B-PER", "B-MISC"]]}
+    rows = datasets.DatasetDict()
+    for name, tags in splits.items():
+        rows[name] = datasets.Dataset.from_dict({"tags": tags, "place": [f"{name}, row 1"] * len(tags)})
     metadata = get_dataset_metadata(rows)
-    assert metadata.label_list == ["B-LOC", "B-MISC", "B-ORG", "B-PER", "O"]
-    assert metadata.num_labels == 5
-    assert metadata.label_scheme == "IOB2"
-    names = ["O", "I-X", "B-X", "B-A"]  # in no order, and some in no row
-    assert get_dataset_metadata(make_rows(train=[["O", "B-X"]]), names).label_list == names
-
-
-# ------------------------------------------------------------------------------------------------------------- metrics
-# That entities are counted as seqeval counts them is proven in test_ner_report.py.
+    labels = ["B-LOC", "B-MISC", "B-ORG", "B-PER", "O"]
+    assert (metadata.label_list, metadata.num_labels, metadata.label_scheme) == (labels, 5, "IOB2")
+    names = ["O", "I-X", *labels[3::-1]]  # in no order, and one in no row
+    assert get_dataset_metadata(rows, names).label_list == names
 
 
 def test_metrics_equal_a_count_by_hand() -> None:
+    """That entities are counted as seqeval counts them is proven in test_ner_report.py."""
     gold = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "I-ORG"]]
     predicted = [["B-PER", "I-PER", "O", "O"], ["B-ORG", "I-ORG", "O"]]
     # Words: 3 of 7. Entities: PER is right, LOC is missed, ORG is elsewhere: 1 of 2 claimed, 1 of 3 real.
-    assert compute_metrics(zip(gold, predicted), entity_types=["PER", "LOC", "ORG"]) == pytest.approx(
-        {
-            "accuracy_score": 3 / 7, "precision": 1 / 2, "recall": 1 / 3, "f1": 2 / 5,
-            "PER_precision": 1, "PER_recall": 1, "PER_f1": 1, "PER_number": 1,
-            "LOC_precision": 0, "LOC_recall": 0, "LOC_f1": 0, "LOC_number": 1,
-            "ORG_precision": 0, "ORG_recall": 0, "ORG_f1": 0, "ORG_number": 1,
-        }
-    )  # fmt: skip
+    expected = {"accuracy_score": 3 / 7, "precision": 1 / 2, "recall": 1 / 3, "f1": 2 / 5}
+    for name, score in {"PER": 1, "LOC": 0, "ORG": 0}.items():
+        expected |= {f"{name}_precision": score, f"{name}_recall": score, f"{name}_f1": score, f"{name}_number": 1}
+    assert compute_metrics(zip(gold, predicted), entity_types=["PER", "LOC", "ORG"]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("mode", "f1"), [("default", 1.0), ("strict", 0.0)])
@@ -300,11 +249,6 @@ def test_scoring_needs_little_memory_beside_the_words(num_types: int) -> None:
     assert peak < 1.5 * words.nbytes, "the tags of all sentences as lists take more than 2 times as much as the words"
 
 
-def test_importing_the_modules_does_not_import_what_only_scores_need() -> None:
-    code = "import sys, predict, ner.report, ner_utils; sys.exit('seqeval.metrics' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(ner_utils.__file__).parent)
-
-
 @pytest.mark.parametrize("entity_types", [[], ["PER", "a-b", "LOC", "never-seen"]])
 def test_every_metric_has_a_direction(entity_types: list[str]) -> None:
     labels = ["O", "B-PER", "I-PER", "B-a-b", "S-LOC"]
@@ -313,9 +257,6 @@ def test_every_metric_has_a_direction(entity_types: list[str]) -> None:
     numbers = {f"{name}_number" for name in entity_types}
     assert set(directions) == (set(reported) - numbers) | {"validation_loss"}
     assert [name for name, larger_is_better in directions.items() if not larger_is_better] == ["validation_loss"]
-
-
-# --------------------------------------------------------------------------------------------------------- predictions
 
 
 class EchoModel(torch.nn.Module):
@@ -350,25 +291,20 @@ def test_each_word_is_predicted_at_its_first_subtoken() -> None:
     assert prediction.words().shape == (3, 5)
 
 
-@given(
-    sentences=st.lists(
-        st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, ""])), min_size=1), min_size=1
-    ),
-    numbers=st.data(),
-)
+tag_pairs = st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, ""]))
+
+
+@given(sentences=st.dictionaries(st.integers(0, 999), st.lists(tag_pairs, min_size=1), min_size=1), data=st.data())
 def test_words_in_any_order_become_their_sentences_again(
-    sentences: list[list[tuple[str, str]]], numbers: st.DataObject
+    sentences: dict[int, list[tuple[str, str]]], data: st.DataObject
 ) -> None:
-    ids = numbers.draw(st.lists(st.integers(0, 999), unique=True, min_size=len(sentences), max_size=len(sentences)))
-    ids.sort()
     words = [
         (sentence_id, place, LABELS.index(predicted) if predicted else NO_POSITION, LABELS.index(gold))
-        for sentence_id, sentence in zip(ids, sentences)
+        for sentence_id, sentence in sentences.items()
         for place, (gold, predicted) in enumerate(sentence)
     ]
-    shuffled = np.array(numbers.draw(st.permutations(words)), dtype=np.int32).reshape(-1, 4).T
+    shuffled = np.array(data.draw(st.permutations(words)), dtype=np.int32).reshape(-1, 4).T
     found = list(iterate_sentences(shuffled, LABELS))
-    assert [number for number, *_ in found] == ids
-    assert [gold for _, gold, _, _ in found] == [[gold for gold, _ in sentence] for sentence in sentences]
-    assert [tags for _, _, tags, _ in found] == [[tag or "O" for _, tag in sentence] for sentence in sentences]
+    expected = [(i, [g for g, _ in pairs], [p or "O" for _, p in pairs]) for i, pairs in sorted(sentences.items())]
+    assert [(number, gold, tags) for number, gold, tags, _ in found] == expected
     assert all(shuffled[1, columns].tolist() == list(range(len(gold))) for _, gold, _, columns in found)

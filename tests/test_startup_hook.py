@@ -14,7 +14,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
-from importlib.metadata import distributions
+from importlib.metadata import distribution, distributions
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ NOBODY = 65534
 
 # What the hook imports after an installation, beyond the package itself.
 SUBMODULES = {
-    "determined": ["pytorch.py"], "matplotlib": ["figure.py"], "seqeval": ["metrics.py"],
-    "torch": ["utils/__init__.py", "utils/tensorboard.py"], "transformers": ["modeling_utils.py"],
+    "determined": ["pytorch.py"], "seqeval": ["metrics.py"], "torch": ["utils/__init__.py", "utils/tensorboard.py"],
+    "transformers": ["modeling_utils.py"],
 }  # fmt: skip
 
 CLUSTER_IMAGE = {
@@ -78,7 +78,6 @@ REQUIRES = {
     ("datasets", "4"): ["pyarrow>=21", "huggingface-hub", "numpy"],
     ("datasets", "5"): ["pyarrow>=24", "huggingface-hub>=1.31", "numpy"],
     ("accelerate", "1"): ["torch>=2.0", "numpy"],
-    ("matplotlib", "3"): ["numpy>=1.23"],
 }
 """(name, major version) -> requirements."""
 
@@ -87,7 +86,6 @@ INDEX: dict[tuple[str, str], list[str]] = {
     for packages in (WITH_TRANSFORMERS_4, WITH_TRANSFORMERS_5, {"transformers": "4.57.0"})
     for name, version in packages.items()
 } | {
-    ("matplotlib", WITH_TRANSFORMERS_5["matplotlib"]): ["numpy>=1.25"],
     # Temptations: each newest version would have pip replace a part of every image.
     ("accelerate", "1.99.0"): ["torch>=9", "nvidia-cublas>=99", "apex>=9"],
     ("tensorboard", "2.99.0"): ["numpy>=9"],
@@ -228,8 +226,7 @@ def test_hook_leaves_the_shell_as_it_was(tmp_path: Path) -> None:
         pytest.param(CLUSTER_IMAGE, "", WITH_TRANSFORMERS_4, id="torch-2.3-numpy-1"),
         pytest.param({**CLUSTER_IMAGE, "pyarrow": "14.0.1"}, "", WITH_TRANSFORMERS_4, id="old-pyarrow"),
         pytest.param(
-            {**CLUSTER_IMAGE, **WITH_TRANSFORMERS_5, "matplotlib": WITH_TRANSFORMERS_4["matplotlib"]},
-            "", WITH_TRANSFORMERS_4, id="too-new-for-the-image",
+            {**CLUSTER_IMAGE, **WITH_TRANSFORMERS_5}, "", WITH_TRANSFORMERS_4, id="too-new-for-the-image"
         ),
         pytest.param(
             CLUSTER_IMAGE, "transformers==4.57.0\n", {**WITH_TRANSFORMERS_4, "transformers": "4.57.0"},
@@ -361,10 +358,16 @@ def test_exact_versions_are_within_the_ranges(file: str, python_version: str) ->
 def test_whatever_the_project_imports_is_in_requirements_txt_with_a_range(python_version: str) -> None:
     ranges = read_requirements(python_version)
     assert {name for name, versions in ranges.items() if not re.search("<.*>=", str(versions))} == set()
-    scripts = [file.relative_to(PROJECT) for name in ("figures", "sample") for file in (PROJECT / name).glob("*.py")]
+    scripts = [file.relative_to(PROJECT) for file in (PROJECT / "sample").glob("*.py")]
     modules = {name for file in (*MODULES, *scripts) for name in imported(file)}
     names = {".".join(module.split(".")[: 2 if module.startswith("ruamel.") else 1]) for module in modules}
     own = {file.parts[0].removesuffix(".py") for file in MODULES}
     needed = {str(canonicalize_name(name)) for name in names - own - sys.stdlib_module_names}
     assert needed >= {"torch", "datasets", "ruamel-yaml"}
     assert needed - ranges.keys() == ({"determined"} if python_version == "3.10" else set())
+
+
+def test_the_one_package_that_only_drawing_needs_comes_with_determined() -> None:
+    packages = {name.partition(".")[0] for name in imported(Path("figures/draw_metrics.py"))}
+    assert packages - sys.stdlib_module_names == {"matplotlib"}
+    assert "matplotlib" in (distribution("determined").requires or [])

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import tempfile
@@ -39,22 +40,26 @@ Results = dict[str, list[dict[str, Any]]]
 
 
 def parse_arguments() -> argparse.Namespace:
-    cuda = torch.cuda.is_available()
+    cuda, sizes = torch.cuda.is_available(), ["small", "bert-base"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    sample, key = PROJECT / "sample", "of NERTrial, such as data.group_by_length=true"
-    add("--data", type=Path, default=sample / "data", metavar="DIR")
-    add("--model", default=str(sample / "model"), metavar="DIR", help="a model, or its config, and tokenizer")
+    add("--data", type=Path, default=PROJECT / "sample" / "data", metavar="DIR")
+    add(
+        "--model",
+        default=str(PROJECT / "sample" / "model"),
+        metavar="DIR",
+        help="a model, or its config, and tokenizer",
+    )
     add("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     add("--rounds", type=int, default=5)
     add("--batches", type=int, default=200, help="of a training in a round")
     add("--batch-size", type=int, nargs="+", default=[8, 32] if cuda else [8], help="several: one after the other")
     add("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"] if cuda else ["fp32"])
     size_help = "small: that of --model; bert-base: of that shape, with random weights"
-    sizes = ["small", "bert-base"]
     add("--model-size", nargs="+", choices=sizes, default=sizes if cuda else sizes[:1], help=size_help)
     add("--threads", type=int, help="of torch (default: torch's own)")
-    add("--config", action="append", default=[], metavar="KEY=VALUE", help=key)
+    config_help = "of NERTrial, such as data.group_by_length=true"
+    add("--config", action="append", default=[], metavar="KEY=VALUE", help=config_help)
     add("--memory-sentences", type=int, default=50_000, help="to evaluate")
     add("--memory-labels", type=int, nargs="*", default=[9, 65, 257], help="odd numbers, on a tenth of the sentences")
     add("--json", type=Path, metavar="FILE", help="keep all that was measured")
@@ -62,8 +67,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def describe_machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = re.findall(r"^model name\s*: (.*)", info, re.MULTILINE)
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -87,7 +92,7 @@ def take_turns(contestants: Mapping[str, Callable[[int], dict[str, Any]]], round
     return results
 
 
-def spread(values: Sequence[float], digits: int = 2) -> list[str]:
+def spread(values: Sequence[float], digits: int) -> list[str]:
     return [f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values))]
 
 
@@ -109,9 +114,8 @@ def print_speeds(
         medians = (f"{statistics.median(r[key] for r in rounds) / by:,.{digits}f}" for _, key, by, digits in more)
         rows.append([name, *spread([r[unit] for r in rounds], 1), *medians])
     print_table(title, ("", "median", "min", "max", *(column[0] for column in more)), rows)
-    first, *others = results
     rows = []
-    for one, other in pairs or [(first, other) for other in others]:
+    for one, other in pairs or itertools.product([*results][:1], [*results][1:]):
         ratios = [a[unit] / b[unit] for a, b in zip(results[one], results[other])]
         rows.append([f"{one} / {other}", *spread(ratios, 3)])
     print_table("Ratios of the same round:", ("", "median", "min", "max"), rows)
@@ -119,10 +123,9 @@ def print_speeds(
 
 def measure_training(job: contenders.Job, rounds: int, title: str) -> dict[str, Any]:
     """The parts of a step first, which also warms up what is timed after it."""
-    parts = {
-        name: contenders.train(name, job, 0, parts=True)["step_milliseconds"] for name in contenders.TRAINERS
-    }  # fmt: skip
-    results = take_turns({name: functools.partial(contenders.train, name, job) for name in contenders.TRAINERS}, rounds)
+    contestants = {name: functools.partial(contenders.train, name, job) for name in contenders.TRAINERS}
+    parts = {name: train(0, parts=True)["step_milliseconds"] for name, train in contestants.items()}
+    results = take_turns(contestants, rounds)
     matmul = meters.measure_matmul(job.precision)
     columns = (
         ("real tokens/s", "tokens_per_second", 1, 0),
@@ -136,38 +139,14 @@ def measure_training(job: contenders.Job, rounds: int, title: str) -> dict[str, 
     return {"rounds": results, "step_milliseconds": parts, "matmul_flops_per_second": matmul}
 
 
-def measure_evaluation(job: contenders.Job, rounds: int, title: str) -> dict[str, Any]:
-    contestants = {name: functools.partial(contenders.evaluate, name, job) for name in contenders.EVALUATORS}
-    results = take_turns(contestants, rounds)
-    print_speeds(f"Evaluation with metrics, sentences a second ({title}):", results)
-    return {"rounds": results}
-
-
 def measure_memory(job: contenders.Job, options: argparse.Namespace) -> list[dict[str, Any]]:
     sizes = [(options.memory_sentences, None)]
     sizes += [(options.memory_sentences // 10, (labels - 1) // 2) for labels in options.memory_labels]
     results = [subprocesses.measure_memory(job, *size, options.model) for size in sizes]
     names = contenders.EVALUATORS
-    rows = [
-        [f"{r['sentences']:,}", str(r["labels"]), *(f"{r[name]['peak_mib']:,.1f}" for name in names)] for r in results
-    ]
+    rows = [[f"{r['sentences']:,}", f"{r['labels']}", *(f"{r[n]['peak_mib']:,.1f}" for n in names)] for r in results]
     title = "Evaluation, peak memory in MiB above that before it (a tiny model):"
     print_table(title, ("sentences", "labels", *names), rows)
-    return results
-
-
-def measure_start_up(job: contenders.Job, rounds: int) -> Results:
-    results = take_turns(subprocesses.start_ups(job), rounds)
-    pairs = [(f"NERTrial, {cache}", f"run_ner, {cache}") for cache in ("warm", "cold")]
-    print_speeds("Seconds to the first optimizer step (warm: with filled caches):", results, "seconds", pairs=pairs)
-    print_speeds("The same, seconds of the processors:", results, "cpu_seconds", pairs=pairs)
-    return results
-
-
-def measure_scaling(job: contenders.Job, rounds: int) -> Results:
-    results = take_turns(subprocesses.scalings(job), rounds)
-    pairs = [("NERTrial, 2", "NERTrial, 1"), ("run_ner, 2", "run_ner, 1"), ("NERTrial, 2", "run_ner, 2")]
-    print_speeds("Sentences a second of 1 and 2 processes with a thread each (2 is perfect):", results, pairs=pairs)
     return results
 
 
@@ -177,9 +156,7 @@ def measure(options: argparse.Namespace, work_dir: Path, found: dict[str, Any]) 
     print(", ".join(f"{name} {value}" for name, value in found["machine"].items()))
     files = [options.data / f"{split}.json" for split in ("train", "validation")]
     label_names = sorted({tag for file in files for line in file.open() for tag in json.loads(line)["ner_tags"]})
-    models = {
-        size: contenders.make_model(options.model, size, label_names, work_dir / size) for size in options.model_size
-    }
+    models = {s: contenders.make_model(options.model, s, label_names, work_dir / s) for s in options.model_size}
     sizes = itertools.product(options.model_size, options.precision, options.batch_size)
     jobs = {
         f"{size}, {precision}, batch {batch_size}": contenders.Job(
@@ -193,13 +170,21 @@ def measure(options: argparse.Namespace, work_dir: Path, found: dict[str, Any]) 
         if "training" in options.only:
             found["training"][title] = measure_training(job, options.rounds, title)
         if "evaluation" in options.only:
-            found["evaluation"][title] = measure_evaluation(job, options.rounds, title)
+            evaluators = {name: functools.partial(contenders.evaluate, name, job) for name in contenders.EVALUATORS}
+            found["evaluation"][title] = {"rounds": take_turns(evaluators, options.rounds)}
+            what = f"Evaluation with metrics, sentences a second ({title}):"
+            print_speeds(what, found["evaluation"][title]["rounds"])
     if "memory" in options.only:
         found["memory"] = measure_memory(first, options)
     if "start-up" in options.only:
-        found["start-up"] = measure_start_up(first, options.rounds)
+        found["start-up"] = results = take_turns(subprocesses.start_ups(first), options.rounds)
+        pairs = [(f"NERTrial, {cache}", f"run_ner, {cache}") for cache in ("warm", "cold")]
+        print_speeds("Seconds to the first optimizer step (warm: with filled caches):", results, "seconds", pairs=pairs)
+        print_speeds("The same, seconds of the processors:", results, "cpu_seconds", pairs=pairs)
     if "scaling" in options.only:
-        found["scaling"] = measure_scaling(first, options.rounds)
+        found["scaling"] = results = take_turns(subprocesses.scalings(first), options.rounds)
+        pairs = [("NERTrial, 2", "NERTrial, 1"), ("run_ner, 2", "run_ner, 1"), ("NERTrial, 2", "run_ner, 2")]
+        print_speeds("Sentences a second of 1 and 2 processes with a thread each (2 is perfect):", results, pairs=pairs)
 
 
 def main() -> None:

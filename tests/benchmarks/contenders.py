@@ -73,14 +73,13 @@ def make_model(source: str, size: str, label_names: list[str], folder: Path) -> 
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     ids = dict(enumerate(label_names))
     labels: dict[str, Any] = {"id2label": ids, "label2id": {name: i for i, name in ids.items()}}
-    auto_class = transformers.AutoModelForTokenClassification
+    config = transformers.AutoConfig.from_pretrained(source, **labels)
     if size in SHAPES:
         vocab_size = max(len(tokenizer), 30522 if size == "bert-base" else 0)
-        model = auto_class.from_config(transformers.BertConfig(vocab_size=vocab_size, **SHAPES[size], **labels))
-    elif any(Path(source).glob("*.safetensors")) or any(Path(source).glob("pytorch_model*.bin")):
-        model = auto_class.from_pretrained(source, **labels)
-    else:
-        model = auto_class.from_config(transformers.AutoConfig.from_pretrained(source, **labels))
+        config = transformers.BertConfig(vocab_size=vocab_size, **SHAPES[size], **labels)
+    auto_class, files = transformers.AutoModelForTokenClassification, [*Path(source).glob("*.safetensors")]
+    has_weights = size not in SHAPES and [*files, *Path(source).glob("pytorch_model*.bin")]
+    model = auto_class.from_pretrained(source, config=config) if has_weights else auto_class.from_config(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -92,13 +91,10 @@ def ner_trial_arguments(job: Job, *overrides: str) -> list[str]:
         f"hyperparameters.pretrained_model_name_or_path={job.model_dir}",
         f"hyperparameters.global_batch_size={job.batch_size * job.num_processes}",
         f"hyperparameters.mixed_precision={'none' if job.precision == 'fp32' else job.precision}",
-        f"data.train_file={job.data_dir}/train.json",
-        f"data.validation_file={job.data_dir}/validation.json",
+        *(f"data.{split}_file={job.data_dir}/{split}.json" for split in ("train", "validation")),
         f"reproducibility.experiment_seed={job.seed}",
-        *overrides,
-        *job.overrides,
     )
-    options = itertools.chain.from_iterable(("--config", setting) for setting in settings)
+    options = [part for setting in (*settings, *overrides, *job.overrides) for part in ("--config", setting)]
     # Determined's trainer makes the folder; nothing may have been written there.
     output_dir = Path(tempfile.mkdtemp(dir=job.work_dir)) / "output"
     return [str(YAML), *options, "--batches", str(job.num_batches), "--output-dir", str(output_dir)]

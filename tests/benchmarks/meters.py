@@ -56,6 +56,9 @@ class StepWatch:
         self.lengths.append(batch["attention_mask"].sum(1))
         self.num_padded_tokens += batch["attention_mask"].numel()
 
+    def _before_step(self, *_: Any) -> None:
+        self.step_started = now()
+
     def _on_step(self, *_: Any) -> None:
         if self.with_parts:
             self.parts["optimizer"] += now() - self.step_started
@@ -63,9 +66,6 @@ class StepWatch:
         self.done = self.num_steps >= self.num_batches
         if self.done:
             self.seconds = now() - self.started
-
-    def _before_step(self, *_: Any) -> None:
-        self.step_started = now()
 
     def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -100,8 +100,8 @@ class StepWatch:
 
     def results(self) -> dict[str, Any]:
         lengths = torch.cat(self.lengths[: self.num_batches]).cpu().double()
-        rest = self.seconds - sum(self.parts[part] for part in PARTS)
-        milliseconds = {part: self.parts[part] for part in PARTS} | {"rest": rest}
+        seconds = {part: self.parts[part] for part in PARTS}
+        seconds["rest"] = self.seconds - sum(seconds.values())
         return {
             "seconds": self.seconds,
             "sentences": len(lengths),
@@ -109,7 +109,7 @@ class StepWatch:
             "tokens_per_second": float(lengths.sum()) / self.seconds,
             "real_tokens": float(lengths.sum()) / self.num_padded_tokens,
             "flops_per_second": count_flops(self.model, lengths) / self.seconds,
-            "step_milliseconds": {part: 1000 * s / self.num_batches for part, s in milliseconds.items()},
+            "step_milliseconds": {part: 1000 * s / self.num_batches for part, s in seconds.items()},
         }
 
 
@@ -142,17 +142,15 @@ class Meter:
     """
 
     def __init__(self, *, memory: bool = False) -> None:
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._watch_memory, daemon=True) if memory else None
-        self.bytes: list[int] = []
+        self.stopped, self.with_memory, self.bytes = threading.Event(), memory, list[int]()
 
     def start(self) -> None:
-        if self.thread:
+        if self.with_memory:
             gc.collect()
             if sys.platform == "linux":
                 ctypes.CDLL(None).malloc_trim(0)  # memory that is free but kept would hide what is needed next
             self._look_at_memory()
-            self.thread.start()
+            threading.Thread(target=self._watch_memory, daemon=True).start()
         self.started = now()
 
     def _look_at_memory(self) -> None:
@@ -166,9 +164,8 @@ class Meter:
     def stop(self) -> None:
         self.seconds = now() - self.started
         self.stopped.set()
-        if self.thread:
+        if self.with_memory:
             self._look_at_memory()
-            self.thread.join()
 
     def results(self) -> dict[str, float]:
         peak = {"peak_mib": (max(self.bytes) - self.bytes[0]) / 2**20} if self.bytes else {}

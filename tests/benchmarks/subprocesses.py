@@ -4,9 +4,9 @@ subprocesses.py train|evaluate CONTENDER JOB     is such a process; JOB as json
 """
 
 import functools
+import itertools
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -21,7 +21,15 @@ from contenders import Job, evaluate, make_model, ner_trial_arguments, train
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 MARK = "RESULT "
-FIRST_STEP = "FIRST STEP"  # what first_step.py prints
+FIRST_STEP = """
+import os, runpy, sys
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+register_optimizer_step_post_hook(lambda *_: print("FIRST STEP", flush=True) or os._exit(0))
+sys.argv, sys.path[0] = sys.argv[1:], os.path.dirname(sys.argv[1])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a script, and ends it with a mark once it has trained one step."""
 
 
 def start(command: Sequence[str], mark: str, folder: str, **environment: str) -> tuple[dict[str, float], str]:
@@ -33,33 +41,24 @@ def start(command: Sequence[str], mark: str, folder: str, **environment: str) ->
         "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{PROJECT}{os.pathsep}{HERE}",
         "HF_HOME": folder, "HF_DATASETS_CACHE": f"{folder}/datasets", "XDG_DATA_HOME": folder,
     }  # fmt: skip
+    options: Any = {"cwd": PROJECT, "env": {**os.environ, **variables, **environment}, "text": True}
     with tempfile.TemporaryFile("w+") as errors:
-        started, cpu_started = time.perf_counter(), cpu_seconds_of_children()
-        with subprocess.Popen(
-            [sys.executable, *command], stdout=subprocess.PIPE, stderr=errors, text=True, cwd=PROJECT,
-            env={**os.environ, **variables, **environment},
-        ) as process:  # fmt: skip
+        started, cpu_started = time.perf_counter(), sum(os.times()[2:4])  # of processes that have ended
+        with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=errors, **options) as process:
             for line in process.stdout or ():
                 if line.startswith(mark):
                     seconds = time.perf_counter() - started
                     process.communicate()
-                    return {"seconds": seconds, "cpu_seconds": cpu_seconds_of_children() - cpu_started}, line
+                    return {"seconds": seconds, "cpu_seconds": sum(os.times()[2:4]) - cpu_started}, line
         errors.seek(0)
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {errors.read()[-20000:]}")
 
 
-def cpu_seconds_of_children() -> float:
-    """Of those that have ended."""
-    return sum(os.times()[2:4])
-
-
 def start_ups(job: Job) -> dict[str, Callable[[int], dict[str, float]]]:
     """Seconds from the start of a process to its first optimizer step, with empty caches and with filled ones."""
-    return {
-        f"{name}, {cache}": functools.partial(start_up, replace(job, num_batches=1), name, cache)
-        for cache in ("warm", "cold")
-        for name in ("NERTrial", "run_ner")
-    }
+    cases = itertools.product(("warm", "cold"), ("NERTrial", "run_ner"))
+    job = replace(job, num_batches=1)
+    return {f"{name}, {cache}": functools.partial(start_up, job, name, cache) for cache, name in cases}
 
 
 def start_up(job: Job, name: str, cache: str, _: int) -> dict[str, float]:
@@ -67,23 +66,20 @@ def start_up(job: Job, name: str, cache: str, _: int) -> dict[str, float]:
     if name != "NERTrial":
         script = [str(HERE / "run_ner_reference.py"), "--model", job.model_dir, "--data", job.data_dir]
         script += ["--output-dir", tempfile.mkdtemp(dir=job.work_dir), "--max-steps", "1"]
-    command = [str(HERE / "first_step.py"), *script]
+    command = ["-c", FIRST_STEP, *script]
     if cache == "cold":
         with tempfile.TemporaryDirectory(dir=job.work_dir) as folder:
-            return start(command, FIRST_STEP, folder)[0]
+            return start(command, "FIRST STEP", folder)[0]
     warm = f"{job.work_dir}/start-up {name}"
     if not Path(warm).exists():
-        start(command, FIRST_STEP, warm)
-    return start(command, FIRST_STEP, warm)[0]
+        start(command, "FIRST STEP", warm)
+    return start(command, "FIRST STEP", warm)[0]
 
 
 def scalings(job: Job) -> dict[str, Callable[[int], dict[str, float]]]:
     """Training in one process and in two, each with a thread of its own and batches of the same size."""
-    return {
-        f"{name}, {n}": functools.partial(scaling, replace(job, num_processes=n), name)
-        for name in ("NERTrial", "run_ner")
-        for n in (1, 2)
-    }
+    cases = itertools.product(("NERTrial", "run_ner"), (1, 2))
+    return {f"{name}, {n}": functools.partial(scaling, replace(job, num_processes=n), name) for name, n in cases}
 
 
 def scaling(job: Job, name: str, index: int) -> dict[str, float]:
@@ -110,29 +106,25 @@ def measure_memory(job: Job, num_sentences: int, num_types: int | None, model_di
 
 
 def repeat_data(source: Path, target: Path, num_sentences: int, num_types: int | None) -> list[str]:
-    """Write a validation split of so many sentences, and a short training split that has all labels; return these."""
-    chance = random.Random(0)
+    """Write a validation split of so many sentences, and a short training split that has all labels; return these.
 
-    def rename(tags: list[str]) -> list[str]:
-        if num_types is None:
-            return tags
-        kind, renamed = 0, []
-        for tag in tags:
-            kind = kind if tag.startswith("I-") else chance.randrange(num_types)
-            renamed.append(tag if tag == "O" else f"{tag[:2]}type{kind}")
-        return renamed
+    With `num_types`, the entities of each sentence get another one of so many types.
+    """
 
-    texts = {split: (source / f"{split}.json").read_text() for split in ("train", "validation")}
-    rows = {split: [json.loads(line) for line in text.splitlines()] for split, text in texts.items()}
-    rows["validation"] = [rows["validation"][i % len(rows["validation"])] for i in range(num_sentences)]
-    rows = {split: [{**row, "ner_tags": rename(row["ner_tags"])} for row in part] for split, part in rows.items()}
+    def rename(tags: list[str], kind: int) -> list[str]:
+        return [tag if tag == "O" or num_types is None else f"{tag[:2]}type{kind % num_types}" for tag in tags]
+
+    rows = {}
+    for split, size in (("train", 64), ("validation", num_sentences)):
+        lines = itertools.cycle((source / f"{split}.json").read_text().splitlines())
+        parsed = map(json.loads, itertools.islice(lines, size))
+        rows[split] = [{"tokens": r["tokens"], "ner_tags": rename(r["ner_tags"], i)} for i, r in enumerate(parsed)]
     label_names = sorted({tag for part in rows.values() for row in part for tag in row["ner_tags"]})
     if num_types is not None:
         label_names = sorted({"O", *(f"{mark}-type{kind}" for mark in "BI" for kind in range(num_types))})
-    everything = {"tokens": label_names, "ner_tags": label_names}
-    rows["train"] = [{**rows["train"][0], **everything}, *rows["train"][:64]]
+    rows["train"].insert(0, {"tokens": label_names, "ner_tags": label_names})
     for split, part in rows.items():
-        (target / f"{split}.json").write_text("".join(json.dumps(row) + "\n" for row in part))
+        (target / f"{split}.json").write_text("\n".join(map(json.dumps, part)))
     return label_names
 
 
