@@ -32,6 +32,11 @@ for name, max_examples in (("fast", 25), ("full", 60)):
     )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))  # CI takes the full one
 
+Config = dict[str, Any]
+"""An experiment configuration."""
+Fit = Callable[..., Any]
+"""The fixture `fit`."""
+
 SAMPLE_DATA = PROJECT / "sample" / "data"
 SAMPLE_MODEL = PROJECT / "sample" / "model"
 SHARED_DATA = PROJECT.parent / "shared" / "data"
@@ -39,6 +44,11 @@ SHARED_DATA = PROJECT.parent / "shared" / "data"
 needs_wnut = pytest.mark.skipif(
     not (SHARED_DATA / "wnut17").is_dir(), reason="WNUT 17 is not beside the checkout, in ../shared/data/wnut17"
 )
+
+
+def slow(*values: Any) -> Any:
+    """A row of a table of tests that takes long."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,7 +108,7 @@ def config(tiny_model: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
     """Train a configuration with Determined's own trainer, off cluster; returns the trial.
 
     Its `output_dir` then holds `metrics.jsonl`, with the training loss of every `reporting_period` batches.

@@ -11,19 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import yaml
-from conftest import PROJECT, save_tiny_model
+from conftest import PROJECT, Config, save_tiny_model, slow
 from determined import pytorch
 from training_process import PHASES, Training, train
+from transformers import SchedulerType
 
 from ner_trial import NERTrial
 from transformer_trial import local
 from transformer_trial.builders import build_default_lr_scheduler
 from transformer_trial.checkpoints import allow_determined_checkpoints, find_damage
-from transformer_trial.config import LR_SCHEDULER_TYPES, SchedulerConfig
+from transformer_trial.config import SchedulerConfig
 from transformer_trial.errors import redact
 
 TERM, INT, KILL = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGKILL)
@@ -36,7 +38,7 @@ def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(config: dict[str, Any], dropout_model: Path) -> dict[str, Any]:
+def config(config: Config, dropout_model: Path) -> dict[str, Any]:
     """20 batches, over two epochs; reports, validations and checkpoints coincide at some, and at others do not."""
     config["hyperparameters"] |= {"pretrained_model_name_or_path": str(dropout_model), "learning_rate": 3e-3}
     config["data"] |= {"max_train_samples": 78, "max_eval_samples": 30, "test_file": config["data"]["validation_file"]}
@@ -45,7 +47,7 @@ def config(config: dict[str, Any], dropout_model: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def run(config: dict[str, Any], tmp_path: Path) -> Callable[..., int]:
+def run(config: Config, tmp_path: Path) -> Callable[..., int]:
     """Train the configuration as it is then, in the folder of a name; returns the exit status."""
 
     def run(name: str, *arguments: str, **options: Any) -> int:
@@ -62,7 +64,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Train a configuration for several tests; returns the folder of the run of that name."""
     folders: dict[str, Path] = {}
 
-    def made_once(name: str, config: dict[str, Any], signals: Any = ()) -> Path:
+    def made_once(name: str, config: Config, signals: Any = ()) -> Path:
         if name not in folders:
             folder = folders[name] = tmp_path_factory.mktemp(name)
             (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -73,13 +75,13 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def whole_run(config: dict[str, Any], made_once: Callable[..., Path]) -> Path:
+def whole_run(config: Config, made_once: Callable[..., Path]) -> Path:
     """The folder of an uninterrupted run of the configuration."""
     return made_once("whole", config)
 
 
 @pytest.fixture
-def two_checkpoints(config: dict[str, Any], made_once: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
+def two_checkpoints(config: Config, made_once: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
     """A run in the folder `cut` that a signal ended and that left two checkpoints: the older one, and the newest."""
     config["checkpoint_storage"] = {"save_trial_latest": 2}
     subprocess.run(["cp", "-a", made_once("cut", config, [("training", 18, TERM)]), tmp_path / "cut"], check=True)
@@ -118,10 +120,6 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 # ------------------------------------------------------------------------------------------------ wherever it was ended
 
 
-def slow(*values: Any) -> Any:
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -138,7 +136,7 @@ def slow(*values: Any) -> Any:
     ids=str,
 )
 def test_a_run_that_goes_on_ends_like_one_that_never_ended(
-    config: dict[str, Any], run: Callable[..., int], tmp_path: Path, changes: dict[str, Any]
+    config: Config, run: Callable[..., int], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     for section, values in changes.items():
         config[section] = {**config.get(section, {}), **values} if isinstance(values, dict) else values
@@ -151,10 +149,16 @@ def test_a_run_that_goes_on_ends_like_one_that_never_ended(
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name", LR_SCHEDULER_TYPES)
+SCHEDULE_ARGUMENTS: dict[str, Any] = {
+    "cosine_with_restarts": {"num_cycles": 2}, "warmup_stable_decay": {"num_decay_steps": 8},
+    "cosine_with_min_lr": {"min_lr": 1e-6}, "cosine_warmup_with_min_lr": {"min_lr": 1e-6},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted({k.value for k in SchedulerType} - {"reduce_lr_on_plateau", "greedy"}))
 def test_a_schedule_goes_on_from_its_state(name: Any) -> None:
-    needed = {"num_decay_steps": 8} if name == "warmup_stable_decay" else {"min_lr": 1e-6} if "min_lr" in name else None
-    config = SchedulerConfig(lr_scheduler_type=name, warmup_ratio=0.2, lr_scheduler_kwargs=needed)
+    arguments = SCHEDULE_ARGUMENTS.get(name)
+    config = SchedulerConfig(lr_scheduler_type=name, warmup_ratio=0.2, lr_scheduler_kwargs=arguments)
 
     def train(num_steps: int, *states: Any) -> tuple[list[float], Any, Any]:
         rates: list[float] = []
@@ -169,7 +173,12 @@ def test_a_schedule_goes_on_from_its_state(name: Any) -> None:
         return rates, optimizer.state_dict(), schedule.state_dict()
 
     before, *states = train(7)
-    assert before + train(13, *states)[0] == train(20)[0]
+    whole = train(20)[0]
+    assert before + train(13, *states)[0] == whole
+    assert np.isfinite(whole).all()
+    known = {"linear": [*np.linspace(0, 1e-3, 4, endpoint=False), *np.linspace(1e-3, 0, 16, endpoint=False)]}
+    known["constant"] = [1e-3] * 20
+    assert whole == pytest.approx(known.get(name, whole))
 
 
 @pytest.mark.parametrize(
@@ -307,7 +316,7 @@ def test_an_interrupted_run_is_not_overwritten_and_a_finished_one_stays_as_it_is
 
 
 def test_settings_that_have_changed_are_named_without_secrets(
-    config: dict[str, Any], run: Callable[..., int], tmp_path: Path, two_checkpoints: tuple[Path, Path]
+    config: Config, run: Callable[..., int], tmp_path: Path, two_checkpoints: tuple[Path, Path]
 ) -> None:
     config["hyperparameters"]["learning_rate"] = 1e-4
     config["data"]["max_train_samples"] = 70
@@ -326,7 +335,7 @@ def wait_for_no_lock() -> None:
     local.LOCK_PATIENCE = 0
 
 
-def test_two_runs_do_not_share_a_folder(config: dict[str, Any], run: Callable[..., int], tmp_path: Path) -> None:
+def test_two_runs_do_not_share_a_folder(config: Config, run: Callable[..., int], tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     command = [str(tmp_path / "config.yaml"), "--output-dir", str(tmp_path / "run")]
     first = Training(command, tmp_path / "first.log", [("training", 10, int(signal.SIGSTOP))])
@@ -380,7 +389,7 @@ def test_a_disk_that_fills_up_ends_in_a_message_and_spares_earlier_checkpoints(
 
 @pytest.mark.parametrize("name", ["disk/run", "disk"])
 def test_a_read_only_output_folder_is_refused_in_a_message(
-    config: dict[str, Any], tmp_path: Path, small_disk: Callable[..., Path], name: str
+    config: Config, tmp_path: Path, small_disk: Callable[..., Path], name: str
 ) -> None:
     small_disk(1 << 20, "ro")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
@@ -399,7 +408,7 @@ def test_a_file_in_the_way_is_refused_in_a_message(run: Callable[..., int], tmp_
 
 
 def test_a_checkpoint_holds_no_secret_and_is_loaded_without_data_or_network(
-    config: dict[str, Any], run: Callable[..., int], tmp_path: Path
+    config: Config, run: Callable[..., int], tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(Path(config["data"]["train_file"]).parent, data)
