@@ -13,24 +13,20 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: no t
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start: their models are tiny
 
 import datasets  # noqa: E402
-import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from determined import pytorch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 from ner_trial import NERTrial  # noqa: E402
 from transformer_trial.callbacks import build_callbacks  # noqa: E402
 
 for name, max_examples in (("fast", 25), ("full", 60)):
-    hypothesis.settings.register_profile(
-        name,
-        max_examples=max_examples,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    settings.register_profile(
+        name, max_examples=max_examples, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
     )
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))  # CI takes the full one
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))  # CI takes the full one
 
 Config = dict[str, Any]
 """An experiment configuration."""
@@ -46,9 +42,9 @@ needs_wnut = pytest.mark.skipif(
 )
 
 
-def slow(*values: Any) -> Any:
+def slow(*values: Any, id: str | None = None) -> Any:
     """A row of a table of tests that takes long."""
-    return pytest.param(*values, marks=pytest.mark.slow)
+    return pytest.param(*values, id=id, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -111,10 +107,12 @@ def config(tiny_model: Path) -> dict[str, Any]:
 def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
     """Train a configuration with Determined's own trainer, off cluster; returns the trial.
 
-    Its `output_dir` then holds `metrics.jsonl`, with the training loss of every `reporting_period` batches.
+    Its `output_dir` then holds `metrics.jsonl`, with the training loss of every `reporting_period` batches; the
+    checkpoints of all trials are in `tmp_path / "checkpoints"`.
     """
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "project")  # which every checkpoint copies
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "checkpoints"))
 
     def fit(config: dict[str, Any], trial_class: Any = NERTrial, *, reporting_period: int = 1, **arguments: Any) -> Any:
         optimizations = config.get("optimizations", {})

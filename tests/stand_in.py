@@ -8,7 +8,7 @@ from typing import Any
 
 import determined as det
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, Config
 from determined import core, pytorch
 from determined.exec import harness
 
@@ -26,7 +26,7 @@ class StandInTrainContext(core.DummyTrainContext):
 
 
 @contextlib.contextmanager
-def stand_in_cluster(config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def stand_in_cluster(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Patch Determined so; checkpoints go to the folder."""
     defaults = {
         "checkpoint_storage": {"type": "shared_fs"}, "scheduling_unit": 100, "checkpoint_policy": "best",
@@ -54,7 +54,7 @@ def stand_in_cluster(config: dict[str, Any], folder: Path, monkeypatch: pytest.M
 
 
 def run_on_stand_in(
-    config: dict[str, Any],
+    config: Config,
     folder: Path,
     checkpoint: Path | None = None,
     steps_completed: int = 0,
@@ -98,3 +98,7 @@ def run_on_stand_in(
         else:
             harness._run_pytorch_trial(KeptTrial, info, config["entrypoint"])
     return trials[0], reports
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    return max(folder.rglob("trial_state.pkl"), key=lambda file: file.stat().st_mtime_ns).parent

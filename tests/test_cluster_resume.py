@@ -1,6 +1,7 @@
 """Going on from a checkpoint on a cluster, starting from another experiment's, and both across the two stacks."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import PROJECT, SAMPLE_DATA, read_metrics
+from conftest import PROJECT, SAMPLE_DATA, Config, read_metrics
 from determined import pytorch
-from stand_in import run_on_stand_in
+from stand_in import newest_checkpoint, run_on_stand_in
 from test_callbacks import script_f1
 from test_distributed import train_to_end
-from test_resume import checkpoints_of, load_state
+from test_resume import assert_same_state, checkpoints_of, load_state
 
 from ner_trial import NERTrial
 from transformer_trial import local as run_module
@@ -33,17 +34,6 @@ def config(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {**config, "scheduling_unit": 4, "checkpoint_policy": "none"}
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    return max(folder.rglob("trial_state.pkl"), key=lambda file: file.stat().st_mtime_ns).parent
-
-
-def assert_same_end(checkpoint: Path, expected: Path) -> None:
-    """Weights, optimizer and schedule are the same, bit for bit."""
-    state, expected_state = load_state(checkpoint), load_state(expected)
-    for key in ("models_state_dict", "optimizers_state_dict", "lr_schedulers_state_dict"):
-        torch.testing.assert_close(state[key], expected_state[key], rtol=0, atol=0)
-
-
 # ------------------------------------------------------------------------------------------------------- on a cluster
 
 
@@ -58,7 +48,7 @@ def assert_same_end(checkpoint: Path, expected: Path) -> None:
     ],
 )
 def test_a_preempted_trial_ends_like_one_that_never_was(
-    config: dict[str, Any], tmp_path: Path, batches: int, as_script: bool
+    config: Config, tmp_path: Path, batches: int, as_script: bool
 ) -> None:
     _, expected = run_on_stand_in(config, tmp_path / "whole", as_script=as_script)
     assert [line[:2] for line in expected if line[0] == "validation"] == [("validation", n) for n in (5, 10, 13)]
@@ -67,11 +57,11 @@ def test_a_preempted_trial_ends_like_one_that_never_was(
     checkpoint = newest_checkpoint(tmp_path / "begun")
     _, after = run_on_stand_in(config, tmp_path / "begun", checkpoint, batches, as_script=as_script)
     assert before + after == expected
-    assert_same_end(newest_checkpoint(tmp_path / "begun"), newest_checkpoint(tmp_path / "whole"))
+    assert_same_state(newest_checkpoint(tmp_path / "begun"), newest_checkpoint(tmp_path / "whole"))
 
 
 def test_a_warm_start_trains_like_a_run_of_the_exported_model(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     better = [0.1, 0.2, 0.3, 0.4]
     script_f1(monkeypatch, [0.9, 0.8, 0.7, *better, *better])  # what the first run is like has to be forgotten
@@ -86,33 +76,30 @@ def test_a_warm_start_trains_like_a_run_of_the_exported_model(
     assert reports == run_on_stand_in(config, tmp_path / "fresh", trial_id=3)[1]
     rates = [metrics["learning_rate"] for group, _, metrics in reports if group == "training"]
     assert reports[-1][1] == 13 and rates[0] == 0.01 > rates[-1]
-    assert_same_end(newest_checkpoint(tmp_path / "warm"), newest_checkpoint(tmp_path / "fresh"))
-
-
-def rename_tags(config: dict[str, Any], folder: Path, **names: str) -> None:
-    """Train on the sample with other names for some entity types; an empty one leaves them out."""
-    for split in ("train", "validation"):
-        text = (SAMPLE_DATA / f"{split}.json").read_text()
-        for old, new in names.items():
-            for prefix in "BI":
-                text = text.replace(f'"{prefix}-{old}"', f'"{prefix}-{new}"' if new else '"O"')
-        (folder / f"{split}.json").write_text(text)
-        config["data"][f"{split}_file"] = str(folder / f"{split}.json")
+    assert_same_state(newest_checkpoint(tmp_path / "warm"), newest_checkpoint(tmp_path / "fresh"))
 
 
 @pytest.mark.parametrize(
-    ("change", "steps_completed"), [("layers", 5), ("layers", 0), ("fewer-labels", 5), ("other-labels", 0)]
+    ("new_tag", "steps_completed", "told"),
+    [
+        pytest.param(None, 5, "Missing key", id="layers"),
+        pytest.param(None, 0, "Missing key", id="layers-of-another-trial"),
+        pytest.param('"O"', 5, "size mismatch", id="fewer-labels"),
+        pytest.param(r'"\1-ANY"', 0, "its labels are", id="other-labels"),
+    ],
 )
 def test_the_checkpoint_of_another_model_is_refused(
-    config: dict[str, Any], tmp_path: Path, tiny_model: Path, change: str, steps_completed: int
+    config: Config, tmp_path: Path, tiny_model: Path, new_tag: str | None, steps_completed: int, told: str
 ) -> None:
     config["searcher"]["max_length"] = {"batches": 5}
     run_on_stand_in(config, tmp_path)
-    if change == "layers":
+    if new_tag is None:
         config["hyperparameters"]["pretrained_model_name_or_path"] = str(tiny_model)
     else:
-        rename_tags(config, tmp_path, **({"MISC": ""} if change == "fewer-labels" else {"MISC": "ANY"}))
-    told = {"layers": "Missing key", "fewer-labels": "size mismatch", "other-labels": "its labels are"}[change]
+        for split in ("train", "validation"):
+            file = tmp_path / f"{split}.json"
+            file.write_text(re.sub('"([BI])-MISC"', new_tag, (SAMPLE_DATA / file.name).read_text()))
+            config["data"][f"{split}_file"] = str(file)
     with pytest.raises(TrialError, match=f"^The checkpoint is of another model: .*{told}"):
         run_on_stand_in(config, tmp_path, newest_checkpoint(tmp_path), steps_completed)
 
@@ -182,10 +169,18 @@ def test_determined_loads_a_checkpoint_of_either_stack(
 
 
 @pytest.mark.usefixtures("safely")
-def test_determined_loads_a_checkpoint_of_two_slots(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_of_two_slots_loads_and_nothing_that_is_written_holds_a_secret(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "two"
-    train_to_end(config, folder, 2, "--batches", "2")
+    config["data"]["test_file"] = config["data"]["validation_file"]
+    config["environment"] = {
+        "environment_variables": ["HF_TOKEN=planted-token-1"], "registry_auth": {"password": "planted-token-2"},
+    }  # fmt: skip
+    config["checkpoint_storage"] = {"type": "s3", "secret_key": "planted-token-3", "access_key": "planted-token-4"}
+    config["entrypoint"] = "env WANDB_API_KEY=planted-token-5 python3 train.py"
+    folder = train_to_end(config, tmp_path / "two", 2, "--batches", "2")
+    written = [path for path in folder.rglob("*") if path.is_file() and path.name != "config.yaml"]
+    assert len(written) > 40
+    assert not [path for path in written if b"planted-token" in path.read_bytes()]
     (checkpoint,) = checkpoints_of(folder / "run")
     assert_loads_alone(checkpoint, tmp_path, monkeypatch)

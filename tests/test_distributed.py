@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 import transformers
 import yaml
-from conftest import PROJECT, read_metrics, save_tiny_model
+from conftest import PROJECT, Config, read_metrics, save_tiny_model, slow
+from test_resume import assert_same_state, checkpoints_of, steps_of
 from training_process import start_ranks, wait_for_all
 
 from ner_trial import NERTrial
@@ -65,7 +66,7 @@ def read_notes(folder: Path, name: str) -> dict[int, list[Any]]:
     return {int(file.name[-1]): [json.loads(line) for line in file.read_text().splitlines()] for file in files}
 
 
-def train(config: dict[str, Any], folder: Path, num_ranks: int, *arguments: str, **options: Any) -> list[int]:
+def train(config: Config, folder: Path, num_ranks: int, *arguments: str, **options: Any) -> list[int]:
     """Train in so many processes; returns their exit statuses. See `start_ranks` for the options."""
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -74,7 +75,7 @@ def train(config: dict[str, Any], folder: Path, num_ranks: int, *arguments: str,
     return wait_for_all(start_ranks(command, folder / "log", num_ranks, changes=changes, **options))
 
 
-def train_to_end(config: dict[str, Any], folder: Path, num_ranks: int, *arguments: str, **options: Any) -> Path:
+def train_to_end(config: Config, folder: Path, num_ranks: int, *arguments: str, **options: Any) -> Path:
     """Train in so many processes; returns the folder, which holds their notes and, in `run`, the run."""
     assert train(config, folder, num_ranks, *arguments, **options) == [0] * num_ranks, (folder / "log").read_text()
     return folder
@@ -114,14 +115,8 @@ def assert_same_metrics_and_weights(folder: Path, alone: Path) -> None:
         torch.testing.assert_close(weights[name], weight, rtol=0, atol=2e-4)
 
 
-def checkpoint_steps(folder: Path) -> list[int]:
-    """After how many batches the checkpoints that remain were saved."""
-    files = (folder / "run").glob("checkpoints/determined/*/metadata.json")
-    return sorted(json.loads(file.read_text())["steps_completed"] for file in files)
-
-
 @pytest.fixture
-def config(config: dict[str, Any]) -> dict[str, Any]:
+def config(config: Config) -> Config:
     """24 batches, in 4 epochs whose last batch has one row; periods end amid an accumulation."""
     # Without that epsilon Adam makes whole steps of gradients that are nothing but rounding.
     config["hyperparameters"] |= {"learning_rate": 3e-2, "adam_epsilon": 1e-4}
@@ -149,7 +144,7 @@ def download_slowly() -> None:
 
 
 @pytest.mark.slow
-def test_processes_of_several_nodes_do_what_one_does(config: dict[str, Any], tmp_path: Path) -> None:
+def test_processes_of_several_nodes_do_what_one_does(config: Config, tmp_path: Path) -> None:
     config["data"] |= {"max_eval_samples": 3, "overwrite_cache": True}  # the fourth process has nothing to validate
     config["searcher"]["max_length"] = {"batches": 13}
     alone = train_to_end(config, tmp_path / "alone", 1)
@@ -183,9 +178,9 @@ run(NERTrial)
 """
 
 
-@pytest.mark.parametrize("num_ranks", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_ranks", [1, slow(3)])
 def test_torchrun_passes_a_signal_on_and_fewer_or_more_processes_go_on(
-    config: dict[str, Any], tmp_path: Path, num_ranks: int
+    config: Config, tmp_path: Path, num_ranks: int
 ) -> None:
     alone, folder = train_to_end(config, tmp_path / "alone", 1), tmp_path / "cut"
     epochs = [list(rows_of_steps(alone).values())[start : start + 6] for start in range(0, 24, 6)]
@@ -201,7 +196,7 @@ def test_torchrun_passes_a_signal_on_and_fewer_or_more_processes_go_on(
     result = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=120)
     assert result.returncode != 0 and "SIGTERM: saving a checkpoint" in result.stderr
     assert "Stopped after batch 10 of 24." in result.stderr
-    assert checkpoint_steps(folder)[-1] == 10  # amid an accumulation, and an epoch
+    assert steps_of(folder / "run")[-1] == 10  # amid an accumulation, and an epoch
     train_to_end(config, folder, num_ranks, "--resume", "auto")
     assert_same_metrics_and_weights(folder, alone)
     steps = rows_of_steps(folder)
@@ -213,7 +208,7 @@ def hurry() -> None:
 
 
 @pytest.mark.slow
-def test_whatever_ends_several_processes_they_go_on_exactly(config: dict[str, Any], tmp_path: Path) -> None:
+def test_whatever_ends_several_processes_they_go_on_exactly(config: Config, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     model = save_tiny_model(tmp_path / "model", num_hidden_layers=2)  # with dropout
     config["hyperparameters"]["pretrained_model_name_or_path"] = str(model)
@@ -221,12 +216,12 @@ def test_whatever_ends_several_processes_they_go_on_exactly(config: dict[str, An
     whole, cut, log = train_to_end(config, tmp_path / "whole", 2), tmp_path / "cut", tmp_path / "cut" / "log"
 
     assert train(config, cut, 2, signals={rank: [("training", 13, TERM)] for rank in range(2)}) == [128 + TERM] * 2
-    assert checkpoint_steps(cut)[-1] == 14  # in a validation, amid an accumulation and between two reports
+    assert steps_of(cut / "run")[-1] == 14  # in a validation, amid an accumulation and between two reports
 
     killed = {1: [("training", 9, KILL)]}  # at batch 22; the first one waits for its gradients
     assert train(config, cut, 2, "--resume", "auto", signals=killed) == [1, -KILL]
     assert "Another process of this training has ended: see its error." in log.read_text()
-    assert checkpoint_steps(cut)[-1] == 21
+    assert steps_of(cut / "run")[-1] == 21
 
     # At the last batch, whose loss the second one waits for to report it. torchrun would send it a SIGTERM.
     ended = {0: [("training", 3, KILL)], 1: [("training", 3, TERM)]}
@@ -236,14 +231,8 @@ def test_whatever_ends_several_processes_they_go_on_exactly(config: dict[str, An
 
     train_to_end(config, cut, 2, "--resume", "auto")
     assert (cut / "run" / "metrics.jsonl").read_text() == (whole / "run" / "metrics.jsonl").read_text()
-    states = []
-    for folder in (cut, whole):
-        assert checkpoint_steps(folder)[-1] == 24
-        files = (folder / "run").glob("checkpoints/determined/*/state_dict.pth")
-        newest = max(files, key=lambda file: file.stat().st_mtime_ns)
-        states.append(torch.load(newest, weights_only=False))
-    for key in ("models_state_dict", "optimizers_state_dict", "lr_schedulers_state_dict"):
-        torch.testing.assert_close(states[0][key], states[1][key], rtol=0, atol=0)
+    assert steps_of(cut / "run")[-1] == steps_of(whole / "run")[-1] == 24
+    assert_same_state(checkpoints_of(cut / "run")[-1], checkpoints_of(whole / "run")[-1])
 
 
 # ------------------------------------------------------------------------------------------------------------- failures
@@ -267,22 +256,16 @@ def find_a_checkpoint_on_the_first_node_only() -> None:
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        pytest.param(
-            None, ["--config", "data.train_file=gone.csv"], "gone.csv does not exist", id="a mistake",
-            marks=pytest.mark.slow,
-        ),
+        slow(None, ["--config", "data.train_file=gone.csv"], "gone.csv does not exist", id="a mistake"),
         pytest.param(functools.partial(fail, 0), [], "ValueError: no such thing", id="the first"),
-        pytest.param(
-            functools.partial(fail, 1), [], "Process 1 failed, and this one with it: ValueError: no such", id="another"
-        ),
-        pytest.param(
-            find_a_checkpoint_on_the_first_node_only, ["--resume", "auto"], "a folder that all nodes share",
-            id="not the same checkpoint", marks=pytest.mark.slow,
+        pytest.param(functools.partial(fail, 1), [], "Process 1 failed, and this one with it: Val", id="another"),
+        slow(
+            find_a_checkpoint_on_the_first_node_only, ["--resume", "auto"], "a folder that all nodes share", id="lost"
         ),
     ],
-)  # fmt: skip
+)
 def test_one_that_fails_ends_all(
-    config: dict[str, Any], tmp_path: Path, change: Callable[[], None] | None, arguments: list[str], message: str
+    config: Config, tmp_path: Path, change: Callable[[], None] | None, arguments: list[str], message: str
 ) -> None:
     assert 0 not in train(config, tmp_path / "failing", 2, *arguments, changes=[change] if change else [])
     assert message in (tmp_path / "failing" / "log").read_text()

@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 import yaml
 from conftest import PROJECT, Config, save_tiny_model, slow
-from determined import pytorch
 from training_process import PHASES, Training, train
 from transformers import SchedulerType
 
@@ -27,6 +25,9 @@ from transformer_trial.builders import build_default_lr_scheduler
 from transformer_trial.checkpoints import allow_determined_checkpoints, find_damage
 from transformer_trial.config import SchedulerConfig
 from transformer_trial.errors import redact
+
+Run = Callable[..., int]
+"""The fixture `run`."""
 
 TERM, INT, KILL = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGKILL)
 
@@ -47,14 +48,17 @@ def config(config: Config, dropout_model: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def run(config: Config, tmp_path: Path) -> Callable[..., int]:
-    """Train the configuration as it is then, in the folder of a name; returns the exit status."""
+def run(config: Config, tmp_path: Path) -> Run:
+    """Train the configuration as it is then, in the folder of a name; returns the exit status.
+
+    The output is in a file of that name beside the configuration: `run("a/b")` writes `b.log`.
+    """
 
     def run(name: str, *arguments: str, **options: Any) -> int:
         file = tmp_path / "config.yaml"
         file.write_text(yaml.safe_dump(config))
         command = [str(file), "--output-dir", str(tmp_path / name), *arguments]
-        return train(command, tmp_path / f"{name}.log", **options)
+        return train(command, tmp_path / f"{Path(name).name}.log", **options)
 
     return run
 
@@ -105,12 +109,18 @@ def load_state(checkpoint: Path) -> Any:
     return torch.load(checkpoint / "state_dict.pth", map_location="cpu")
 
 
-def assert_same_run(folder: Path, expected: Path) -> None:
-    """All that remains of two runs is the same: weights, optimizer, schedule, scaler, metrics, best model, scores."""
-    assert (folder / "metrics.jsonl").read_text() == (expected / "metrics.jsonl").read_text()
-    state, expected_state = (load_state(checkpoints_of(path)[-1]) for path in (folder, expected))
+def assert_same_state(checkpoint: Path, expected: Path) -> None:
+    """Weights, optimizer, schedule and scaler are the same, bit for bit."""
+    states = [load_state(path) for path in (checkpoint, expected)]
     for key in ("models_state_dict", "optimizers_state_dict", "lr_schedulers_state_dict", "scaler_state_dict"):
-        torch.testing.assert_close(state.get(key), expected_state.get(key), rtol=0, atol=0, equal_nan=True)
+        found, wanted = (state.get(key) for state in states)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    """All that remains of two runs is the same: the newest checkpoint, metrics, best model, scores."""
+    assert (folder / "metrics.jsonl").read_text() == (expected / "metrics.jsonl").read_text()
+    assert_same_state(checkpoints_of(folder)[-1], checkpoints_of(expected)[-1])
     for name in ("model/model.safetensors", "test/predictions.jsonl", "report/data.json"):
         assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
     assert set(steps_of(folder)) >= set(steps_of(expected)), "a checkpoint that a signal left may be the best"
@@ -136,7 +146,7 @@ def assert_same_run(folder: Path, expected: Path) -> None:
     ids=str,
 )
 def test_a_run_that_goes_on_ends_like_one_that_never_ended(
-    config: Config, run: Callable[..., int], tmp_path: Path, changes: dict[str, Any]
+    config: Config, run: Run, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     for section, values in changes.items():
         config[section] = {**config.get(section, {}), **values} if isinstance(values, dict) else values
@@ -191,7 +201,7 @@ def test_a_schedule_goes_on_from_its_state(name: Any) -> None:
     ids=str,
 )  # fmt: skip
 def test_a_signal_at_any_moment_loses_nothing(
-    run: Callable[..., int], tmp_path: Path, moment: tuple[str, int], signum: int, whole_run: Path
+    run: Run, tmp_path: Path, moment: tuple[str, int], signum: int, whole_run: Path
 ) -> None:
     status = run("cut", signals=[(*moment, signum)])
     assert status in ((0, 128 + TERM) if signum == TERM else (-KILL,))
@@ -201,7 +211,7 @@ def test_a_signal_at_any_moment_loses_nothing(
 
 
 def test_a_second_signal_exits_at_once_and_the_last_checkpoint_counts(
-    run: Callable[..., int], tmp_path: Path, whole_run: Path
+    run: Run, tmp_path: Path, whole_run: Path
 ) -> None:
     assert run("cut", signals=[("training", 12, TERM), ("checkpoint", 2, INT)]) == 128 + INT
     assert "SIGINT again: exiting at once." in (tmp_path / "cut.log").read_text()
@@ -219,7 +229,7 @@ def interrupt_before_training() -> None:
     pytest.MonkeyPatch().setattr(NERTrial, "tokenize", tokenize)
 
 
-def test_a_signal_before_the_training_ends_in_a_message(run: Callable[..., int], tmp_path: Path) -> None:
+def test_a_signal_before_the_training_ends_in_a_message(run: Run, tmp_path: Path) -> None:
     assert run("cut", changes=[interrupt_before_training]) == 128 + INT
     output = (tmp_path / "cut.log").read_text()
     assert output.splitlines()[-1].startswith("Stopped before the training began") and "Traceback" not in output
@@ -267,7 +277,7 @@ def test_damage_of_every_kind_is_found(damage: Callable[[Path], None], told: str
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
-    run: Callable[..., int], tmp_path: Path, two_checkpoints: tuple[Path, Path], whole_run: Path
+    run: Run, tmp_path: Path, two_checkpoints: tuple[Path, Path], whole_run: Path
 ) -> None:
     older, newest = two_checkpoints
     flip_a_byte(newest)
@@ -279,7 +289,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
 
 
 def test_where_no_checkpoint_is_whole_the_message_says_so(
-    run: Callable[..., int], tmp_path: Path, two_checkpoints: tuple[Path, Path]
+    run: Run, tmp_path: Path, two_checkpoints: tuple[Path, Path]
 ) -> None:
     for checkpoint in two_checkpoints:
         cut_short("state_dict.pth")(checkpoint)
@@ -290,7 +300,7 @@ def test_where_no_checkpoint_is_whole_the_message_says_so(
 
 
 def test_a_checkpoint_can_be_named(
-    run: Callable[..., int], tmp_path: Path, two_checkpoints: tuple[Path, Path], whole_run: Path
+    run: Run, tmp_path: Path, two_checkpoints: tuple[Path, Path], whole_run: Path
 ) -> None:
     older, newest = two_checkpoints
     assert run("cut", "--resume", str(older)) == 0
@@ -302,7 +312,7 @@ def test_a_checkpoint_can_be_named(
 
 
 def test_an_interrupted_run_is_not_overwritten_and_a_finished_one_stays_as_it_is(
-    run: Callable[..., int], tmp_path: Path, two_checkpoints: tuple[Path, Path]
+    run: Run, tmp_path: Path, two_checkpoints: tuple[Path, Path]
 ) -> None:
     assert run("cut") == 1
     assert "--resume auto" in (tmp_path / "cut.log").read_text().splitlines()[-1]
@@ -316,7 +326,7 @@ def test_an_interrupted_run_is_not_overwritten_and_a_finished_one_stays_as_it_is
 
 
 def test_settings_that_have_changed_are_named_without_secrets(
-    config: Config, run: Callable[..., int], tmp_path: Path, two_checkpoints: tuple[Path, Path]
+    config: Config, run: Run, tmp_path: Path, two_checkpoints: tuple[Path, Path]
 ) -> None:
     config["hyperparameters"]["learning_rate"] = 1e-4
     config["data"]["max_train_samples"] = 70
@@ -335,7 +345,7 @@ def wait_for_no_lock() -> None:
     local.LOCK_PATIENCE = 0
 
 
-def test_two_runs_do_not_share_a_folder(config: Config, run: Callable[..., int], tmp_path: Path) -> None:
+def test_two_runs_do_not_share_a_folder(config: Config, run: Run, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     command = [str(tmp_path / "config.yaml"), "--output-dir", str(tmp_path / "run")]
     first = Training(command, tmp_path / "first.log", [("training", 10, int(signal.SIGSTOP))])
@@ -368,7 +378,7 @@ def small_disk(tmp_path: Path) -> Any:
 
 
 def test_a_disk_that_fills_up_ends_in_a_message_and_spares_earlier_checkpoints(
-    run: Callable[..., int], tmp_path: Path, small_disk: Callable[..., Path], whole_run: Path
+    run: Run, tmp_path: Path, small_disk: Callable[..., Path], whole_run: Path
 ) -> None:
     checkpoints = whole_run / "checkpoints"  # one or two, as the newest is the best one or not: that differs by machine
     everything, kept, checkpoint = (
@@ -378,7 +388,7 @@ def test_a_disk_that_fills_up_ends_in_a_message_and_spares_earlier_checkpoints(
     folder = small_disk(everything - kept + 4 * checkpoint)
     (folder / "ballast").write_bytes(bytes(int(2.5 * checkpoint)))  # the second checkpoint does not fit
     assert run("disk/run") == 1
-    log = (tmp_path / "disk" / "run.log").read_text()
+    log = (tmp_path / "run.log").read_text()
     assert "Traceback" not in log
     assert "Cannot write: " in log.splitlines()[-1] and "--resume auto" in log.splitlines()[-1]
     assert steps_of(folder / "run") == [7]
@@ -387,54 +397,22 @@ def test_a_disk_that_fills_up_ends_in_a_message_and_spares_earlier_checkpoints(
     assert_same_run(folder / "run", whole_run)
 
 
-@pytest.mark.parametrize("name", ["disk/run", "disk"])
-def test_a_read_only_output_folder_is_refused_in_a_message(
-    config: Config, tmp_path: Path, small_disk: Callable[..., Path], name: str
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("disk/run", "Read-only file system"), ("disk", "Read-only file system"), ("file", "a file is in the way")],
+)
+def test_an_output_folder_that_cannot_be_written_to_is_refused_in_a_message(
+    run: Run, tmp_path: Path, small_disk: Callable[..., Path], name: str, told: str
 ) -> None:
-    small_disk(1 << 20, "ro")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert train([str(tmp_path / "config.yaml"), "--output-dir", str(tmp_path / name)], tmp_path / "log") == 1
-    log = (tmp_path / "log").read_text()
-    assert "Traceback" not in log and log.splitlines()[-1].startswith("Cannot write: ")
-    assert "Read-only file system" in log.splitlines()[-1]
-
-
-def test_a_file_in_the_way_is_refused_in_a_message(run: Callable[..., int], tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("precious")
-    assert run("run") == 1
-    last = (tmp_path / "run.log").read_text().splitlines()[-1]
-    assert last.startswith("Cannot write: ") and "a file is in the way" in last
-    assert (tmp_path / "run").read_text() == "precious"
-
-
-def test_a_checkpoint_holds_no_secret_and_is_loaded_without_data_or_network(
-    config: Config, run: Callable[..., int], tmp_path: Path
-) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(Path(config["data"]["train_file"]).parent, data)
-    config["data"] |= {name: str(data / Path(config["data"][name]).name) for name in config["data"] if "_file" in name}
-    model = tmp_path / "model"
-    shutil.copytree(config["hyperparameters"]["pretrained_model_name_or_path"], model)
-    config["hyperparameters"]["pretrained_model_name_or_path"] = str(model)
-    config["environment"] = {
-        "environment_variables": ["HF_TOKEN=planted-token-1"], "registry_auth": {"password": "planted-token-2"},
-    }  # fmt: skip
-    config["checkpoint_storage"] = {"type": "s3", "secret_key": "planted-token-3", "access_key": "planted-token-4"}
-    config["entrypoint"] = "env WANDB_API_KEY=planted-token-5 python3 train.py"
-    assert run("run") == 0
-    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert len(written) > 40
-    assert not [path for path in [*written, tmp_path / "run.log"] if b"planted-token" in path.read_bytes()]
-
-    shutil.rmtree(data)
-    shutil.rmtree(model)
-    (checkpoint,) = checkpoints_of(tmp_path / "run")
-    allow_determined_checkpoints()
-    trial: Any = pytorch.load_trial_from_checkpoint_path(str(checkpoint), torch_load_kwargs={"map_location": "cpu"})
-    assert trial.label_list[-1] == "O" and trial.tagger_settings.label_scheme == "IOB2"
-    best = safetensors.torch.load_file(tmp_path / "run" / "model" / "model.safetensors")
-    for name, weight in trial.model.state_dict().items():
-        assert torch.equal(weight, best[name])
+    if name == "file":
+        (tmp_path / name).write_text("precious")
+    else:
+        small_disk(1 << 20, "ro")
+    assert run(name) == 1
+    log = (tmp_path / f"{Path(name).name}.log").read_text()
+    assert "Traceback" not in log
+    assert log.splitlines()[-1].startswith("Cannot write: ") and told in log.splitlines()[-1]
+    assert name != "file" or (tmp_path / name).read_text() == "precious"
 
 
 def test_secrets_in_a_yaml_of_the_project_do_not_travel_with_the_code() -> None:

@@ -71,6 +71,7 @@ WITH_TRANSFORMERS_4 = choose_packages("tests/fixtures/constraints-cluster.txt")
 WITH_TRANSFORMERS_5 = choose_packages("constraints.txt")
 
 OUTDATED_IMAGE = {**CLUSTER_IMAGE, **WITH_TRANSFORMERS_4, "seqeval": "0.0.1"}
+TOO_NEW_IMAGE = {**CLUSTER_IMAGE, **WITH_TRANSFORMERS_5, "matplotlib": WITH_TRANSFORMERS_4["matplotlib"]}
 
 REQUIRES = {
     ("transformers", "4"): ["huggingface-hub<1", "tokenizers<0.23", "numpy"],
@@ -222,25 +223,21 @@ def test_hook_leaves_the_shell_as_it_was(tmp_path: Path) -> None:
 # Where something is missing: environments with stand-ins.
 
 
-@pytest.mark.parametrize(
-    ("image", "constraint", "expected"),
-    [
-        pytest.param(CLUSTER_IMAGE, "", WITH_TRANSFORMERS_4, id="torch-2.3-numpy-1"),
-        pytest.param({**CLUSTER_IMAGE, "pyarrow": "14.0.1"}, "", WITH_TRANSFORMERS_4, id="old-pyarrow"),
-        pytest.param(
-            {**CLUSTER_IMAGE, **WITH_TRANSFORMERS_5, "matplotlib": WITH_TRANSFORMERS_4["matplotlib"]},
-            "", WITH_TRANSFORMERS_4, id="too-new-for-the-image",
-        ),
-        pytest.param(
-            CLUSTER_IMAGE, "transformers==4.57.0\n", {**WITH_TRANSFORMERS_4, "transformers": "4.57.0"},
-            id="a-constraint-of-the-image",
-        ),
-        pytest.param(
-            CURRENT_IMAGE, "", WITH_TRANSFORMERS_5 if sys.version_info >= (3, 11) else WITH_TRANSFORMERS_4,
-            id="torch-2.13-numpy-2",
-        ),
-    ],
-)  # fmt: skip
+IMAGES = {
+    "torch-2.3-numpy-1": (CLUSTER_IMAGE, "", WITH_TRANSFORMERS_4),
+    "old-pyarrow": ({**CLUSTER_IMAGE, "pyarrow": "14.0.1"}, "", WITH_TRANSFORMERS_4),
+    "too-new-for-the-image": (TOO_NEW_IMAGE, "", WITH_TRANSFORMERS_4),
+    "a-constraint-of-the-image": (
+        CLUSTER_IMAGE, "transformers==4.57.0\n", {**WITH_TRANSFORMERS_4, "transformers": "4.57.0"}
+    ),
+    "torch-2.13-numpy-2": (
+        CURRENT_IMAGE, "", WITH_TRANSFORMERS_5 if sys.version_info >= (3, 11) else WITH_TRANSFORMERS_4
+    ),
+}  # fmt: skip
+"""Packages of an image, its constraint, and what the hook installs into it."""
+
+
+@pytest.mark.parametrize(("image", "constraint", "expected"), IMAGES.values(), ids=IMAGES)
 def test_hook_installs_what_the_image_lacks_and_leaves_its_stack_alone(
     workshop: Workshop, tmp_path: Path, image: dict[str, str], constraint: str, expected: dict[str, str]
 ) -> None:
@@ -297,26 +294,23 @@ def find_interpreter_of_everybody() -> str:
 # Where it cannot work: one message, and the shell stops.
 
 
-@pytest.mark.parametrize(
-    ("image", "environment", "messages"),
-    [
-        pytest.param(
-            OUTDATED_IMAGE, {"PIP_FIND_LINKS": ""},
-            ("No matching distribution found for seqeval", "PIP_INDEX_URL", "pip install --use-pep517 'seqeval<2"),
-            id="pip-finds-nothing",
-        ),
-        pytest.param(
-            CLUSTER_IMAGE, {"PIP_CONSTRAINT": "{tmp_path}/constraint.txt"},
-            ("The user requested (constraint) transformers==4.40.0",), id="the-image-forbids-it",
-        ),
-        pytest.param(
-            OUTDATED_IMAGE, {"PIP_FIND_LINKS": "{tmp_path}"}, ("ImportError: broken on purpose",),
-            id="it-does-not-import",
-        ),
-    ],
-)  # fmt: skip
+FAILURES = {
+    "pip-finds-nothing": (
+        OUTDATED_IMAGE, {"PIP_FIND_LINKS": ""},
+        ["No matching distribution found for seqeval", "PIP_INDEX_URL", "pip install --use-pep517 'seqeval<2"],
+    ),
+    "the-image-forbids-it": (
+        CLUSTER_IMAGE, {"PIP_CONSTRAINT": "{tmp_path}/constraint.txt"},
+        ["The user requested (constraint) transformers==4.40.0"],
+    ),
+    "it-does-not-import": (OUTDATED_IMAGE, {"PIP_FIND_LINKS": "{tmp_path}"}, ["ImportError: broken on purpose"]),
+}  # fmt: skip
+"""Packages of an image, variables of pip, and what the message says."""
+
+
+@pytest.mark.parametrize(("image", "environment", "messages"), FAILURES.values(), ids=FAILURES)
 def test_hook_fails_with_one_message_where_it_cannot_install(
-    workshop: Workshop, tmp_path: Path, image: dict[str, str], environment: dict[str, str], messages: tuple[str, ...]
+    workshop: Workshop, tmp_path: Path, image: dict[str, str], environment: dict[str, str], messages: list[str]
 ) -> None:
     (tmp_path / "constraint.txt").write_text("transformers==4.40.0\n")
     build_wheel(tmp_path, "seqeval", "1.3.0", [], code="raise ImportError('broken on purpose')")
@@ -333,17 +327,11 @@ def test_hook_installs_no_part_of_a_determined_image(workshop: Workshop, name: s
     assert_one_message(workshop.source_hook(python), f"{python} has no {name}", "DET_PYTHON_EXECUTABLE")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("-r more.txt\n", "requirements.txt has the line '-r more.txt'"), (None, "there is no requirements.txt in")],
-)
-def test_hook_names_the_fault_of_requirements_txt(tmp_path: Path, text: str | None, message: str) -> None:
+def test_hook_says_where_requirements_txt_is_missing(tmp_path: Path) -> None:
     shutil.copy(PROJECT / "startup-hook.sh", tmp_path)
-    if text is not None:
-        (tmp_path / "requirements.txt").write_text(text)
     command = ["bash", "-c", "set -e; source startup-hook.sh; echo sourced"]
     result = subprocess.run(command, cwd=tmp_path, env=HERE, capture_output=True, text=True)
-    assert_one_message(result, message)
+    assert_one_message(result, "there is no requirements.txt in")
 
 
 # The lists of versions.
