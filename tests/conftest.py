@@ -16,6 +16,7 @@ import datasets  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+import yaml  # noqa: E402
 from determined import pytorch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
@@ -45,6 +46,27 @@ needs_wnut = pytest.mark.skipif(
 def slow(*values: Any, id: str | None = None) -> Any:
     """A row of a table of tests that takes long."""
     return pytest.param(*values, id=id, marks=pytest.mark.slow)
+
+
+def watch(owner: Any, name: str, patch: pytest.MonkeyPatch, *, first: Any = None, then: Any = None) -> None:
+    """Let a function call `first` with its arguments before it runs, or `then` with its result and its arguments."""
+    original = getattr(owner, name)
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        if first is not None:
+            first(*arguments, **options)
+        result = original(*arguments, **options)
+        if then is not None:
+            then(result, *arguments, **options)
+        return result
+
+    patch.setattr(owner, name, watched)
+
+
+def write_config(config: Config, folder: Path, output: str = "run") -> list[str]:
+    """Write config.yaml to a folder; returns what `train.py` takes to train it into another one in that folder."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return [str(folder / "config.yaml"), "--output-dir", str(folder / output)]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -80,7 +102,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(tiny_model: Path) -> dict[str, Any]:
+def config(tiny_model: Path) -> Config:
     """An experiment configuration that trains the tiny model on the sample."""
     return {
         "name": "test",
@@ -114,7 +136,7 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
     monkeypatch.chdir(tmp_path / "project")  # which every checkpoint copies
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "checkpoints"))
 
-    def fit(config: dict[str, Any], trial_class: Any = NERTrial, *, reporting_period: int = 1, **arguments: Any) -> Any:
+    def fit(config: Config, trial_class: Any = NERTrial, *, reporting_period: int = 1, **arguments: Any) -> Any:
         optimizations = config.get("optimizations", {})
         with pytorch.init(
             hparams=config["hyperparameters"],

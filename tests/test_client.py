@@ -168,9 +168,7 @@ def test_the_sample_arrives_as_it_is_written_and_no_more_is_asked_for(sample: St
 
 
 @pytest.mark.parametrize("file", ["ner_config.yaml", "ner_search.yaml"])
-def test_a_configuration_arrives_as_it_is_written_but_for_what_is_overridden(
-    file: str, project: Path, sample: StandInMaster
-) -> None:
+def test_a_configuration_arrives_as_written_but_for_overrides(file: str, project: Path, sample: StandInMaster) -> None:
     master = StandInMaster()
     overrides = ("data.dataset_name=null", "data.train_file=data/train.csv", "reproducibility.experiment_seed=7")
     result = create(master, project, *(f"--config={override}" for override in overrides), file, ".")
@@ -182,9 +180,7 @@ def test_a_configuration_arrives_as_it_is_written_but_for_what_is_overridden(
     assert master.upload() == sample.upload()
 
 
-def test_the_upload_holds_what_a_trial_needs_and_the_users_data_and_nothing_else(
-    sample: StandInMaster, project: Path, tracked: list[str]
-) -> None:
+def test_the_upload_is_what_a_trial_needs_and_data(sample: StandInMaster, project: Path, tracked: list[str]) -> None:
     upload = sample.upload()
     found = {pattern: {str(path.relative_to(project)) for path in project.glob(pattern)} for pattern in NEEDED}
     assert all(found.values()), f"a pattern that fits no file: {found}"

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +46,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         pytest.param(13, False, id="after-the-last-batch-before-its-validation"),
     ],
 )
-def test_a_preempted_trial_ends_like_one_that_never_was(
-    config: Config, tmp_path: Path, batches: int, as_script: bool
-) -> None:
+def test_a_preempted_trial_ends_like_a_whole_one(config: Config, tmp_path: Path, batches: int, as_script: bool) -> None:
     _, expected = run_on_stand_in(config, tmp_path / "whole", as_script=as_script)
     assert [line[:2] for line in expected if line[0] == "validation"] == [("validation", n) for n in (5, 10, 13)]
     _, before = run_on_stand_in(config, tmp_path / "begun", preempted_at=batches, as_script=as_script)
@@ -60,9 +57,7 @@ def test_a_preempted_trial_ends_like_one_that_never_was(
     assert_same_state(newest_checkpoint(tmp_path / "begun"), newest_checkpoint(tmp_path / "whole"))
 
 
-def test_a_warm_start_trains_like_a_run_of_the_exported_model(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_warm_start_trains_like_the_export(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     better = [0.1, 0.2, 0.3, 0.4]
     script_f1(monkeypatch, [0.9, 0.8, 0.7, *better, *better])  # what the first run is like has to be forgotten
     config["searcher"] |= {"metric": "f1", "smaller_is_better": False}
@@ -114,24 +109,14 @@ def safely(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
 
 
-@pytest.fixture
-def train_py(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
-    """Train the fixtures' configuration off cluster, into the folder of a name, and return that."""
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # which train.py sets, to be set back
-
-    def train_py(name: str, *arguments: str) -> Path:
-        run_module.run(NERTrial, [str(FIXTURES / "config.yaml"), "--output-dir", str(tmp_path / name), *arguments])
-        return tmp_path / name
-
-    return train_py
-
-
 @pytest.mark.usefixtures("config", "safely")
 @pytest.mark.parametrize("stack", STACKS)
-def test_a_checkpoint_of_either_stack_goes_on(train_py: Callable[..., Path], tmp_path: Path, stack: str) -> None:
-    whole = train_py("whole")
-    shutil.copytree(FIXTURES / stack, tmp_path / "cut" / "checkpoints" / "determined" / "fixture")
-    cut = train_py("cut", "--resume", "auto")
+def test_a_checkpoint_of_either_stack_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: str) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # which train.py sets, to be set back
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    shutil.copytree(FIXTURES / stack, cut / "checkpoints" / "determined" / "fixture")
+    for folder, options in ((whole, ()), (cut, ("--resume", "auto"))):
+        run_module.run(NERTrial, [str(FIXTURES / "config.yaml"), "--output-dir", str(folder), *options])
     # Equal bit for bit where the checkpoint was made with this torch, on this kind of CPU. Gradients of an accumulation
     # that were not made anew, or a new optimizer, would show in the third digit.
     for group, names in {"training": ("learning_rate", "loss"), "validation": ("validation_loss",)}.items():
@@ -154,22 +139,19 @@ def assert_loads_alone(checkpoint: Path, folder: Path, monkeypatch: pytest.Monke
         str(checkpoint), trial_class=NERTrial, torch_load_kwargs={"map_location": "cpu"}
     )
     (weights,) = load_state(checkpoint)["models_state_dict"]
-    found = trial.model.state_dict()
-    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+    torch.testing.assert_close(dict(trial.model.state_dict()), dict(weights), rtol=0, atol=0)
     labels = json.loads((FIXTURES / "model" / "config.json").read_text())["id2label"]
     assert trial.label_list == list(labels.values()) and trial.tagger_settings.label_scheme == "IOB2"
 
 
 @pytest.mark.usefixtures("safely")
 @pytest.mark.parametrize("stack", STACKS)
-def test_determined_loads_a_checkpoint_of_either_stack(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: str
-) -> None:
+def test_determined_loads_what_either_stack_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: str) -> None:
     assert_loads_alone(FIXTURES / stack, tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("safely")
-def test_a_checkpoint_of_two_slots_loads_and_nothing_that_is_written_holds_a_secret(
+def test_two_slots_save_what_loads_without_secrets(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config["data"]["test_file"] = config["data"]["validation_file"]

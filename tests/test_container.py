@@ -153,14 +153,6 @@ def test_the_hook_says_what_it_may_not_write_to(workshop: Workshop, read_only: P
     assert_one_message(result, "pip could not install them", "Permission denied")
 
 
-def test_the_hook_repeats_no_password_of_the_package_index(workshop: Workshop) -> None:
-    python = workshop.make_environment(OUTDATED_IMAGE)
-    index = f"http://me:{TOKEN}@127.0.0.1:9/simple"  # where nobody listens
-    result = workshop.source_hook(python, PIP_NO_INDEX="0", PIP_INDEX_URL=index, PIP_FIND_LINKS="", PIP_RETRIES="0")
-    assert_one_message(result, "seqeval", "PIP_INDEX_URL")
-    assert TOKEN not in result.stdout + result.stderr
-
-
 # ----------------------------------------------------------------------------------------------- folders to write to
 
 

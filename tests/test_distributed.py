@@ -16,8 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-import yaml
-from conftest import PROJECT, Config, read_metrics, save_tiny_model, slow
+from conftest import PROJECT, Config, read_metrics, save_tiny_model, slow, watch, write_config
 from test_resume import assert_same_state, checkpoints_of, steps_of
 from training_process import start_ranks, wait_for_all
 
@@ -36,28 +35,17 @@ def note_steps(folder: Path) -> None:
         with (folder / f"{name}{os.environ.get('RANK', '0')}").open("a") as file:
             file.write(json.dumps(value) + "\n")
 
-    def train_batch(self: Any, batch: Any, epoch_idx: int, batch_idx: int) -> Any:
-        result = original_train_batch(self, batch, epoch_idx, batch_idx)
+    def note_rows(result: Any, trial: Any, batch: Any, epoch_idx: int, batch_idx: int) -> None:
         rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
         note("seen", [batch_idx, rows])
-        return result
 
-    def clip_grad_norm_(*arguments: Any) -> Any:
-        norm = original_clip_grad_norm(*arguments)
-        note("norms", float(norm))
-        return norm
-
-    def tokenize(self: Any, texts: Any, *arguments: Any, **options: Any) -> Any:
+    def note_texts(tokenizer: Any, texts: Any, *_: Any, **__: Any) -> None:
         note("tokenized", len(texts))
-        return original_tokenize(self, texts, *arguments, **options)
 
-    tokenizer: Any = transformers.PreTrainedTokenizerBase
-    original_train_batch, original_clip_grad_norm = NERTrial.train_batch, torch.nn.utils.clip_grad_norm_
-    original_tokenize = tokenizer.__call__
     patch = pytest.MonkeyPatch()
-    patch.setattr(NERTrial, "train_batch", train_batch)
-    patch.setattr(torch.nn.utils, "clip_grad_norm_", clip_grad_norm_)
-    patch.setattr(tokenizer, "__call__", tokenize)
+    watch(NERTrial, "train_batch", patch, then=note_rows)
+    watch(torch.nn.utils, "clip_grad_norm_", patch, then=lambda norm, *_: note("norms", float(norm)))
+    watch(transformers.PreTrainedTokenizerBase, "__call__", patch, first=note_texts)
 
 
 def read_notes(folder: Path, name: str) -> dict[int, list[Any]]:
@@ -69,8 +57,7 @@ def read_notes(folder: Path, name: str) -> dict[int, list[Any]]:
 def train(config: Config, folder: Path, num_ranks: int, *arguments: str, **options: Any) -> list[int]:
     """Train in so many processes; returns their exit statuses. See `start_ranks` for the options."""
     folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [str(folder / "config.yaml"), "--output-dir", str(folder / "run"), *arguments]
+    command = [*write_config(config, folder), *arguments]
     changes = [functools.partial(note_steps, folder), *options.pop("changes", ())]
     return wait_for_all(start_ranks(command, folder / "log", num_ranks, changes=changes, **options))
 
@@ -93,26 +80,16 @@ def rows_of_steps(folder: Path) -> dict[int, list[list[int]]]:
     return {step: sorted(rows) for step, rows in sorted(steps.items())}
 
 
-def assert_trained_alike(folder: Path, alone: Path) -> None:
-    """Rows, gradients, losses, metrics and weights are those of one process, but for the order of sums."""
-    assert rows_of_steps(folder) == rows_of_steps(alone)
-    norms, expected_norms = (read_notes(path, "norms")[0] for path in (folder, alone))
-    assert norms == pytest.approx(expected_norms, rel=2e-4)
-    assert_same_metrics_and_weights(folder, alone)
-
-
 def assert_same_metrics_and_weights(folder: Path, alone: Path) -> None:
+    """They are those of one process, but for the order of sums."""
     for group in ("training", "validation"):
         lines, expected = read_metrics(folder / "run", group), read_metrics(alone / "run", group)
         assert len(lines) == len(expected) > 0
         for line, expected_line in zip(lines, expected):
             assert line.pop("group") == expected_line.pop("group") == group
             assert line == pytest.approx(expected_line, rel=2e-4)
-    weights, expected_weights = (
-        safetensors.torch.load_file(path / "run" / "model" / "model.safetensors") for path in (folder, alone)
-    )
-    for name, weight in expected_weights.items():
-        torch.testing.assert_close(weights[name], weight, rtol=0, atol=2e-4)
+    weights = [safetensors.torch.load_file(path / "run" / "model" / "model.safetensors") for path in (folder, alone)]
+    torch.testing.assert_close(*weights, rtol=0, atol=2e-4)
 
 
 @pytest.fixture
@@ -129,18 +106,10 @@ def config(config: Config) -> Config:
 def download_slowly() -> None:
     """Let rank 2 take longer to load its data than torch lets the others wait."""
 
-    def init_process_group(*arguments: Any) -> None:
-        original_init(*arguments)
-        torch.distributed.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=2))
-
-    def load_datasets(self: Any) -> Any:
-        time.sleep(3 if os.environ["RANK"] == "2" else 0)
-        return original_load(self)
-
-    original_init, original_load = torch.distributed.init_process_group, NERTrial.load_datasets
-    patch = pytest.MonkeyPatch()
-    patch.setattr(torch.distributed, "init_process_group", init_process_group)
-    patch.setattr(NERTrial, "load_datasets", load_datasets)
+    patch, seconds = pytest.MonkeyPatch(), 3 if os.environ["RANK"] == "2" else 0
+    set_timeout, timeout = torch.distributed.distributed_c10d._set_pg_timeout, datetime.timedelta(seconds=2)
+    watch(torch.distributed, "init_process_group", patch, then=lambda *_: set_timeout(timeout))
+    watch(NERTrial, "load_datasets", patch, first=lambda _: time.sleep(seconds))
 
 
 @pytest.mark.slow
@@ -150,7 +119,10 @@ def test_processes_of_several_nodes_do_what_one_does(config: Config, tmp_path: P
     alone = train_to_end(config, tmp_path / "alone", 1)
     together = train_to_end(config, tmp_path / "together", 4, nodes=2, changes=[download_slowly])
 
-    assert_trained_alike(together, alone)
+    assert rows_of_steps(together) == rows_of_steps(alone)
+    norms, expected_norms = (read_notes(folder, "norms")[0] for folder in (together, alone))
+    assert norms == pytest.approx(expected_norms, rel=2e-4)
+    assert_same_metrics_and_weights(together, alone)
     assert len({len(lines) for lines in read_notes(together, "seen").values()}) == 1  # none has a step less
     # The first process of each node makes the caches, and only that.
     assert read_notes(together, "tokenized") == {0: [41, 3], 2: [41, 3]}
@@ -179,9 +151,7 @@ run(NERTrial)
 
 
 @pytest.mark.parametrize("num_ranks", [1, slow(3)])
-def test_torchrun_passes_a_signal_on_and_fewer_or_more_processes_go_on(
-    config: Config, tmp_path: Path, num_ranks: int
-) -> None:
+def test_torchrun_passes_a_signal_on_and_other_numbers_go_on(config: Config, tmp_path: Path, num_ranks: int) -> None:
     alone, folder = train_to_end(config, tmp_path / "alone", 1), tmp_path / "cut"
     epochs = [list(rows_of_steps(alone).values())[start : start + 6] for start in range(0, 24, 6)]
     assert all(len({tuple(row) for rows in epoch for row in rows}) == 41 for epoch in epochs)
@@ -209,7 +179,6 @@ def hurry() -> None:
 
 @pytest.mark.slow
 def test_whatever_ends_several_processes_they_go_on_exactly(config: Config, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
     model = save_tiny_model(tmp_path / "model", num_hidden_layers=2)  # with dropout
     config["hyperparameters"]["pretrained_model_name_or_path"] = str(model)
     config["scheduling_unit"] = 6
@@ -239,13 +208,11 @@ def test_whatever_ends_several_processes_they_go_on_exactly(config: Config, tmp_
 
 
 def fail(rank: int) -> None:
-    def load_datasets(self: Any) -> Any:
+    def load_datasets(_: Any) -> None:
         if os.environ["RANK"] == str(rank):
             raise ValueError("no such thing")
-        return original(self)
 
-    original = NERTrial.load_datasets
-    pytest.MonkeyPatch().setattr(NERTrial, "load_datasets", load_datasets)
+    watch(NERTrial, "load_datasets", pytest.MonkeyPatch(), first=load_datasets)
 
 
 def find_a_checkpoint_on_the_first_node_only() -> None:

@@ -19,11 +19,10 @@ import safetensors.torch
 import torch
 import transformers
 from conftest import PROJECT, SAMPLE_DATA, Config, Fit, read_metrics
-from determined.exec import harness
 from hypothesis import given
 from hypothesis import strategies as st
 from model_kinds import KINDS, LABELS, save_kind
-from stand_in import stand_in_cluster
+from stand_in import run_on_stand_in
 from test_callbacks import script_f1
 from test_ner_report import Page
 from test_predict import read_lines
@@ -34,7 +33,6 @@ import predict
 from ner.config import NERDataConfig
 from ner.sentences import Sentence
 from ner.windows import prepare_tokenizer
-from ner_trial import NERTrial
 from transformer_trial.checkpoints import export_model, recipe
 from transformer_trial.config import parse_trial_config
 from transformer_trial.errors import printable
@@ -62,8 +60,7 @@ def test_an_export_has_weights_names_tokenizer_and_settings(small: Config, fit: 
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
     assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl"))}
     weights = safetensors.torch.load_file(folder / "model.safetensors")
-    assert weights.keys() == trial.model.state_dict().keys()
-    assert all(torch.equal(weights[name], weight) for name, weight in trial.model.state_dict().items())
+    torch.testing.assert_close(weights, dict(trial.model.state_dict()), rtol=0, atol=0)
     model = transformers.AutoModelForTokenClassification.from_pretrained(folder)
     assert [model.config.id2label[i] for i in range(9)] == trial.label_list
     assert model.config.label2id == {name: i for i, name in enumerate(trial.label_list)}
@@ -212,7 +209,7 @@ def test_the_card_has_the_scores_that_were_reported(small: Config, fit: Fit, tmp
 
 
 @pytest.mark.parametrize("export", [True, False])
-def test_each_checkpoint_of_a_cluster_holds_its_own_model_and_the_best_their_reports(
+def test_each_checkpoint_of_a_cluster_holds_its_model_and_the_best_reports(
     export: bool, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     f1s = [0.2, 0.1, 0.3, 0.3]
@@ -221,8 +218,7 @@ def test_each_checkpoint_of_a_cluster_holds_its_own_model_and_the_best_their_rep
     small["hyperparameters"]["export_model"] = export
     (tmp_path / "temp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
-    with stand_in_cluster(small, tmp_path / "cluster", monkeypatch) as info:
-        harness._run_pytorch_trial(NERTrial, info, small["entrypoint"])
+    run_on_stand_in(small, tmp_path / "cluster")
     assert not list((tmp_path / "temp").iterdir()), "temporary folders are left"
     checkpoints = {
         json.loads(file.read_text())["steps_completed"]: file.parent

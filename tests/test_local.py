@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import PROJECT, Config, Fit, read_metrics
+from conftest import PROJECT, Config, Fit, read_metrics, watch, write_config
 from determined import pytorch
 from stand_in import run_on_stand_in
 
@@ -43,15 +43,14 @@ def run(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog:
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> Path:
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-        local.run(NERTrial, [str(tmp_path / "config.yaml"), "--output-dir", str(tmp_path / "run"), *arguments])
+        local.run(NERTrial, [*write_config(config, tmp_path), *arguments])
         return tmp_path / "run"
 
     return run
 
 
 def test_a_run_leaves_model_metrics_and_checkpoints(config: Config, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    write_config(config, tmp_path)
     command = [sys.executable, str(PROJECT / "train.py"), "config.yaml", "--output-dir", "run"]
     command += ["--config", "scheduling_unit=2", "--config", "min_validation_period.batches=5"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -129,6 +128,7 @@ def test_a_terminal_shows_a_progress_bar(run: Run, monkeypatch: pytest.MonkeyPat
         pytest.param(["--output-dir", str(PROJECT / "results")], "outputs/ or outside", id="output-in-project"),
         pytest.param(["--config", "data.train_file=gone.csv"], "gone.csv does not exist", id="data"),
         pytest.param(["--resume", "auto", "--test"], "goes with neither --test nor --inspect", id="resume-and-test"),
+        pytest.param(["--resume", "gone"], "gone cannot be resumed: .*No such file", id="resume-from-nothing"),
         pytest.param(["--output-dir", "OTHER"], "holds the results of another run", id="another-run"),
     ],
 )
@@ -156,13 +156,7 @@ def test_periods_mean_what_they_mean_to_determined(period: dict[str, int]) -> No
     assert found.value == expected.value
 
 
-@pytest.mark.parametrize(
-    "optimizations",
-    [
-        pytest.param({}, id="defaults"),
-        pytest.param({"aggregation_frequency": 2, "average_aggregated_gradients": False}, id="accumulation"),
-    ],
-)
+@pytest.mark.parametrize("optimizations", [{}, {"aggregation_frequency": 2, "average_aggregated_gradients": False}])
 def test_the_same_yaml_trains_the_same_weights_in_determineds_harness_and_in_train_py(
     config: Config, tmp_path: Path, run: Run, optimizations: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -171,23 +165,15 @@ def test_the_same_yaml_trains_the_same_weights_in_determineds_harness_and_in_tra
     config["hyperparameters"]["learning_rate"] = 1e-3
     config["searcher"]["max_length"] = {"batches": 8}
     trials = [run_on_stand_in(config, tmp_path / "cluster", as_script=as_script)[0] for as_script in (False, True)]
-    fit = local.fit
-
-    def keep_and_fit(trial: Any, *arguments: Any, **options: Any) -> None:
-        trials.append(trial)
-        fit(trial, *arguments, **options)
-
-    monkeypatch.setattr(local, "fit", keep_and_fit)
+    watch(local, "fit", monkeypatch, first=lambda trial, *_, **__: trials.append(trial))
     run()
-    in_harness, as_entrypoint, here = (trial.model.state_dict() for trial in trials)
-    assert all(torch.equal(in_harness[name], as_entrypoint[name]) for name in in_harness)
-    assert all(torch.equal(in_harness[name], here[name]) for name in in_harness)
+    in_harness, *others = (trial.model.state_dict() for trial in trials)
+    for weights in others:
+        torch.testing.assert_close(weights, in_harness, rtol=0, atol=0)
     assert trials[2].experiment_config["searcher"]["max_length"] == {"batches": 8}
 
 
-def test_the_search_yaml_trains_locally_with_a_value_of_each_range(
-    config: Config, run: Run, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_search_yaml_trains_with_middle_values(config: Config, run: Run, caplog: pytest.LogCaptureFixture) -> None:
     search = yaml.safe_load((PROJECT / "ner_search.yaml").read_text())
     model = config["hyperparameters"]["pretrained_model_name_or_path"]
     search["hyperparameters"]["pretrained_model_name_or_path"] = model

@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
-from conftest import PROJECT, Config, save_tiny_model, slow
+from conftest import PROJECT, Config, save_tiny_model, slow, watch, write_config
 from training_process import PHASES, Training, train
 from transformers import SchedulerType
 
 from ner_trial import NERTrial
 from transformer_trial import local
 from transformer_trial.builders import build_default_lr_scheduler
-from transformer_trial.checkpoints import allow_determined_checkpoints, find_damage
+from transformer_trial.checkpoints import allow_determined_checkpoints, find_checkpoint, find_damage
 from transformer_trial.config import SchedulerConfig
-from transformer_trial.errors import redact
+from transformer_trial.errors import TrialError, redact
 
+Pair = tuple[Path, Path]
+"""An older checkpoint, and the newest."""
 Run = Callable[..., int]
 """The fixture `run`."""
 
@@ -55,9 +56,7 @@ def run(config: Config, tmp_path: Path) -> Run:
     """
 
     def run(name: str, *arguments: str, **options: Any) -> int:
-        file = tmp_path / "config.yaml"
-        file.write_text(yaml.safe_dump(config))
-        command = [str(file), "--output-dir", str(tmp_path / name), *arguments]
+        command = [*write_config(config, tmp_path, name), *arguments]
         return train(command, tmp_path / f"{Path(name).name}.log", **options)
 
     return run
@@ -71,8 +70,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def made_once(name: str, config: Config, signals: Any = ()) -> Path:
         if name not in folders:
             folder = folders[name] = tmp_path_factory.mktemp(name)
-            (folder / "config.yaml").write_text(yaml.safe_dump(config))
-            train([str(folder / "config.yaml"), "--output-dir", str(folder / "run")], folder / "log", signals)
+            train(write_config(config, folder), folder / "log", signals)
         return folders[name] / "run"
 
     return made_once
@@ -85,8 +83,8 @@ def whole_run(config: Config, made_once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def two_checkpoints(config: Config, made_once: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
-    """A run in the folder `cut` that a signal ended and that left two checkpoints: the older one, and the newest."""
+def checkpoints(config: Config, made_once: Callable[..., Path], tmp_path: Path) -> Pair:
+    """A run in the folder `cut` that a signal ended and that left two checkpoints."""
     config["checkpoint_storage"] = {"save_trial_latest": 2}
     subprocess.run(["cp", "-a", made_once("cut", config, [("training", 18, TERM)]), tmp_path / "cut"], check=True)
     older, newest = checkpoints_of(tmp_path / "cut")
@@ -145,9 +143,7 @@ def assert_same_run(folder: Path, expected: Path) -> None:
     ],
     ids=str,
 )
-def test_a_run_that_goes_on_ends_like_one_that_never_ended(
-    config: Config, run: Run, tmp_path: Path, changes: dict[str, Any]
-) -> None:
+def test_a_run_that_goes_on_ends_like_a_whole_one(config: Config, run: Run, tmp_path: Path, changes: Config) -> None:
     for section, values in changes.items():
         config[section] = {**config.get(section, {}), **values} if isinstance(values, dict) else values
     assert run("whole") == 0, (tmp_path / "whole.log").read_text()
@@ -200,9 +196,7 @@ def test_a_schedule_goes_on_from_its_state(name: Any) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_a_signal_at_any_moment_loses_nothing(
-    run: Run, tmp_path: Path, moment: tuple[str, int], signum: int, whole_run: Path
-) -> None:
+def test_signals_lose_nothing(run: Run, tmp_path: Path, moment: tuple[str, int], signum: int, whole_run: Path) -> None:
     status = run("cut", signals=[(*moment, signum)])
     assert status in ((0, 128 + TERM) if signum == TERM else (-KILL,))
     if status != 0:
@@ -210,9 +204,7 @@ def test_a_signal_at_any_moment_loses_nothing(
     assert_same_run(tmp_path / "cut", whole_run)
 
 
-def test_a_second_signal_exits_at_once_and_the_last_checkpoint_counts(
-    run: Run, tmp_path: Path, whole_run: Path
-) -> None:
+def test_a_second_signal_exits_at_once_and_a_checkpoint_counts(run: Run, tmp_path: Path, whole_run: Path) -> None:
     assert run("cut", signals=[("training", 12, TERM), ("checkpoint", 2, INT)]) == 128 + INT
     assert "SIGINT again: exiting at once." in (tmp_path / "cut.log").read_text()
     assert steps_of(tmp_path / "cut") == [7]
@@ -221,12 +213,7 @@ def test_a_second_signal_exits_at_once_and_the_last_checkpoint_counts(
 
 
 def interrupt_before_training() -> None:
-    def tokenize(self: Any) -> None:
-        os.kill(os.getpid(), INT)
-        original(self)
-
-    original = NERTrial.tokenize
-    pytest.MonkeyPatch().setattr(NERTrial, "tokenize", tokenize)
+    watch(NERTrial, "tokenize", pytest.MonkeyPatch(), first=lambda _: os.kill(os.getpid(), INT))
 
 
 def test_a_signal_before_the_training_ends_in_a_message(run: Run, tmp_path: Path) -> None:
@@ -269,51 +256,36 @@ def cut_short(name: str) -> Callable[[Path], None]:
     ],
 )
 def test_damage_of_every_kind_is_found(damage: Callable[[Path], None], told: str, tmp_path: Path) -> None:
-    checkpoint = shutil.copytree(PROJECT / "tests" / "fixtures" / "checkpoints" / "current", tmp_path / "checkpoint")
+    fixture, checkpoint = PROJECT / "tests/fixtures/checkpoints/current", tmp_path / "checkpoints/determined/one"
+    shutil.copytree(fixture, checkpoint)
     assert find_damage(checkpoint) is None
+    assert find_checkpoint("auto", tmp_path) == find_checkpoint(str(checkpoint), tmp_path) == checkpoint
     damage(checkpoint)
     assert told in (find_damage(checkpoint) or "")
+    for requested, refusal in (
+        ("auto", f"no checkpoint in {tmp_path} is whole"),
+        (str(checkpoint), "cannot be resumed"),
+    ):
+        with pytest.raises(TrialError, match=f"^--resume: .*{refusal}"):
+            find_checkpoint(requested, tmp_path)
     assert not Path("PWNED").exists()
 
 
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
-    run: Run, tmp_path: Path, two_checkpoints: tuple[Path, Path], whole_run: Path
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_checkpoint_is_passed_over_where_it_is_damaged_or_another_named(
+    run: Run, tmp_path: Path, checkpoints: Pair, whole_run: Path, is_named: bool
 ) -> None:
-    older, newest = two_checkpoints
-    flip_a_byte(newest)
-    assert run("cut", "--resume", "auto") == 0
+    older, newest = checkpoints
+    if not is_named:
+        flip_a_byte(newest)
+    assert run("cut", "--resume", str(older) if is_named else "auto") == 0
     log = (tmp_path / "cut.log").read_text()
-    assert f"{newest} cannot be resumed: state_dict.pth is damaged" in log
+    assert (f"{newest} cannot be resumed: state_dict.pth is damaged" in log) == (not is_named)
     assert f"Going on from {older}." in log and not newest.exists()
-    assert (tmp_path / "cut" / "metrics.jsonl").read_text() == (whole_run / "metrics.jsonl").read_text()
-
-
-def test_where_no_checkpoint_is_whole_the_message_says_so(
-    run: Run, tmp_path: Path, two_checkpoints: tuple[Path, Path]
-) -> None:
-    for checkpoint in two_checkpoints:
-        cut_short("state_dict.pth")(checkpoint)
-    metrics = (tmp_path / "cut" / "metrics.jsonl").read_text()
-    assert run("cut", "--resume", "auto") == 1
-    assert f"no checkpoint in {tmp_path / 'cut'} is whole" in (tmp_path / "cut.log").read_text()
-    assert (tmp_path / "cut" / "metrics.jsonl").read_text() == metrics
-
-
-def test_a_checkpoint_can_be_named(
-    run: Run, tmp_path: Path, two_checkpoints: tuple[Path, Path], whole_run: Path
-) -> None:
-    older, newest = two_checkpoints
-    assert run("cut", "--resume", str(older)) == 0
     assert_same_run(tmp_path / "cut", whole_run)
-    assert not newest.exists()
-    assert run("other", "--resume", str(tmp_path)) == 1
-    assert "cannot be resumed" in (tmp_path / "other.log").read_text()
-    assert not (tmp_path / "other").exists()
 
 
-def test_an_interrupted_run_is_not_overwritten_and_a_finished_one_stays_as_it_is(
-    run: Run, tmp_path: Path, two_checkpoints: tuple[Path, Path]
-) -> None:
+def test_an_interrupted_run_is_kept_and_a_finished_one_unchanged(run: Run, tmp_path: Path, checkpoints: Pair) -> None:
     assert run("cut") == 1
     assert "--resume auto" in (tmp_path / "cut.log").read_text().splitlines()[-1]
     assert run("cut", "--resume", "auto") == 0
@@ -325,8 +297,8 @@ def test_an_interrupted_run_is_not_overwritten_and_a_finished_one_stays_as_it_is
     assert (tmp_path / "cut" / "metrics.jsonl").read_text() == metrics
 
 
-def test_settings_that_have_changed_are_named_without_secrets(
-    config: Config, run: Run, tmp_path: Path, two_checkpoints: tuple[Path, Path]
+def test_changed_settings_are_named_without_secrets(
+    config: Config, run: Run, tmp_path: Path, checkpoints: Pair
 ) -> None:
     config["hyperparameters"]["learning_rate"] = 1e-4
     config["data"]["max_train_samples"] = 70
@@ -346,9 +318,7 @@ def wait_for_no_lock() -> None:
 
 
 def test_two_runs_do_not_share_a_folder(config: Config, run: Run, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [str(tmp_path / "config.yaml"), "--output-dir", str(tmp_path / "run")]
-    first = Training(command, tmp_path / "first.log", [("training", 10, int(signal.SIGSTOP))])
+    first = Training(write_config(config, tmp_path), tmp_path / "first.log", [("training", 10, int(signal.SIGSTOP))])
     try:
         end, metrics = time.monotonic() + 60, tmp_path / "run" / "metrics.jsonl"
         while time.monotonic() < end and not (metrics.exists() and '"batches": 9' in metrics.read_text()):

@@ -12,7 +12,7 @@ import torch
 import torch.utils._foreach_utils
 import transformers
 import yaml
-from conftest import PROJECT, SAMPLE_DATA, SAMPLE_MODEL, Config, Fit, read_metrics, slow
+from conftest import PROJECT, SAMPLE_DATA, SAMPLE_MODEL, Config, Fit, read_metrics, slow, watch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import ner.report
@@ -34,20 +34,12 @@ def run_det(file: str, **overrides: object) -> str:
     return result.stdout
 
 
-def parquet_folder(folder: Path) -> Path:
-    """The sample as a local folder that `dataset_name` takes."""
-    folder.mkdir()
-    for split in ("train", "validation"):
-        (folder / f"{split}.parquet").write_bytes((SAMPLE_DATA / f"{split}.parquet").read_bytes())
-    return folder
-
-
 @pytest.mark.parametrize(
     ("file", "is_sample"), [("ner_config.yaml", False), slow(ORIGINAL, False), slow("sample/ner_config.yaml", True)]
 )
-def test_det_trains_one_batch(file: str, is_sample: bool, tiny_model: Path, tmp_path: Path) -> None:
+def test_det_trains_one_batch(file: str, is_sample: bool, tiny_model: Path) -> None:
     model = {"hyperparameters.pretrained_model_name_or_path": tiny_model}
-    options = {} if is_sample else model | {"data.dataset_name": parquet_folder(tmp_path / "data")}
+    options = {} if is_sample else model | {"data.dataset_name": SAMPLE_DATA}
     output = run_det(file, **options)
     assert "The test experiment passed." in output
     assert "validation_loss" in output
@@ -157,19 +149,11 @@ def test_a_training_step_never_waits_for_the_device(config: Config, fit: Fit) ->
     assert len(losses) == 3
 
 
-def test_a_validation_waits_for_the_device_once_a_batch_and_counts_entities_once(
-    config: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_validation_waits_for_a_batch_only_once(config: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: Counter[str] = Counter()
 
     def count(owner: Any, name: str) -> None:
-        function = getattr(owner, name)
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            calls[name] += 1
-            return function(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, counted)
+        watch(owner, name, monkeypatch, first=lambda *_, **__: calls.update([name]))
 
     class CountedTrial(WatchedEvaluation):
         def evaluate_batch(self, batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -203,9 +187,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(config: Co
     assert not all(torch.equal(first[name], third[name]) for name in first)
 
 
-def test_a_head_keeps_its_order_and_its_weights_if_it_has_the_same_labels(
-    config: Config, fit: Fit, tmp_path: Path
-) -> None:
+def test_a_head_keeps_order_and_weights_if_it_has_the_same_labels(config: Config, fit: Fit, tmp_path: Path) -> None:
     config["searcher"]["max_length"]["batches"] = 1
     config["hyperparameters"]["learning_rate"] = 0
     first = fit(config)
@@ -272,10 +254,10 @@ def test_a_mistake_ends_in_one_clear_sentence(config: Config, fit: Fit, changes:
         fit(config)
 
 
-def test_the_original_keys_train(config: Config, fit: Fit, tmp_path: Path) -> None:
+def test_the_original_keys_train(config: Config, fit: Fit) -> None:
     original = yaml.safe_load((PROJECT / ORIGINAL).read_text())
     key = "pretrained_model_name_or_path"
     original["hyperparameters"][key] = config["hyperparameters"][key]
-    original["data"]["dataset_name"] = str(parquet_folder(tmp_path / "data"))
+    original["data"]["dataset_name"] = str(SAMPLE_DATA)
     original["searcher"]["max_length"] = {"batches": 3}
     assert len(read_metrics(fit(original).output_dir, "training")) == 3

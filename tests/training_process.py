@@ -81,13 +81,9 @@ class Training:
     """`train.py` with a command line, in a process of its own: its output goes to `log`, and `env` is added to it."""
 
     def __init__(
-        self,
-        arguments: Sequence[str],
-        log: Path,
-        signals: Signals = (),
-        env: Mapping[str, str] = {},
+        self, arguments: Sequence[str], log: Path, signals: Signals = (), env: Mapping[str, str] = {},
         changes: Changes = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.log = log
         self.phase = CONTEXT.Value("i", -1, lock=False)
         options = (arguments, log, signals, self.phase, env, changes)
