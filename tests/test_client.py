@@ -17,9 +17,6 @@ import pytest
 from conftest import PROJECT
 from determined.common import util
 
-SECONDS = 120
-"""After which a process that a test started is killed; each needs about a tenth of that."""
-
 NEEDED = (
     "ner_*.py", "train.py", "predict.py", "ner/*.py", "ner/*.j2", "transformer_trial/*.py", "requirements.txt",
     "startup-hook.sh", "ner_config.yaml", "ner_search.yaml", "sample/ner_config.yaml", "sample/data/*",
@@ -120,7 +117,7 @@ def create(master: StandInMaster, project: Path, *arguments: str) -> "subprocess
     own = {"HOME": str(project.with_suffix(".home")), "DET_USER": "ada", "DET_PASS": "Lovelace1815"}
     with master.listening() as address:
         environment = {**inherited, **own, "DET_MASTER": address, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-        return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=SECONDS)
+        return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")

@@ -109,9 +109,21 @@ def safely(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
 
 
+def assert_loads_alone(checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Determined's loader gives the trial with these weights where neither data nor model are in reach."""
+    monkeypatch.chdir(folder)  # the configuration's paths are relative
+    trial: Any = pytorch.load_trial_from_checkpoint_path(
+        str(checkpoint), trial_class=NERTrial, torch_load_kwargs={"map_location": "cpu"}
+    )
+    (weights,) = load_state(checkpoint)["models_state_dict"]
+    torch.testing.assert_close(dict(trial.model.state_dict()), dict(weights), rtol=0, atol=0)
+    labels = json.loads((FIXTURES / "model" / "config.json").read_text())["id2label"]
+    assert trial.label_list == list(labels.values()) and trial.tagger_settings.label_scheme == "IOB2"
+
+
 @pytest.mark.usefixtures("config", "safely")
 @pytest.mark.parametrize("stack", STACKS)
-def test_a_checkpoint_of_either_stack_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: str) -> None:
+def test_what_either_stack_saved_goes_on_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: str) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # which train.py sets, to be set back
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     shutil.copytree(FIXTURES / stack, cut / "checkpoints" / "determined" / "fixture")
@@ -130,30 +142,11 @@ def test_a_checkpoint_of_either_stack_goes_on(tmp_path: Path, monkeypatch: pytes
             load_state(checkpoints_of(folder)[-1])["models_state_dict"] for folder in (cut, whole)
         )
         torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-3)
-
-
-def assert_loads_alone(checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Determined's loader gives the trial with these weights where neither data nor model are in reach."""
-    monkeypatch.chdir(folder)  # the configuration's paths are relative
-    trial: Any = pytorch.load_trial_from_checkpoint_path(
-        str(checkpoint), trial_class=NERTrial, torch_load_kwargs={"map_location": "cpu"}
-    )
-    (weights,) = load_state(checkpoint)["models_state_dict"]
-    torch.testing.assert_close(dict(trial.model.state_dict()), dict(weights), rtol=0, atol=0)
-    labels = json.loads((FIXTURES / "model" / "config.json").read_text())["id2label"]
-    assert trial.label_list == list(labels.values()) and trial.tagger_settings.label_scheme == "IOB2"
-
-
-@pytest.mark.usefixtures("safely")
-@pytest.mark.parametrize("stack", STACKS)
-def test_determined_loads_what_either_stack_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: str) -> None:
     assert_loads_alone(FIXTURES / stack, tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("safely")
-def test_two_slots_save_what_loads_without_secrets(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_slots_save_no_secret_and_it_loads(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config["data"]["test_file"] = config["data"]["validation_file"]
     config["environment"] = {
         "environment_variables": ["HF_TOKEN=planted-token-1"], "registry_auth": {"password": "planted-token-2"},

@@ -4,11 +4,9 @@ import datetime
 import functools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,11 @@ import safetensors.torch
 import torch
 import transformers
 from conftest import PROJECT, Config, read_metrics, save_tiny_model, slow, watch, write_config
-from test_resume import assert_same_state, checkpoints_of, steps_of
+from test_resume import KILL, TERM, assert_same_state, checkpoints_of, steps_of
 from training_process import start_ranks, wait_for_all
 
 from ner_trial import NERTrial
 from transformer_trial import local
-
-TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
 
 # ------------------------------------------------------------------------------------------------------- what they note
 
@@ -232,7 +228,7 @@ def find_a_checkpoint_on_the_first_node_only() -> None:
     ],
 )
 def test_one_that_fails_ends_all(
-    config: Config, tmp_path: Path, change: Callable[[], None] | None, arguments: list[str], message: str
+    config: Config, tmp_path: Path, change: Any, arguments: list[str], message: str
 ) -> None:
     assert 0 not in train(config, tmp_path / "failing", 2, *arguments, changes=[change] if change else [])
     assert message in (tmp_path / "failing" / "log").read_text()

@@ -37,8 +37,6 @@ from transformer_trial.checkpoints import export_model, recipe
 from transformer_trial.config import parse_trial_config
 from transformer_trial.errors import printable
 
-SECRET = "hf_plantedByATest"
-
 # ------------------------------------------------------------------------------------------------------- what is in it
 
 
@@ -173,10 +171,10 @@ def test_the_cards_recipe_repeats_no_secret_and_stays_code() -> None:
     hparams = {
         "model_mode": "token-classification", "global_batch_size": 8,
         "pretrained_model_name_or_path": "a`b</code>``<script>c", "lr_scheduler_type": "cosine_with_restarts",
-        "lr_scheduler_kwargs": {"num_cycles": 2, "auth_token": SECRET},
+        "lr_scheduler_kwargs": {"num_cycles": 2, "auth_token": "hf_planted"},
     }  # fmt: skip
     text = recipe(parse_trial_config(hparams, {"train_file": "x.json"}, NERDataConfig))
-    assert SECRET not in text and "lr_scheduler_kwargs" in text
+    assert "hf_planted" not in text and "lr_scheduler_kwargs" in text
     assert count_tags(render(f"---\nx: 1\n---\n{text}")) == {"ul": 1, "li": 6, "code": 12}
 
 
@@ -196,8 +194,9 @@ def test_the_card_has_the_scores_that_were_reported(small: Config, fit: Fit, tmp
     check_scores(card, reports)
     for split, report in reports.items():
         (line,) = read_metrics(folder, split)
-        for name, value in {**report["overall"], "accuracy_score": report["accuracy"]}.items():
-            assert name == "support" or value == pytest.approx(line[name], abs=1e-12)
+        for name in ("precision", "recall", "f1"):
+            assert report["overall"][name] == pytest.approx(line[name], abs=1e-12)
+        assert report["accuracy"] == pytest.approx(line["accuracy_score"])
     page = render(card)
     assert page.text_of("h1") == ["run <b>3</b>⟨U+000A⟩# [x](y)"]
     assert not count_tags(page).keys() & {"b", "a", "em"}

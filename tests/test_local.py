@@ -133,9 +133,8 @@ def test_a_terminal_shows_a_progress_bar(run: Run, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_a_mistake_ends_in_its_message(
-    config: Config, tmp_path: Path, run: Run, arguments: list[str], message: str,
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    tmp_path: Path, run: Run, arguments: list[str], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "OTHER").mkdir()
     (tmp_path / "OTHER" / "metrics.jsonl").write_text("precious\n")
     with pytest.raises(SystemExit) as stopped:
@@ -158,9 +157,8 @@ def test_periods_mean_what_they_mean_to_determined(period: dict[str, int]) -> No
 
 @pytest.mark.parametrize("optimizations", [{}, {"aggregation_frequency": 2, "average_aggregated_gradients": False}])
 def test_the_same_yaml_trains_the_same_weights_in_determineds_harness_and_in_train_py(
-    config: Config, tmp_path: Path, run: Run, optimizations: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    config: Config, tmp_path: Path, run: Run, optimizations: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config |= {"optimizations": optimizations, "min_validation_period": {"batches": 4}}
     config["hyperparameters"]["learning_rate"] = 1e-3
     config["searcher"]["max_length"] = {"batches": 8}

@@ -7,13 +7,13 @@ import datasets
 import pytest
 import torch
 import transformers
-from conftest import SAMPLE_DATA, Config, Fit, read_metrics
+from conftest import SAMPLE_DATA, Config, Fit, read_metrics, slow
 from run_ner_reference import tokenize
+from torch.utils.data import DataLoader
 
 from transformer_trial.data import SlotBatchSampler
 
 NUM_BATCHES = 30
-SLOW = pytest.mark.slow
 
 
 class RecordingTrainer(transformers.Trainer):
@@ -24,10 +24,8 @@ class RecordingTrainer(transformers.Trainer):
         self.batches = batches
         self.losses: list[float] = []
 
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
-        return torch.utils.data.DataLoader(
-            self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator
-        )
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(*args, **kwargs)
@@ -70,23 +68,23 @@ def train_reference(config: Config, folder: Path, *, sum_of_means: bool, **argum
     ("hyperparameters", "optimizations", "arguments"),
     [
         pytest.param({}, {}, {}, id="defaults"),
-        pytest.param({"weight_decay": 0.1}, {}, {"weight_decay": 0.1}, id="weight-decay", marks=SLOW),
+        slow({"weight_decay": 0.1}, {}, {"weight_decay": 0.1}, id="weight-decay"),
         pytest.param({"lr_scheduler_type": "cosine", "num_warmup_steps": 7}, {},
                      {"lr_scheduler_type": "cosine", "warmup_steps": 7}, id="cosine-warmup"),
-        pytest.param({"warmup_ratio": 0.31}, {}, {"warmup_steps": 10}, id="linear-warmup-ratio", marks=SLOW),
-        pytest.param({"adafactor": True}, {}, {"optim": "adafactor"}, id="adafactor-linear", marks=SLOW),
+        slow({"warmup_ratio": 0.31}, {}, {"warmup_steps": 10}, id="linear-warmup-ratio"),
+        slow({"adafactor": True}, {}, {"optim": "adafactor"}, id="adafactor-linear"),
         pytest.param({"adafactor": True, "lr_scheduler_type": "cosine", "num_warmup_steps": 5, "weight_decay": 0.1}, {},
                      {"optim": "adafactor", "lr_scheduler_type": "cosine", "warmup_steps": 5, "weight_decay": 0.1},
                      id="adafactor-cosine-warmup"),
         pytest.param({"num_warmup_steps": 6}, {"aggregation_frequency": 3},
                      {"gradient_accumulation_steps": 3, "warmup_steps": 2}, id="accumulation"),
-        pytest.param({}, {"aggregation_frequency": 3, "average_aggregated_gradients": False},
-                     {"gradient_accumulation_steps": 3}, id="accumulation-summed", marks=SLOW),
-        pytest.param({"adafactor": True, "lr_scheduler_type": "cosine"}, {"aggregation_frequency": 2},
-                     {"optim": "adafactor", "lr_scheduler_type": "cosine", "gradient_accumulation_steps": 2},
-                     id="adafactor-cosine-accumulation", marks=SLOW),
-        pytest.param({"max_grad_norm": 0, "adam_beta2": 0.99, "adam_epsilon": 1e-6}, {},
-                     {"max_grad_norm": 0, "adam_beta2": 0.99, "adam_epsilon": 1e-6}, id="no-clipping", marks=SLOW),
+        slow({}, {"aggregation_frequency": 3, "average_aggregated_gradients": False},
+             {"gradient_accumulation_steps": 3}, id="accumulation-summed"),
+        slow({"adafactor": True, "lr_scheduler_type": "cosine"}, {"aggregation_frequency": 2},
+             {"optim": "adafactor", "lr_scheduler_type": "cosine", "gradient_accumulation_steps": 2},
+             id="adafactor-cosine-accumulation"),
+        slow({"max_grad_norm": 0, "adam_beta2": 0.99, "adam_epsilon": 1e-6}, {},
+             {"max_grad_norm": 0, "adam_beta2": 0.99, "adam_epsilon": 1e-6}, id="no-clipping"),
     ],
 )  # fmt: skip
 def test_losses_and_weights_follow_transformers_trainer(

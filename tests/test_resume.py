@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROJECT, Config, save_tiny_model, slow, watch, write_config
-from training_process import PHASES, Training, train
+from training_process import PHASES, Training
 from transformers import SchedulerType
 
 from ner_trial import NERTrial
@@ -50,14 +50,11 @@ def config(config: Config, dropout_model: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def run(config: Config, tmp_path: Path) -> Run:
-    """Train the configuration as it is then, in the folder of a name; returns the exit status.
-
-    The output is in a file of that name beside the configuration: `run("a/b")` writes `b.log`.
-    """
+    """Train the configuration as it is then, in the folder of a name, with NAME.log as log; returns the exit status."""
 
     def run(name: str, *arguments: str, **options: Any) -> int:
         command = [*write_config(config, tmp_path, name), *arguments]
-        return train(command, tmp_path / f"{Path(name).name}.log", **options)
+        return Training(command, tmp_path / f"{Path(name).name}.log", **options).wait()
 
     return run
 
@@ -70,7 +67,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def made_once(name: str, config: Config, signals: Any = ()) -> Path:
         if name not in folders:
             folder = folders[name] = tmp_path_factory.mktemp(name)
-            train(write_config(config, folder), folder / "log", signals)
+            Training(write_config(config, folder), folder / "log", signals).wait()
         return folders[name] / "run"
 
     return made_once
@@ -297,9 +294,7 @@ def test_an_interrupted_run_is_kept_and_a_finished_one_unchanged(run: Run, tmp_p
     assert (tmp_path / "cut" / "metrics.jsonl").read_text() == metrics
 
 
-def test_changed_settings_are_named_without_secrets(
-    config: Config, run: Run, tmp_path: Path, checkpoints: Pair
-) -> None:
+def test_changed_settings_are_told_without_secrets(config: Config, run: Run, tmp_path: Path, checkpoints: Pair) -> None:
     config["hyperparameters"]["learning_rate"] = 1e-4
     config["data"]["max_train_samples"] = 70
     config["environment"] = {"environment_variables": ["HF_TOKEN=hf_planted"]}

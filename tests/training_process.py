@@ -102,10 +102,6 @@ class Training:
         return "start" if self.phase.value < 0 else list(PHASES)[self.phase.value]
 
 
-def train(arguments: Sequence[str], log: Path, signals: Signals = (), **options: Any) -> int:
-    return Training(arguments, log, signals, **options).wait()
-
-
 def start_ranks(
     arguments: Sequence[str], log: Path, num_ranks: int, nodes: int = 1, signals: Mapping[int, Signals] = {},
     changes: Changes = (),
