@@ -13,24 +13,26 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: no t
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start: their models are tiny
 
 import datasets  # noqa: E402
-import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+import yaml  # noqa: E402
 from determined import pytorch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 from ner_trial import NERTrial  # noqa: E402
 from transformer_trial.callbacks import build_callbacks  # noqa: E402
 
 for name, max_examples in (("fast", 25), ("full", 60)):
-    hypothesis.settings.register_profile(
-        name,
-        max_examples=max_examples,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    settings.register_profile(
+        name, max_examples=max_examples, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
     )
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))  # CI takes the full one
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))  # CI takes the full one
+
+Config = dict[str, Any]
+"""An experiment configuration."""
+Fit = Callable[..., Any]
+"""The fixture `fit`."""
 
 SAMPLE_DATA = PROJECT / "sample" / "data"
 SAMPLE_MODEL = PROJECT / "sample" / "model"
@@ -39,6 +41,32 @@ SHARED_DATA = PROJECT.parent / "shared" / "data"
 needs_wnut = pytest.mark.skipif(
     not (SHARED_DATA / "wnut17").is_dir(), reason="WNUT 17 is not beside the checkout, in ../shared/data/wnut17"
 )
+
+
+def slow(*values: Any, id: str | None = None) -> Any:
+    """A row of a table of tests that takes long."""
+    return pytest.param(*values, id=id, marks=pytest.mark.slow)
+
+
+def watch(owner: Any, name: str, patch: pytest.MonkeyPatch, *, first: Any = None, then: Any = None) -> None:
+    """Let a function call `first` with its arguments before it runs, or `then` with its result and its arguments."""
+    original = getattr(owner, name)
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        if first is not None:
+            first(*arguments, **options)
+        result = original(*arguments, **options)
+        if then is not None:
+            then(result, *arguments, **options)
+        return result
+
+    patch.setattr(owner, name, watched)
+
+
+def write_config(config: Config, folder: Path, output: str = "run") -> list[str]:
+    """Write config.yaml to a folder; returns what `train.py` takes to train it into another one in that folder."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return [str(folder / "config.yaml"), "--output-dir", str(folder / output)]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,7 +102,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(tiny_model: Path) -> dict[str, Any]:
+def config(tiny_model: Path) -> Config:
     """An experiment configuration that trains the tiny model on the sample."""
     return {
         "name": "test",
@@ -98,15 +126,17 @@ def config(tiny_model: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
     """Train a configuration with Determined's own trainer, off cluster; returns the trial.
 
-    Its `output_dir` then holds `metrics.jsonl`, with the training loss of every `reporting_period` batches.
+    Its `output_dir` then holds `metrics.jsonl`, with the training loss of every `reporting_period` batches; the
+    checkpoints of all trials are in `tmp_path / "checkpoints"`.
     """
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "project")  # which every checkpoint copies
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "checkpoints"))
 
-    def fit(config: dict[str, Any], trial_class: Any = NERTrial, *, reporting_period: int = 1, **arguments: Any) -> Any:
+    def fit(config: Config, trial_class: Any = NERTrial, *, reporting_period: int = 1, **arguments: Any) -> Any:
         optimizations = config.get("optimizations", {})
         with pytorch.init(
             hparams=config["hyperparameters"],

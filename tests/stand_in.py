@@ -1,14 +1,12 @@
 """A stand-in for a cluster: Determined's code believes that it runs in a task, whose master this is."""
 
-import contextlib
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import determined as det
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, Config
 from determined import core, pytorch
 from determined.exec import harness
 
@@ -25,50 +23,33 @@ class StandInTrainContext(core.DummyTrainContext):
     _exp_id = 1
 
 
-@contextlib.contextmanager
-def stand_in_cluster(config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Patch Determined so; checkpoints go to the folder."""
-    defaults = {
-        "checkpoint_storage": {"type": "shared_fs"}, "scheduling_unit": 100, "checkpoint_policy": "best",
-        "min_checkpoint_period": {"batches": 0}, "perform_initial_validation": False, "profiling": {"enabled": False},
-    }  # fmt: skip
-    optimizations = {"aggregation_frequency": 1, "gradient_compression": False, "average_aggregated_gradients": True}
-    config = {**defaults, **config, "optimizations": {**optimizations, **config.get("optimizations", {})}}
-    seed = config["reproducibility"]["experiment_seed"]
-    trial = types.SimpleNamespace(
-        _config=config, hparams=config["hyperparameters"], trial_seed=seed, _debug=False, _steps_completed=0, trial_id=1
-    )
-    info = types.SimpleNamespace(
-        task_type="TRIAL", trial=trial, gpu_uuids=[], slot_ids=[0], container_addrs=["here"], latest_checkpoint=None
-    )
-
-    def stand_in_init(**arguments: Any) -> core.Context:
-        context = core._dummy_init(checkpoint_storage=str(folder))
-        context.train = StandInTrainContext(folder / "tensorboard")
-        return context
-
-    monkeypatch.setattr(det, "get_cluster_info", lambda: info)
-    monkeypatch.setattr(core, "init", stand_in_init)
-    monkeypatch.setattr("determined.constants.MANAGED_TRAINING_MODEL_COPY", str(PROJECT / "transformer_trial"))
-    yield info
+OPTIMIZATIONS = {"aggregation_frequency": 1, "gradient_compression": False, "average_aggregated_gradients": True}
+DEFAULTS = {
+    "checkpoint_storage": {"type": "shared_fs"}, "scheduling_unit": 100, "checkpoint_policy": "best",
+    "min_checkpoint_period": {"batches": 0}, "perform_initial_validation": False, "profiling": {"enabled": False},
+}  # fmt: skip
+"""What the master adds to an experiment's configuration."""
 
 
 def run_on_stand_in(
-    config: dict[str, Any],
-    folder: Path,
-    checkpoint: Path | None = None,
-    steps_completed: int = 0,
-    *,
-    trial_class: type[NERTrial] = NERTrial,
-    preempted_at: int | None = None,
-    as_script: bool = False,
-    trial_id: int = 1,
-) -> tuple[Any, Reports]:
+    config: Config, folder: Path, checkpoint: Path | None = None, steps_completed: int = 0, *,
+    trial_class: type[NERTrial] = NERTrial, preempted_at: int | None = None, as_script: bool = False, trial_id: int = 1,
+) -> tuple[Any, Reports]:  # fmt: skip
     """Train as a task of a cluster whose master is a stand-in; returns the trial, and what the master was told.
 
     The master preempts the task at the first period that ends with the batch `preempted_at`.
     """
     folder.mkdir(exist_ok=True)
+    config = {**DEFAULTS, **config, "optimizations": {**OPTIMIZATIONS, **config.get("optimizations", {})}}
+    seed = config["reproducibility"]["experiment_seed"]
+    task = types.SimpleNamespace(
+        _config=config, hparams=config["hyperparameters"], trial_seed=seed, _debug=False, trial_id=trial_id,
+        _steps_completed=steps_completed,
+    )  # fmt: skip
+    info = types.SimpleNamespace(
+        task_type="TRIAL", trial=task, gpu_uuids=[], slot_ids=[0], container_addrs=["here"],
+        latest_checkpoint=None if checkpoint is None else str(checkpoint),
+    )  # fmt: skip
     trials: list[NERTrial] = []
     reports: Reports = []
 
@@ -79,16 +60,21 @@ def run_on_stand_in(
 
     KeptTrial.__module__ = "ner_trial"
 
+    def init(**arguments: Any) -> core.Context:
+        context = core._dummy_init(checkpoint_storage=str(folder))
+        context.train = StandInTrainContext(folder / "tensorboard")
+        return context
+
     def report(self: Any, group: str, steps_completed: int, metrics: dict[str, Any], *_: Any) -> None:
         reports.append((group, steps_completed, metrics))
 
     def should_preempt(*_: Any, **options: Any) -> bool:
         return trials[0].batches_trained == preempted_at
 
-    with pytest.MonkeyPatch.context() as patch, stand_in_cluster(config, folder, patch) as info:
-        info.latest_checkpoint = None if checkpoint is None else str(checkpoint)
-        info.trial._steps_completed = steps_completed
-        info.trial.trial_id = trial_id
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(det, "get_cluster_info", lambda: info)
+        patch.setattr(core, "init", init)
+        patch.setattr("determined.constants.MANAGED_TRAINING_MODEL_COPY", str(PROJECT / "transformer_trial"))
         patch.setattr(StandInTrainContext, "_trial_id", trial_id)
         patch.setattr(core.DummyTrainContext, "_report_trial_metrics", report)
         patch.setattr(core.DummyPreemptContext, "should_preempt", should_preempt)
@@ -98,3 +84,7 @@ def run_on_stand_in(
         else:
             harness._run_pytorch_trial(KeptTrial, info, config["entrypoint"])
     return trials[0], reports
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    return max(folder.rglob("trial_state.pkl"), key=lambda file: file.stat().st_mtime_ns).parent

@@ -2,16 +2,16 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import SAMPLE_DATA, read_metrics
+from conftest import SAMPLE_DATA, Config, Fit, read_metrics
 from determined import core, pytorch
 from seqeval import metrics as seqeval_metrics
-from stand_in import run_on_stand_in
+from stand_in import newest_checkpoint, run_on_stand_in
 from test_distributed import train_to_end
 
 from ner_trial import NERTrial
@@ -19,7 +19,7 @@ from transformer_trial.callbacks import MetricsLog
 
 
 @pytest.fixture
-def small(config: dict[str, Any]) -> dict[str, Any]:
+def small(config: Config) -> Config:
     """A configuration that trains and tests in no time; it validates every other batch."""
     config["data"] |= {"max_train_samples": 24, "max_eval_samples": 8, "test_file": str(SAMPLE_DATA / "test.json")}
     config["hyperparameters"] |= {"learning_rate": 1e-3, "num_training_steps": 20}
@@ -39,9 +39,7 @@ VALIDATING = {"validation_period": pytorch.Batch(2)}
 # ------------------------------------------------------------------------------------------------------- what is kept
 
 
-def test_the_log_has_what_determined_got(
-    small: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_log_has_what_determined_got(small: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[tuple[str, int, dict[str, Any]]] = []
 
     def report(self: Any, group: str, steps_completed: int, metrics: dict[str, Any], batch_metrics: Any = None) -> None:
@@ -71,9 +69,7 @@ class KeepingTrial(NERTrial):
         return metrics
 
 
-def test_the_test_split_is_evaluated_with_each_better_model_and_only_then(
-    small: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_better_models_are_evaluated_on_test(small: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     script_f1(monkeypatch, [0.2, 0.1, 0.3, 0.3, math.nan, 0.4])
     small["data"] |= {"return_entity_level_metrics": True, "max_train_samples": None, "max_seq_length": 16}
     small["hyperparameters"] |= {"learning_rate": 3e-3, "num_training_steps": None}
@@ -91,7 +87,7 @@ def test_the_test_split_is_evaluated_with_each_better_model_and_only_then(
     assert lines[-1].keys() == read_metrics(trial.output_dir, "validation")[-1].keys() - {"validation_loss"}
 
 
-def test_without_a_test_split_nothing_is_called_test(small: dict[str, Any], fit: Callable[..., Any]) -> None:
+def test_without_a_test_split_nothing_is_called_test(small: Config, fit: Fit) -> None:
     small["data"]["test_file"] = None
     folder = fit(small).output_dir
     assert not read_metrics(folder, "test") and not (folder / "test").exists()
@@ -114,7 +110,7 @@ def test_without_a_test_split_nothing_is_called_test(small: dict[str, Any], fit:
     ],
 )
 def test_training_stops_after_so_many_worse_validations(
-    small: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, patience: int | None,
+    small: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch, patience: int | None,
     values: list[float], num_validations: int,
 ) -> None:  # fmt: skip
     script_f1(monkeypatch, values)
@@ -124,15 +120,10 @@ def test_training_stops_after_so_many_worse_validations(
     assert read_metrics(folder, "training")[-1]["batches"] == 2 * num_validations
 
 
-def test_smaller_may_be_better(small: dict[str, Any], fit: Callable[..., Any]) -> None:
+def test_smaller_may_be_better(small: Config, fit: Fit) -> None:
     small["searcher"] |= {"metric": "validation_loss", "smaller_is_better": True}
     small["hyperparameters"] |= {"early_stopping_patience": 1, "learning_rate": 0}
     assert len(read_metrics(fit(small, **VALIDATING).output_dir, "validation")) == 2
-
-
-def checkpoint_of(folder: Path) -> Path:
-    (checkpoint,) = (path.parent for path in folder.rglob("trial_state.pkl"))
-    return checkpoint
 
 
 @pytest.mark.parametrize(
@@ -141,41 +132,25 @@ def checkpoint_of(folder: Path) -> Path:
         pytest.param([0.5, 0.4], [0.45, 0.45], id="worse-than-the-best-before"),
         pytest.param([0.5, 0.4], [0.6, 0.1, 0.2, 0.3], id="better"),
         pytest.param([0.5, 0.4, 0.4], [0.4], id="the-last-straw"),
+        pytest.param([0.5, 0.4, 0.4, 0.4], [], id="it-had-stopped"),
     ],
 )
 def test_a_resumed_run_stops_when_it_would_have(
-    small: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    before: list[float], after: list[float],
-) -> None:  # fmt: skip
+    small: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: list[float], after: list[float]
+) -> None:
     small["hyperparameters"]["early_stopping_patience"] = 3
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "checkpoints"))
     script_f1(monkeypatch, [*before, *after])
-    small["searcher"]["max_length"]["batches"] = 2 * len(before)
+    small["searcher"]["max_length"]["batches"] = 2 * len(before) if after else 20
     fit(small, **VALIDATING)
     small["searcher"]["max_length"]["batches"] = 20
-    trial = fit(small, latest_checkpoint=str(checkpoint_of(tmp_path / "checkpoints")), **VALIDATING)
-    assert len(read_metrics(trial.output_dir, "validation")) == len(after)
-    assert (trial.output_dir / "model").exists() == (max(after) > max(before))
+    checkpoint = newest_checkpoint(tmp_path / "checkpoints")
+    trial = fit(small, latest_checkpoint=str(checkpoint), **VALIDATING)
+    assert trial.batches_trained == 2 * len(after)
+    assert (newest_checkpoint(tmp_path / "checkpoints") == checkpoint) == (not after)
+    assert (trial.output_dir / "model").exists() == any(value > max(before) for value in after)
 
 
-def test_a_run_that_had_stopped_stops_again_without_a_step(
-    small: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    small["hyperparameters"]["early_stopping_patience"] = 1
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "checkpoints"))
-    script_f1(monkeypatch, [0.5, 0.4])
-    stopped = fit(small, **VALIDATING)
-    checkpoint = checkpoint_of(tmp_path / "checkpoints")
-    resumed = fit(small, latest_checkpoint=str(checkpoint), **VALIDATING)
-    assert not (resumed.output_dir / "metrics.jsonl").exists()
-    assert checkpoint_of(tmp_path / "checkpoints") == checkpoint
-    weights = stopped.model.state_dict()
-    assert all(torch.equal(weights[name], weight) for name, weight in resumed.model.state_dict().items())
-
-
-def test_a_resume_on_a_cluster_ends_with_the_same_model_at_the_same_batch(
-    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resume_on_a_cluster_changes_nothing(small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     f1s = [0.3, 0.5, 0.4, 0.45, 0.4]  # with a patience of 3 the last one ends it
     small |= {"min_validation_period": {"batches": 2}, "checkpoint_policy": "none"}
     small["hyperparameters"]["early_stopping_patience"] = 3
@@ -185,24 +160,21 @@ def test_a_resume_on_a_cluster_ends_with_the_same_model_at_the_same_batch(
     small["searcher"]["max_length"]["batches"] = 6
     run_on_stand_in(small, tmp_path / "begun")
     small["searcher"]["max_length"]["batches"] = 12
-    checkpoint = checkpoint_of(tmp_path / "begun")
+    checkpoint = newest_checkpoint(tmp_path / "begun")
     resumed, _ = run_on_stand_in(small, tmp_path / "begun", checkpoint, 6, trial_class=KeepingTrial)
     assert resumed.batches_trained == 10
     assert [batches for batches, *_ in whole.kept] == [2, 4] and not resumed.kept
-    weights = whole.model.state_dict()
-    assert all(torch.equal(weights[name], weight) for name, weight in resumed.model.state_dict().items())
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
 
 
-def test_a_resumed_run_may_validate_before_it_trains(
-    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resume_validates_before_it_trains(small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[str] = []
     monkeypatch.setattr(MetricsLog, "report", lambda self, group, metrics: groups.append(group))
     small |= {"scheduling_unit": 4, "min_validation_period": {"batches": 100}}
     small["searcher"]["max_length"]["batches"] = 4
     trial, reports = run_on_stand_in(small, tmp_path, preempted_at=4, trial_class=KeepingTrial)
     assert not trial.kept and [report[:2] for report in reports] == [("training", 4)]
-    resumed, _ = run_on_stand_in(small, tmp_path, checkpoint_of(tmp_path), 4, trial_class=KeepingTrial)
+    resumed, _ = run_on_stand_in(small, tmp_path, newest_checkpoint(tmp_path), 4, trial_class=KeepingTrial)
     assert [batches for batches, *_ in resumed.kept] == [4]
     assert groups == ["test"], "Determined logs the reports of training and validation"
 
@@ -210,7 +182,7 @@ def test_a_resumed_run_may_validate_before_it_trains(
 # --------------------------------------------------------------------------------------------------- several processes
 
 
-def test_two_processes_keep_what_one_keeps(small: dict[str, Any], tmp_path: Path) -> None:
+def test_two_processes_keep_what_one_keeps(small: Config, tmp_path: Path) -> None:
     small["data"] |= {"max_eval_samples": 50, "return_entity_level_metrics": True}
     small["hyperparameters"] |= {"learning_rate": 0, "early_stopping_patience": 2}  # no validation is ever better
     small |= {"min_validation_period": {"batches": 2}, "scheduling_unit": 2}

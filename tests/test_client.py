@@ -17,9 +17,6 @@ import pytest
 from conftest import PROJECT
 from determined.common import util
 
-SECONDS = 120
-"""After which a process that a test started is killed; each needs about a tenth of that."""
-
 NEEDED = (
     "ner_*.py", "train.py", "predict.py", "ner/*.py", "ner/*.j2", "transformer_trial/*.py", "requirements.txt",
     "startup-hook.sh", "ner_config.yaml", "ner_search.yaml", "sample/ner_config.yaml", "sample/data/*",
@@ -78,6 +75,11 @@ class StandInMaster:
         (body,) = (body for request, _, body in self.received if request == "POST /api/v1/experiments")
         return body
 
+    def upload(self) -> dict[str, bytes]:
+        """The files of that experiment, by path."""
+        files = (file for file in self.experiment()["modelDefinition"] if chr(file["type"]) == "0")
+        return {file["path"]: base64.b64decode(file["content"]) for file in files}
+
     @contextlib.contextmanager
     def listening(self) -> Iterator[str]:
         """Answer on loopback; yields the address."""
@@ -108,14 +110,14 @@ class StandInMaster:
                 server.shutdown()
 
 
-def create(master: StandInMaster, project: Path, home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """`det experiment create ...` by somebody who has a name and a password on the stand-in, and a home of his own."""
+def create(master: StandInMaster, project: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`det experiment create ...` by somebody whose home is beside the project, with a name and a password."""
     command = [str(Path(sys.executable).parent / "det"), "experiment", "create", *arguments]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DET_", "XDG_"))}
-    own = {"HOME": str(home), "DET_USER": "ada", "DET_PASS": "Lovelace1815"}
+    own = {"HOME": str(project.with_suffix(".home")), "DET_USER": "ada", "DET_PASS": "Lovelace1815"}
     with master.listening() as address:
         environment = {**inherited, **own, "DET_MASTER": address, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-        return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=SECONDS)
+        return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +132,6 @@ def tracked() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
 def project(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project as somebody has it who has worked with it: with data, environments and outputs."""
     folder = tmp_path_factory.mktemp("project")
@@ -145,22 +142,17 @@ def project(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def sample(project: Path, home: Path) -> StandInMaster:
+def sample(project: Path) -> StandInMaster:
     """A master that got the sample's experiment."""
     master = StandInMaster()
-    result = create(master, project, home, "-f", "sample/ner_config.yaml", ".")
+    result = create(master, project, "-f", "sample/ner_config.yaml", ".")
     assert result.returncode == 0, result.stderr
-    assert (home / ".config" / "determined" / "auth.json").exists(), "the client used another home"
+    assert (project.with_suffix(".home") / ".config" / "determined" / "auth.json").exists(), (
+        "the client used another home"
+    )
     assert "Created experiment 7" in result.stdout
     assert LOG_LINE in result.stdout, "-f shows the log"
     return master
-
-
-@pytest.fixture(scope="module")
-def upload(sample: StandInMaster) -> dict[str, bytes]:
-    """The files of the sample's experiment, by path."""
-    files = (file for file in sample.experiment()["modelDefinition"] if chr(file["type"]) == "0")
-    return {file["path"]: base64.b64decode(file["content"]) for file in files}
 
 
 def test_the_sample_arrives_as_it_is_written_and_no_more_is_asked_for(sample: StandInMaster) -> None:
@@ -173,26 +165,20 @@ def test_the_sample_arrives_as_it_is_written_and_no_more_is_asked_for(sample: St
 
 
 @pytest.mark.parametrize("file", ["ner_config.yaml", "ner_search.yaml"])
-def test_a_configuration_arrives_as_it_is_written_but_for_what_is_overridden(
-    file: str, project: Path, home: Path, upload: dict[str, bytes]
-) -> None:
+def test_a_configuration_arrives_as_written_but_for_overrides(file: str, project: Path, sample: StandInMaster) -> None:
     master = StandInMaster()
-    result = create(
-        master, project, home, "--config", "data.dataset_name=null", "--config", "data.train_file=data/train.csv",
-        "--config", "reproducibility.experiment_seed=7", file, ".",
-    )  # fmt: skip
+    overrides = ("data.dataset_name=null", "data.train_file=data/train.csv", "reproducibility.experiment_seed=7")
+    result = create(master, project, *(f"--config={override}" for override in overrides), file, ".")
     assert result.returncode == 0, result.stderr
     expected = util.safe_load_yaml_with_exceptions((PROJECT / file).read_text())
     expected["data"] |= {"dataset_name": None, "train_file": "data/train.csv"}
     expected["reproducibility"]["experiment_seed"] = 7
     assert util.safe_load_yaml_with_exceptions(master.experiment()["config"]) == expected
-    paths = {file["path"] for file in master.experiment()["modelDefinition"] if chr(file["type"]) == "0"}
-    assert paths == upload.keys()
+    assert master.upload() == sample.upload()
 
 
-def test_the_upload_holds_what_a_trial_needs_and_the_users_data_and_nothing_else(
-    upload: dict[str, bytes], project: Path, tracked: list[str]
-) -> None:
+def test_the_upload_is_what_a_trial_needs_and_data(sample: StandInMaster, project: Path, tracked: list[str]) -> None:
+    upload = sample.upload()
     found = {pattern: {str(path.relative_to(project)) for path in project.glob(pattern)} for pattern in NEEDED}
     assert all(found.values()), f"a pattern that fits no file: {found}"
     needed = set().union(*found.values()) & set(tracked)
@@ -202,9 +188,9 @@ def test_the_upload_holds_what_a_trial_needs_and_the_users_data_and_nothing_else
     assert sum(map(len, upload.values())) < 2**20
 
 
-def test_a_refused_experiment_ends_in_the_masters_reason(project: Path, home: Path) -> None:
+def test_a_refused_experiment_ends_in_the_masters_reason(project: Path) -> None:
     master = StandInMaster(refusal="invalid experiment configuration: searcher.metric must be set")
-    result = create(master, project, home, "ner_config.yaml", ".")
+    result = create(master, project, "ner_config.yaml", ".")
     assert result.returncode == 1
     assert master.refusal in result.stderr
     assert "Traceback" not in result.stderr

@@ -1,20 +1,20 @@
 """Going on from a checkpoint on a cluster, starting from another experiment's, and both across the two stacks."""
 
 import json
+import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import PROJECT, SAMPLE_DATA, read_metrics
+from conftest import PROJECT, SAMPLE_DATA, Config, read_metrics
 from determined import pytorch
-from stand_in import run_on_stand_in
+from stand_in import newest_checkpoint, run_on_stand_in
 from test_callbacks import script_f1
 from test_distributed import train_to_end
-from test_resume import checkpoints_of, load_state
+from test_resume import assert_same_state, checkpoints_of, load_state
 
 from ner_trial import NERTrial
 from transformer_trial import local as run_module
@@ -33,17 +33,6 @@ def config(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {**config, "scheduling_unit": 4, "checkpoint_policy": "none"}
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    return max(folder.rglob("trial_state.pkl"), key=lambda file: file.stat().st_mtime_ns).parent
-
-
-def assert_same_end(checkpoint: Path, expected: Path) -> None:
-    """Weights, optimizer and schedule are the same, bit for bit."""
-    state, expected_state = load_state(checkpoint), load_state(expected)
-    for key in ("models_state_dict", "optimizers_state_dict", "lr_schedulers_state_dict"):
-        torch.testing.assert_close(state[key], expected_state[key], rtol=0, atol=0)
-
-
 # ------------------------------------------------------------------------------------------------------- on a cluster
 
 
@@ -57,9 +46,7 @@ def assert_same_end(checkpoint: Path, expected: Path) -> None:
         pytest.param(13, False, id="after-the-last-batch-before-its-validation"),
     ],
 )
-def test_a_preempted_trial_ends_like_one_that_never_was(
-    config: dict[str, Any], tmp_path: Path, batches: int, as_script: bool
-) -> None:
+def test_a_preempted_trial_ends_like_a_whole_one(config: Config, tmp_path: Path, batches: int, as_script: bool) -> None:
     _, expected = run_on_stand_in(config, tmp_path / "whole", as_script=as_script)
     assert [line[:2] for line in expected if line[0] == "validation"] == [("validation", n) for n in (5, 10, 13)]
     _, before = run_on_stand_in(config, tmp_path / "begun", preempted_at=batches, as_script=as_script)
@@ -67,12 +54,10 @@ def test_a_preempted_trial_ends_like_one_that_never_was(
     checkpoint = newest_checkpoint(tmp_path / "begun")
     _, after = run_on_stand_in(config, tmp_path / "begun", checkpoint, batches, as_script=as_script)
     assert before + after == expected
-    assert_same_end(newest_checkpoint(tmp_path / "begun"), newest_checkpoint(tmp_path / "whole"))
+    assert_same_state(newest_checkpoint(tmp_path / "begun"), newest_checkpoint(tmp_path / "whole"))
 
 
-def test_a_warm_start_trains_like_a_run_of_the_exported_model(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_warm_start_trains_like_the_export(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     better = [0.1, 0.2, 0.3, 0.4]
     script_f1(monkeypatch, [0.9, 0.8, 0.7, *better, *better])  # what the first run is like has to be forgotten
     config["searcher"] |= {"metric": "f1", "smaller_is_better": False}
@@ -86,33 +71,30 @@ def test_a_warm_start_trains_like_a_run_of_the_exported_model(
     assert reports == run_on_stand_in(config, tmp_path / "fresh", trial_id=3)[1]
     rates = [metrics["learning_rate"] for group, _, metrics in reports if group == "training"]
     assert reports[-1][1] == 13 and rates[0] == 0.01 > rates[-1]
-    assert_same_end(newest_checkpoint(tmp_path / "warm"), newest_checkpoint(tmp_path / "fresh"))
-
-
-def rename_tags(config: dict[str, Any], folder: Path, **names: str) -> None:
-    """Train on the sample with other names for some entity types; an empty one leaves them out."""
-    for split in ("train", "validation"):
-        text = (SAMPLE_DATA / f"{split}.json").read_text()
-        for old, new in names.items():
-            for prefix in "BI":
-                text = text.replace(f'"{prefix}-{old}"', f'"{prefix}-{new}"' if new else '"O"')
-        (folder / f"{split}.json").write_text(text)
-        config["data"][f"{split}_file"] = str(folder / f"{split}.json")
+    assert_same_state(newest_checkpoint(tmp_path / "warm"), newest_checkpoint(tmp_path / "fresh"))
 
 
 @pytest.mark.parametrize(
-    ("change", "steps_completed"), [("layers", 5), ("layers", 0), ("fewer-labels", 5), ("other-labels", 0)]
+    ("new_tag", "steps_completed", "told"),
+    [
+        pytest.param(None, 5, "Missing key", id="layers"),
+        pytest.param(None, 0, "Missing key", id="layers-of-another-trial"),
+        pytest.param('"O"', 5, "size mismatch", id="fewer-labels"),
+        pytest.param(r'"\1-ANY"', 0, "its labels are", id="other-labels"),
+    ],
 )
 def test_the_checkpoint_of_another_model_is_refused(
-    config: dict[str, Any], tmp_path: Path, tiny_model: Path, change: str, steps_completed: int
+    config: Config, tmp_path: Path, tiny_model: Path, new_tag: str | None, steps_completed: int, told: str
 ) -> None:
     config["searcher"]["max_length"] = {"batches": 5}
     run_on_stand_in(config, tmp_path)
-    if change == "layers":
+    if new_tag is None:
         config["hyperparameters"]["pretrained_model_name_or_path"] = str(tiny_model)
     else:
-        rename_tags(config, tmp_path, **({"MISC": ""} if change == "fewer-labels" else {"MISC": "ANY"}))
-    told = {"layers": "Missing key", "fewer-labels": "size mismatch", "other-labels": "its labels are"}[change]
+        for split in ("train", "validation"):
+            file = tmp_path / f"{split}.json"
+            file.write_text(re.sub('"([BI])-MISC"', new_tag, (SAMPLE_DATA / file.name).read_text()))
+            config["data"][f"{split}_file"] = str(file)
     with pytest.raises(TrialError, match=f"^The checkpoint is of another model: .*{told}"):
         run_on_stand_in(config, tmp_path, newest_checkpoint(tmp_path), steps_completed)
 
@@ -127,24 +109,26 @@ def safely(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
 
 
-@pytest.fixture
-def train_py(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
-    """Train the fixtures' configuration off cluster, into the folder of a name, and return that."""
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # which train.py sets, to be set back
-
-    def train_py(name: str, *arguments: str) -> Path:
-        run_module.run(NERTrial, [str(FIXTURES / "config.yaml"), "--output-dir", str(tmp_path / name), *arguments])
-        return tmp_path / name
-
-    return train_py
+def assert_loads_alone(checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Determined's loader gives the trial with these weights where neither data nor model are in reach."""
+    monkeypatch.chdir(folder)  # the configuration's paths are relative
+    trial: Any = pytorch.load_trial_from_checkpoint_path(
+        str(checkpoint), trial_class=NERTrial, torch_load_kwargs={"map_location": "cpu"}
+    )
+    (weights,) = load_state(checkpoint)["models_state_dict"]
+    torch.testing.assert_close(dict(trial.model.state_dict()), dict(weights), rtol=0, atol=0)
+    labels = json.loads((FIXTURES / "model" / "config.json").read_text())["id2label"]
+    assert trial.label_list == list(labels.values()) and trial.tagger_settings.label_scheme == "IOB2"
 
 
 @pytest.mark.usefixtures("config", "safely")
 @pytest.mark.parametrize("stack", STACKS)
-def test_a_checkpoint_of_either_stack_goes_on(train_py: Callable[..., Path], tmp_path: Path, stack: str) -> None:
-    whole = train_py("whole")
-    shutil.copytree(FIXTURES / stack, tmp_path / "cut" / "checkpoints" / "determined" / "fixture")
-    cut = train_py("cut", "--resume", "auto")
+def test_what_either_stack_saved_goes_on_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: str) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # which train.py sets, to be set back
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    shutil.copytree(FIXTURES / stack, cut / "checkpoints" / "determined" / "fixture")
+    for folder, options in ((whole, ()), (cut, ("--resume", "auto"))):
+        run_module.run(NERTrial, [str(FIXTURES / "config.yaml"), "--output-dir", str(folder), *options])
     # Equal bit for bit where the checkpoint was made with this torch, on this kind of CPU. Gradients of an accumulation
     # that were not made anew, or a new optimizer, would show in the third digit.
     for group, names in {"training": ("learning_rate", "loss"), "validation": ("validation_loss",)}.items():
@@ -158,34 +142,20 @@ def test_a_checkpoint_of_either_stack_goes_on(train_py: Callable[..., Path], tmp
             load_state(checkpoints_of(folder)[-1])["models_state_dict"] for folder in (cut, whole)
         )
         torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-3)
-
-
-def assert_loads_alone(checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Determined's loader gives the trial with these weights where neither data nor model are in reach."""
-    monkeypatch.chdir(folder)  # the configuration's paths are relative
-    trial: Any = pytorch.load_trial_from_checkpoint_path(
-        str(checkpoint), trial_class=NERTrial, torch_load_kwargs={"map_location": "cpu"}
-    )
-    (weights,) = load_state(checkpoint)["models_state_dict"]
-    found = trial.model.state_dict()
-    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
-    labels = json.loads((FIXTURES / "model" / "config.json").read_text())["id2label"]
-    assert trial.label_list == list(labels.values()) and trial.tagger_settings.label_scheme == "IOB2"
-
-
-@pytest.mark.usefixtures("safely")
-@pytest.mark.parametrize("stack", STACKS)
-def test_determined_loads_a_checkpoint_of_either_stack(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: str
-) -> None:
     assert_loads_alone(FIXTURES / stack, tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("safely")
-def test_determined_loads_a_checkpoint_of_two_slots(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "two"
-    train_to_end(config, folder, 2, "--batches", "2")
+def test_two_slots_save_no_secret_and_it_loads(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config["data"]["test_file"] = config["data"]["validation_file"]
+    config["environment"] = {
+        "environment_variables": ["HF_TOKEN=planted-token-1"], "registry_auth": {"password": "planted-token-2"},
+    }  # fmt: skip
+    config["checkpoint_storage"] = {"type": "s3", "secret_key": "planted-token-3", "access_key": "planted-token-4"}
+    config["entrypoint"] = "env WANDB_API_KEY=planted-token-5 python3 train.py"
+    folder = train_to_end(config, tmp_path / "two", 2, "--batches", "2")
+    written = [path for path in folder.rglob("*") if path.is_file() and path.name != "config.yaml"]
+    assert len(written) > 40
+    assert not [path for path in written if b"planted-token" in path.read_bytes()]
     (checkpoint,) = checkpoints_of(folder / "run")
     assert_loads_alone(checkpoint, tmp_path, monkeypatch)

@@ -4,11 +4,9 @@ import datetime
 import functools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,13 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-import yaml
-from conftest import PROJECT, read_metrics, save_tiny_model
+from conftest import PROJECT, Config, read_metrics, save_tiny_model, slow, watch, write_config
+from test_resume import KILL, TERM, assert_same_state, checkpoints_of, steps_of
 from training_process import start_ranks, wait_for_all
 
 from ner_trial import NERTrial
 from transformer_trial import local
 from transformer_trial.data import PADDING
-
-TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
 
 # ------------------------------------------------------------------------------------------------------- what they note
 
@@ -36,33 +32,17 @@ def note_steps(folder: Path) -> None:
         with (folder / f"{name}{os.environ.get('RANK', '0')}").open("a") as file:
             file.write(json.dumps(value) + "\n")
 
-    def train_batch(self: Any, batch: Any, epoch_idx: int, batch_idx: int) -> Any:
-        is_padding = PADDING in batch
-        result = original_train_batch(self, batch, epoch_idx, batch_idx)
-        rows = (
-            []
-            if is_padding
-            else [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
-        )
-        note("seen", [batch_idx, rows])
-        return result
+    def note_rows(trial: Any, batch: Any, epoch_idx: int, batch_idx: int) -> None:
+        rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
+        note("seen", [batch_idx, [] if PADDING in batch else rows])
 
-    def clip_grad_norm_(*arguments: Any) -> Any:
-        norm = original_clip_grad_norm(*arguments)
-        note("norms", float(norm))
-        return norm
-
-    def tokenize(self: Any, texts: Any, *arguments: Any, **options: Any) -> Any:
+    def note_texts(tokenizer: Any, texts: Any, *_: Any, **__: Any) -> None:
         note("tokenized", len(texts))
-        return original_tokenize(self, texts, *arguments, **options)
 
-    tokenizer: Any = transformers.PreTrainedTokenizerBase
-    original_train_batch, original_clip_grad_norm = NERTrial.train_batch, torch.nn.utils.clip_grad_norm_
-    original_tokenize = tokenizer.__call__
     patch = pytest.MonkeyPatch()
-    patch.setattr(NERTrial, "train_batch", train_batch)
-    patch.setattr(torch.nn.utils, "clip_grad_norm_", clip_grad_norm_)
-    patch.setattr(tokenizer, "__call__", tokenize)
+    watch(NERTrial, "train_batch", patch, first=note_rows)
+    watch(torch.nn.utils, "clip_grad_norm_", patch, then=lambda norm, *_: note("norms", float(norm)))
+    watch(transformers.PreTrainedTokenizerBase, "__call__", patch, first=note_texts)
 
 
 def read_notes(folder: Path, name: str) -> dict[int, list[Any]]:
@@ -71,16 +51,15 @@ def read_notes(folder: Path, name: str) -> dict[int, list[Any]]:
     return {int(file.name[-1]): [json.loads(line) for line in file.read_text().splitlines()] for file in files}
 
 
-def train(config: dict[str, Any], folder: Path, num_ranks: int, *arguments: str, **options: Any) -> list[int]:
+def train(config: Config, folder: Path, num_ranks: int, *arguments: str, **options: Any) -> list[int]:
     """Train in so many processes; returns their exit statuses. See `start_ranks` for the options."""
     folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [str(folder / "config.yaml"), "--output-dir", str(folder / "run"), *arguments]
+    command = [*write_config(config, folder), *arguments]
     changes = [functools.partial(note_steps, folder), *options.pop("changes", ())]
     return wait_for_all(start_ranks(command, folder / "log", num_ranks, changes=changes, **options))
 
 
-def train_to_end(config: dict[str, Any], folder: Path, num_ranks: int, *arguments: str, **options: Any) -> Path:
+def train_to_end(config: Config, folder: Path, num_ranks: int, *arguments: str, **options: Any) -> Path:
     """Train in so many processes; returns the folder, which holds their notes and, in `run`, the run."""
     assert train(config, folder, num_ranks, *arguments, **options) == [0] * num_ranks, (folder / "log").read_text()
     return folder
@@ -98,36 +77,20 @@ def rows_of_steps(folder: Path) -> dict[int, list[list[int]]]:
     return {step: sorted(rows) for step, rows in sorted(steps.items())}
 
 
-def assert_trained_alike(folder: Path, alone: Path) -> None:
-    """Rows, gradients, losses, metrics and weights are those of one process, but for the order of sums."""
-    assert rows_of_steps(folder) == rows_of_steps(alone)
-    norms, expected_norms = (read_notes(path, "norms")[0] for path in (folder, alone))
-    assert norms == pytest.approx(expected_norms, rel=2e-4)
-    assert_same_metrics_and_weights(folder, alone)
-
-
 def assert_same_metrics_and_weights(folder: Path, alone: Path) -> None:
+    """They are those of one process, but for the order of sums."""
     for group in ("training", "validation"):
         lines, expected = read_metrics(folder / "run", group), read_metrics(alone / "run", group)
         assert len(lines) == len(expected) > 0
         for line, expected_line in zip(lines, expected):
             assert line.pop("group") == expected_line.pop("group") == group
             assert line == pytest.approx(expected_line, rel=2e-4)
-    weights, expected_weights = (
-        safetensors.torch.load_file(path / "run" / "model" / "model.safetensors") for path in (folder, alone)
-    )
-    for name, weight in expected_weights.items():
-        torch.testing.assert_close(weights[name], weight, rtol=0, atol=2e-4)
-
-
-def checkpoint_steps(folder: Path) -> list[int]:
-    """After how many batches the checkpoints that remain were saved."""
-    files = (folder / "run").glob("checkpoints/determined/*/metadata.json")
-    return sorted(json.loads(file.read_text())["steps_completed"] for file in files)
+    weights = [safetensors.torch.load_file(path / "run" / "model" / "model.safetensors") for path in (folder, alone)]
+    torch.testing.assert_close(*weights, rtol=0, atol=2e-4)
 
 
 @pytest.fixture
-def config(config: dict[str, Any]) -> dict[str, Any]:
+def config(config: Config) -> Config:
     """24 batches, in 4 epochs whose last batch has one row; periods end amid an accumulation."""
     # Without that epsilon Adam makes whole steps of gradients that are nothing but rounding.
     config["hyperparameters"] |= {"learning_rate": 3e-2, "adam_epsilon": 1e-4}
@@ -140,28 +103,23 @@ def config(config: dict[str, Any]) -> dict[str, Any]:
 def download_slowly() -> None:
     """Let rank 2 take longer to load its data than torch lets the others wait."""
 
-    def init_process_group(*arguments: Any) -> None:
-        original_init(*arguments)
-        torch.distributed.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=2))
-
-    def load_datasets(self: Any) -> Any:
-        time.sleep(3 if os.environ["RANK"] == "2" else 0)
-        return original_load(self)
-
-    original_init, original_load = torch.distributed.init_process_group, NERTrial.load_datasets
-    patch = pytest.MonkeyPatch()
-    patch.setattr(torch.distributed, "init_process_group", init_process_group)
-    patch.setattr(NERTrial, "load_datasets", load_datasets)
+    patch, seconds = pytest.MonkeyPatch(), 3 if os.environ["RANK"] == "2" else 0
+    set_timeout, timeout = torch.distributed.distributed_c10d._set_pg_timeout, datetime.timedelta(seconds=2)
+    watch(torch.distributed, "init_process_group", patch, then=lambda *_: set_timeout(timeout))
+    watch(NERTrial, "load_datasets", patch, first=lambda _: time.sleep(seconds))
 
 
 @pytest.mark.slow
-def test_processes_of_several_nodes_do_what_one_does(config: dict[str, Any], tmp_path: Path) -> None:
+def test_processes_of_several_nodes_do_what_one_does(config: Config, tmp_path: Path) -> None:
     config["data"] |= {"max_eval_samples": 3, "overwrite_cache": True}  # the fourth process has nothing to validate
     config["searcher"]["max_length"] = {"batches": 13}
     alone = train_to_end(config, tmp_path / "alone", 1)
     together = train_to_end(config, tmp_path / "together", 4, nodes=2, changes=[download_slowly])
 
-    assert_trained_alike(together, alone)
+    assert rows_of_steps(together) == rows_of_steps(alone)
+    norms, expected_norms = (read_notes(folder, "norms")[0] for folder in (together, alone))
+    assert norms == pytest.approx(expected_norms, rel=2e-4)
+    assert_same_metrics_and_weights(together, alone)
     assert len({len(lines) for lines in read_notes(together, "seen").values()}) == 1  # none has a step less
     # The first process of each node makes the caches, and only that.
     assert read_notes(together, "tokenized") == {0: [41, 3], 2: [41, 3]}
@@ -189,10 +147,8 @@ run(NERTrial)
 """
 
 
-@pytest.mark.parametrize("num_ranks", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_torchrun_passes_a_signal_on_and_fewer_or_more_processes_go_on(
-    config: dict[str, Any], tmp_path: Path, num_ranks: int
-) -> None:
+@pytest.mark.parametrize("num_ranks", [1, slow(3)])
+def test_torchrun_passes_a_signal_on_and_other_numbers_go_on(config: Config, tmp_path: Path, num_ranks: int) -> None:
     alone, folder = train_to_end(config, tmp_path / "alone", 1), tmp_path / "cut"
     epochs = [list(rows_of_steps(alone).values())[start : start + 6] for start in range(0, 24, 6)]
     assert all(len({tuple(row) for rows in epoch for row in rows}) == 41 for epoch in epochs)
@@ -207,7 +163,7 @@ def test_torchrun_passes_a_signal_on_and_fewer_or_more_processes_go_on(
     result = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=120)
     assert result.returncode != 0 and "SIGTERM: saving a checkpoint" in result.stderr
     assert "Stopped after batch 10 of 24." in result.stderr
-    assert checkpoint_steps(folder)[-1] == 10  # amid an accumulation, and an epoch
+    assert steps_of(folder / "run")[-1] == 10  # amid an accumulation, and an epoch
     train_to_end(config, folder, num_ranks, "--resume", "auto")
     assert_same_metrics_and_weights(folder, alone)
     steps = rows_of_steps(folder)
@@ -219,20 +175,19 @@ def hurry() -> None:
 
 
 @pytest.mark.slow
-def test_whatever_ends_several_processes_they_go_on_exactly(config: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
+def test_whatever_ends_several_processes_they_go_on_exactly(config: Config, tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model", num_hidden_layers=2)  # with dropout
     config["hyperparameters"]["pretrained_model_name_or_path"] = str(model)
     config["scheduling_unit"] = 6
     whole, cut, log = train_to_end(config, tmp_path / "whole", 2), tmp_path / "cut", tmp_path / "cut" / "log"
 
     assert train(config, cut, 2, signals={rank: [("training", 13, TERM)] for rank in range(2)}) == [128 + TERM] * 2
-    assert checkpoint_steps(cut)[-1] == 14  # in a validation, amid an accumulation and between two reports
+    assert steps_of(cut / "run")[-1] == 14  # in a validation, amid an accumulation and between two reports
 
     killed = {1: [("training", 9, KILL)]}  # at batch 22; the first one waits for its gradients
     assert train(config, cut, 2, "--resume", "auto", signals=killed) == [1, -KILL]
     assert "Another process of this training has ended: see its error." in log.read_text()
-    assert checkpoint_steps(cut)[-1] == 21
+    assert steps_of(cut / "run")[-1] == 21
 
     # At the last batch, whose loss the second one waits for to report it. torchrun would send it a SIGTERM.
     ended = {0: [("training", 3, KILL)], 1: [("training", 3, TERM)]}
@@ -242,27 +197,19 @@ def test_whatever_ends_several_processes_they_go_on_exactly(config: dict[str, An
 
     train_to_end(config, cut, 2, "--resume", "auto")
     assert (cut / "run" / "metrics.jsonl").read_text() == (whole / "run" / "metrics.jsonl").read_text()
-    states = []
-    for folder in (cut, whole):
-        assert checkpoint_steps(folder)[-1] == 24
-        files = (folder / "run").glob("checkpoints/determined/*/state_dict.pth")
-        newest = max(files, key=lambda file: file.stat().st_mtime_ns)
-        states.append(torch.load(newest, weights_only=False))
-    for key in ("models_state_dict", "optimizers_state_dict", "lr_schedulers_state_dict"):
-        torch.testing.assert_close(states[0][key], states[1][key], rtol=0, atol=0)
+    assert steps_of(cut / "run")[-1] == steps_of(whole / "run")[-1] == 24
+    assert_same_state(checkpoints_of(cut / "run")[-1], checkpoints_of(whole / "run")[-1])
 
 
 # ------------------------------------------------------------------------------------------------------------- failures
 
 
 def fail(rank: int) -> None:
-    def load_datasets(self: Any) -> Any:
+    def load_datasets(_: Any) -> None:
         if os.environ["RANK"] == str(rank):
             raise ValueError("no such thing")
-        return original(self)
 
-    original = NERTrial.load_datasets
-    pytest.MonkeyPatch().setattr(NERTrial, "load_datasets", load_datasets)
+    watch(NERTrial, "load_datasets", pytest.MonkeyPatch(), first=load_datasets)
 
 
 def find_a_checkpoint_on_the_first_node_only() -> None:
@@ -273,22 +220,16 @@ def find_a_checkpoint_on_the_first_node_only() -> None:
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        pytest.param(
-            None, ["--config", "data.train_file=gone.csv"], "gone.csv does not exist", id="a mistake",
-            marks=pytest.mark.slow,
-        ),
+        slow(None, ["--config", "data.train_file=gone.csv"], "gone.csv does not exist", id="a mistake"),
         pytest.param(functools.partial(fail, 0), [], "ValueError: no such thing", id="the first"),
-        pytest.param(
-            functools.partial(fail, 1), [], "Process 1 failed, and this one with it: ValueError: no such", id="another"
-        ),
-        pytest.param(
-            find_a_checkpoint_on_the_first_node_only, ["--resume", "auto"], "a folder that all nodes share",
-            id="not the same checkpoint", marks=pytest.mark.slow,
+        pytest.param(functools.partial(fail, 1), [], "Process 1 failed, and this one with it: Val", id="another"),
+        slow(
+            find_a_checkpoint_on_the_first_node_only, ["--resume", "auto"], "a folder that all nodes share", id="lost"
         ),
     ],
-)  # fmt: skip
+)
 def test_one_that_fails_ends_all(
-    config: dict[str, Any], tmp_path: Path, change: Callable[[], None] | None, arguments: list[str], message: str
+    config: Config, tmp_path: Path, change: Any, arguments: list[str], message: str
 ) -> None:
     assert 0 not in train(config, tmp_path / "failing", 2, *arguments, changes=[change] if change else [])
     assert message in (tmp_path / "failing" / "log").read_text()

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from conftest import PROJECT, SAMPLE_DATA, read_metrics
-from determined.exec import harness
+from conftest import PROJECT, SAMPLE_DATA, Config, Fit, read_metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from model_kinds import KINDS, LABELS, save_kind
-from stand_in import stand_in_cluster
+from stand_in import run_on_stand_in
 from test_callbacks import script_f1
 from test_ner_report import Page
 from test_predict import read_lines
@@ -35,18 +33,15 @@ import predict
 from ner.config import NERDataConfig
 from ner.sentences import Sentence
 from ner.windows import prepare_tokenizer
-from ner_trial import NERTrial
 from transformer_trial.checkpoints import export_model, recipe
 from transformer_trial.config import parse_trial_config
 from transformer_trial.errors import printable
-
-SECRET = "hf_plantedByATest"
 
 # ------------------------------------------------------------------------------------------------------- what is in it
 
 
 @pytest.fixture
-def small(config: dict[str, Any]) -> dict[str, Any]:
+def small(config: Config) -> Config:
     """A configuration that trains and tests in no time."""
     config["data"] |= {"max_train_samples": 40, "max_eval_samples": 30, "test_file": str(SAMPLE_DATA / "test.json")}
     config["hyperparameters"]["learning_rate"] = 3e-3
@@ -54,11 +49,7 @@ def small(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def test_an_export_has_weights_names_tokenizer_and_settings(
-    small: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small["environment"] = {"environment_variables": [f"HF_TOKEN={SECRET}"]}
-    monkeypatch.setenv("HF_TOKEN", SECRET)
+def test_an_export_has_weights_names_tokenizer_and_settings(small: Config, fit: Fit) -> None:
     small["data"] |= {"max_seq_length": 20, "doc_stride": 5, "metric_mode": "strict"}
     trial = fit(small)
     assert {path.name for path in trial.output_dir.iterdir()} == {"metrics.jsonl", "report", "test", "model"}
@@ -67,25 +58,21 @@ def test_an_export_has_weights_names_tokenizer_and_settings(
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
     assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl"))}
     weights = safetensors.torch.load_file(folder / "model.safetensors")
-    assert weights.keys() == trial.model.state_dict().keys()
-    assert all(torch.equal(weights[name], weight) for name, weight in trial.model.state_dict().items())
+    torch.testing.assert_close(weights, dict(trial.model.state_dict()), rtol=0, atol=0)
     model = transformers.AutoModelForTokenClassification.from_pretrained(folder)
     assert [model.config.id2label[i] for i in range(9)] == trial.label_list
     assert model.config.label2id == {name: i for i, name in enumerate(trial.label_list)}
     options = {"mode": "strict", "scheme": "IOB2"}
     expected = {"label_scheme": "IOB2", "max_seq_length": 20, "doc_stride": 5, "metric_options": options}
     assert model.config.ner | expected == model.config.ner
-    written = [path for path in trial.output_dir.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
-    assert len(written) > 8
-    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
 
 
-def test_export_model_false_leaves_reports_only(small: dict[str, Any], fit: Callable[..., Any]) -> None:
+def test_export_model_false_leaves_reports_only(small: Config, fit: Fit) -> None:
     small["hyperparameters"]["export_model"] = False
     assert {path.name for path in fit(small).output_dir.iterdir()} == {"metrics.jsonl", "report", "test"}
 
 
-def test_pipeline_gives_the_tags_of_predict(small: dict[str, Any], fit: Callable[..., Any]) -> None:
+def test_pipeline_gives_the_tags_of_predict(small: Config, fit: Fit) -> None:
     small["data"] |= {"max_train_samples": 400}
     small["searcher"]["max_length"]["batches"] = 50
     folder = fit(small).output_dir / "model"
@@ -184,16 +171,14 @@ def test_the_cards_recipe_repeats_no_secret_and_stays_code() -> None:
     hparams = {
         "model_mode": "token-classification", "global_batch_size": 8,
         "pretrained_model_name_or_path": "a`b</code>``<script>c", "lr_scheduler_type": "cosine_with_restarts",
-        "lr_scheduler_kwargs": {"num_cycles": 2, "auth_token": SECRET},
+        "lr_scheduler_kwargs": {"num_cycles": 2, "auth_token": "hf_planted"},
     }  # fmt: skip
     text = recipe(parse_trial_config(hparams, {"train_file": "x.json"}, NERDataConfig))
-    assert SECRET not in text and "lr_scheduler_kwargs" in text
+    assert "hf_planted" not in text and "lr_scheduler_kwargs" in text
     assert count_tags(render(f"---\nx: 1\n---\n{text}")) == {"ul": 1, "li": 6, "code": 12}
 
 
-def test_the_card_has_the_scores_that_were_reported(
-    small: dict[str, Any], fit: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_the_card_has_the_scores_that_were_reported(small: Config, fit: Fit, tmp_path: Path) -> None:
     small["name"] = "run <b>3</b>\n# [x](y)"
     for split in ("train", "validation", "test"):
         lines = (SAMPLE_DATA / f"{split}.json").read_text(encoding="utf-8")
@@ -209,9 +194,8 @@ def test_the_card_has_the_scores_that_were_reported(
     check_scores(card, reports)
     for split, report in reports.items():
         (line,) = read_metrics(folder, split)
-        assert {name: report["overall"][name] for name in ("precision", "recall", "f1")} == {
-            name: pytest.approx(line[name], abs=1e-12) for name in ("precision", "recall", "f1")
-        }
+        for name in ("precision", "recall", "f1"):
+            assert report["overall"][name] == pytest.approx(line[name], abs=1e-12)
         assert report["accuracy"] == pytest.approx(line["accuracy_score"])
     page = render(card)
     assert page.text_of("h1") == ["run <b>3</b>⟨U+000A⟩# [x](y)"]
@@ -224,8 +208,8 @@ def test_the_card_has_the_scores_that_were_reported(
 
 
 @pytest.mark.parametrize("export", [True, False])
-def test_each_checkpoint_of_a_cluster_holds_its_own_model_and_the_best_their_reports(
-    export: bool, small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_each_checkpoint_of_a_cluster_holds_its_model_and_the_best_reports(
+    export: bool, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     f1s = [0.2, 0.1, 0.3, 0.3]
     script_f1(monkeypatch, f1s)
@@ -233,8 +217,7 @@ def test_each_checkpoint_of_a_cluster_holds_its_own_model_and_the_best_their_rep
     small["hyperparameters"]["export_model"] = export
     (tmp_path / "temp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
-    with stand_in_cluster(small, tmp_path / "cluster", monkeypatch) as info:
-        harness._run_pytorch_trial(NERTrial, info, small["entrypoint"])
+    run_on_stand_in(small, tmp_path / "cluster")
     assert not list((tmp_path / "temp").iterdir()), "temporary folders are left"
     checkpoints = {
         json.loads(file.read_text())["steps_completed"]: file.parent

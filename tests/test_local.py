@@ -17,41 +17,40 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import PROJECT, read_metrics
+from conftest import PROJECT, Config, Fit, read_metrics, watch, write_config
 from determined import pytorch
 from stand_in import run_on_stand_in
 
 from ner_trial import NERTrial
-from transformer_trial import command_line, local
-from transformer_trial.errors import TrialError
+from transformer_trial import local
+
+Run = Callable[..., Path]
+"""The fixture `run`."""
 
 
 @pytest.fixture
-def config(config: dict[str, Any]) -> dict[str, Any]:
+def config(config: Config) -> Config:
     config["data"] |= {"max_train_samples": 40, "max_eval_samples": 20}
     config["searcher"]["max_length"] = {"epochs": 2}
     return config
 
 
 @pytest.fixture
-def run(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> Callable[..., Path]:
+def run(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Run:
     """Train the configuration in this process as `train.py` does, in the folder that is returned."""
     monkeypatch.setenv("XDG_DATA_HOME", "what a run sets is undone")
     monkeypatch.setattr(local, "set_up_logging", lambda on_cluster: caplog.set_level(logging.INFO))
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> Path:
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-        local.run(NERTrial, [str(tmp_path / "config.yaml"), "--output-dir", str(tmp_path / "run"), *arguments])
+        local.run(NERTrial, [*write_config(config, tmp_path), *arguments])
         return tmp_path / "run"
 
     return run
 
 
-def test_a_run_leaves_model_metrics_and_checkpoints(config: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+def test_a_run_leaves_model_metrics_and_checkpoints(config: Config, tmp_path: Path) -> None:
+    write_config(config, tmp_path)
     command = [sys.executable, str(PROJECT / "train.py"), "config.yaml", "--output-dir", "run"]
     command += ["--config", "scheduling_unit=2", "--config", "min_validation_period.batches=5"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -77,7 +76,7 @@ def test_a_run_leaves_model_metrics_and_checkpoints(config: dict[str, Any], tmp_
     ("policy", "latest", "expected"), [("best", 1, [10]), ("all", 1, [10]), ("all", 3, [6, 8, 10]), ("none", 1, [10])]
 )
 def test_the_checkpoints_that_remain_are_those_that_the_yaml_asks_for(
-    run: Callable[..., Path], config: dict[str, Any], policy: str, latest: int, expected: list[int]
+    run: Run, config: Config, policy: str, latest: int, expected: list[int]
 ) -> None:
     config["hyperparameters"]["learning_rate"] = 0.003
     config["checkpoint_storage"] = {"save_trial_latest": latest}
@@ -90,7 +89,7 @@ def test_the_checkpoints_that_remain_are_those_that_the_yaml_asks_for(
     assert kept == sorted({*expected, *([] if policy == "none" else [best])})
 
 
-def test_test_mode_trains_and_validates_one_batch_whose_checkpoint_determined_loads(run: Callable[..., Path]) -> None:
+def test_test_mode_trains_and_validates_one_batch_whose_checkpoint_determined_loads(run: Run) -> None:
     folder = run("--test")
     assert [line["batches"] for line in read_metrics(folder, "training")] == [1]
     assert len(read_metrics(folder, "validation")) == 1
@@ -104,7 +103,7 @@ def test_test_mode_trains_and_validates_one_batch_whose_checkpoint_determined_lo
     assert loaded.stdout.strip() == "NERTrial", loaded.stderr
 
 
-def test_a_terminal_shows_a_progress_bar(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_a_progress_bar(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     controller, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 100))
     with open(terminal, "w") as stderr:
@@ -129,13 +128,13 @@ def test_a_terminal_shows_a_progress_bar(run: Callable[..., Path], monkeypatch: 
         pytest.param(["--output-dir", str(PROJECT / "results")], "outputs/ or outside", id="output-in-project"),
         pytest.param(["--config", "data.train_file=gone.csv"], "gone.csv does not exist", id="data"),
         pytest.param(["--resume", "auto", "--test"], "goes with neither --test nor --inspect", id="resume-and-test"),
+        pytest.param(["--resume", "gone"], "gone cannot be resumed: .*No such file", id="resume-from-nothing"),
         pytest.param(["--output-dir", "OTHER"], "holds the results of another run", id="another-run"),
     ],
 )
 def test_a_mistake_ends_in_its_message(
-    config: dict[str, Any], tmp_path: Path, run: Callable[..., Path], arguments: list[str], message: str,
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    tmp_path: Path, run: Run, arguments: list[str], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "OTHER").mkdir()
     (tmp_path / "OTHER" / "metrics.jsonl").write_text("precious\n")
     with pytest.raises(SystemExit) as stopped:
@@ -156,38 +155,23 @@ def test_periods_mean_what_they_mean_to_determined(period: dict[str, int]) -> No
     assert found.value == expected.value
 
 
-@pytest.mark.parametrize(
-    "optimizations",
-    [
-        pytest.param({}, id="defaults"),
-        pytest.param({"aggregation_frequency": 2, "average_aggregated_gradients": False}, id="accumulation"),
-    ],
-)
+@pytest.mark.parametrize("optimizations", [{}, {"aggregation_frequency": 2, "average_aggregated_gradients": False}])
 def test_the_same_yaml_trains_the_same_weights_in_determineds_harness_and_in_train_py(
-    config: dict[str, Any], tmp_path: Path, run: Callable[..., Path], optimizations: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    config: Config, tmp_path: Path, run: Run, optimizations: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config |= {"optimizations": optimizations, "min_validation_period": {"batches": 4}}
     config["hyperparameters"]["learning_rate"] = 1e-3
     config["searcher"]["max_length"] = {"batches": 8}
     trials = [run_on_stand_in(config, tmp_path / "cluster", as_script=as_script)[0] for as_script in (False, True)]
-    fit = local.fit
-
-    def keep_and_fit(trial: Any, *arguments: Any, **options: Any) -> None:
-        trials.append(trial)
-        fit(trial, *arguments, **options)
-
-    monkeypatch.setattr(local, "fit", keep_and_fit)
+    watch(local, "fit", monkeypatch, first=lambda trial, *_, **__: trials.append(trial))
     run()
-    in_harness, as_entrypoint, here = (trial.model.state_dict() for trial in trials)
-    assert all(torch.equal(in_harness[name], as_entrypoint[name]) for name in in_harness)
-    assert all(torch.equal(in_harness[name], here[name]) for name in in_harness)
+    in_harness, *others = (trial.model.state_dict() for trial in trials)
+    for weights in others:
+        torch.testing.assert_close(weights, in_harness, rtol=0, atol=0)
     assert trials[2].experiment_config["searcher"]["max_length"] == {"batches": 8}
 
 
-def test_the_search_yaml_trains_locally_with_a_value_of_each_range(
-    config: dict[str, Any], run: Callable[..., Path], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_search_yaml_trains_with_middle_values(config: Config, run: Run, caplog: pytest.LogCaptureFixture) -> None:
     search = yaml.safe_load((PROJECT / "ner_search.yaml").read_text())
     model = config["hyperparameters"]["pretrained_model_name_or_path"]
     search["hyperparameters"]["pretrained_model_name_or_path"] = model
@@ -206,11 +190,9 @@ def test_the_search_has_rungs_that_stop_trials_and_validates_at_each() -> None:
     assert len(rungs) > 1
     assert all(rung % search["min_validation_period"]["batches"] == 0 for rung in rungs)
     assert "train.py" in search["entrypoint"]
-    with pytest.raises(TrialError):
-        command_line.read_config(command_line.parse_arguments(["no.yaml"]))
 
 
-def test_seed_and_length_have_defaults(fit: Callable[..., Any], config: dict[str, Any]) -> None:
+def test_seed_and_length_have_defaults(fit: Fit, config: Config) -> None:
     del config["reproducibility"]
     config["searcher"]["max_length"] = {"batches": 1}
     assert fit(config).seed == 42

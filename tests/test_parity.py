@@ -1,6 +1,5 @@
 """NERTrial under Determined's trainer follows `transformers.Trainer`, step by step."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,13 @@ import datasets
 import pytest
 import torch
 import transformers
-from conftest import SAMPLE_DATA, read_metrics
+from conftest import SAMPLE_DATA, Config, Fit, read_metrics, slow
 from run_ner_reference import tokenize
+from torch.utils.data import DataLoader
 
 from transformer_trial.data import SlotBatchSampler
 
 NUM_BATCHES = 30
-SLOW = pytest.mark.slow
 
 
 class RecordingTrainer(transformers.Trainer):
@@ -25,10 +24,8 @@ class RecordingTrainer(transformers.Trainer):
         self.batches = batches
         self.losses: list[float] = []
 
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
-        return torch.utils.data.DataLoader(
-            self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator
-        )
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(*args, **kwargs)
@@ -36,9 +33,8 @@ class RecordingTrainer(transformers.Trainer):
         return loss
 
 
-def train_reference(
-    model_dir: str, config: dict[str, Any], folder: Path, *, sum_of_means: bool, **arguments: Any
-) -> RecordingTrainer:
+def train_reference(config: Config, folder: Path, *, sum_of_means: bool, **arguments: Any) -> RecordingTrainer:
+    model_dir = config["hyperparameters"]["pretrained_model_name_or_path"]
     data = datasets.load_dataset("json", data_files=str(SAMPLE_DATA / "train.json"), split="train")
     names = sorted({tag for tags in data["ner_tags"] for tag in tags})
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir)
@@ -72,36 +68,35 @@ def train_reference(
     ("hyperparameters", "optimizations", "arguments"),
     [
         pytest.param({}, {}, {}, id="defaults"),
-        pytest.param({"weight_decay": 0.1}, {}, {"weight_decay": 0.1}, id="weight-decay", marks=SLOW),
+        slow({"weight_decay": 0.1}, {}, {"weight_decay": 0.1}, id="weight-decay"),
         pytest.param({"lr_scheduler_type": "cosine", "num_warmup_steps": 7}, {},
                      {"lr_scheduler_type": "cosine", "warmup_steps": 7}, id="cosine-warmup"),
-        pytest.param({"warmup_ratio": 0.31}, {}, {"warmup_steps": 10}, id="linear-warmup-ratio", marks=SLOW),
-        pytest.param({"adafactor": True}, {}, {"optim": "adafactor"}, id="adafactor-linear", marks=SLOW),
+        slow({"warmup_ratio": 0.31}, {}, {"warmup_steps": 10}, id="linear-warmup-ratio"),
+        slow({"adafactor": True}, {}, {"optim": "adafactor"}, id="adafactor-linear"),
         pytest.param({"adafactor": True, "lr_scheduler_type": "cosine", "num_warmup_steps": 5, "weight_decay": 0.1}, {},
                      {"optim": "adafactor", "lr_scheduler_type": "cosine", "warmup_steps": 5, "weight_decay": 0.1},
                      id="adafactor-cosine-warmup"),
         pytest.param({"num_warmup_steps": 6}, {"aggregation_frequency": 3},
                      {"gradient_accumulation_steps": 3, "warmup_steps": 2}, id="accumulation"),
-        pytest.param({}, {"aggregation_frequency": 3, "average_aggregated_gradients": False},
-                     {"gradient_accumulation_steps": 3}, id="accumulation-summed", marks=SLOW),
-        pytest.param({"adafactor": True, "lr_scheduler_type": "cosine"}, {"aggregation_frequency": 2},
-                     {"optim": "adafactor", "lr_scheduler_type": "cosine", "gradient_accumulation_steps": 2},
-                     id="adafactor-cosine-accumulation", marks=SLOW),
-        pytest.param({"max_grad_norm": 0, "adam_beta2": 0.99, "adam_epsilon": 1e-6}, {},
-                     {"max_grad_norm": 0, "adam_beta2": 0.99, "adam_epsilon": 1e-6}, id="no-clipping", marks=SLOW),
+        slow({}, {"aggregation_frequency": 3, "average_aggregated_gradients": False},
+             {"gradient_accumulation_steps": 3}, id="accumulation-summed"),
+        slow({"adafactor": True, "lr_scheduler_type": "cosine"}, {"aggregation_frequency": 2},
+             {"optim": "adafactor", "lr_scheduler_type": "cosine", "gradient_accumulation_steps": 2},
+             id="adafactor-cosine-accumulation"),
+        slow({"max_grad_norm": 0, "adam_beta2": 0.99, "adam_epsilon": 1e-6}, {},
+             {"max_grad_norm": 0, "adam_beta2": 0.99, "adam_epsilon": 1e-6}, id="no-clipping"),
     ],
 )  # fmt: skip
 def test_losses_and_weights_follow_transformers_trainer(
-    config: dict[str, Any], fit: Callable[..., Any], tmp_path: Path, hyperparameters: dict[str, Any],
+    config: Config, fit: Fit, tmp_path: Path, hyperparameters: dict[str, Any],
     optimizations: dict[str, Any], arguments: dict[str, Any],
 ) -> None:  # fmt: skip
     config["hyperparameters"] |= {"learning_rate": 1e-3, **hyperparameters}
     config["optimizations"] = optimizations
     every = optimizations.get("aggregation_frequency", 1)
     summed = not optimizations.get("average_aggregated_gradients", True)
-    model_dir = config["hyperparameters"]["pretrained_model_name_or_path"]
     reference = train_reference(
-        model_dir, config, tmp_path / "reference", sum_of_means=summed,
+        config, tmp_path / "reference", sum_of_means=summed,
         learning_rate=1e-3, max_steps=NUM_BATCHES // every, **arguments,
     )  # fmt: skip
 
@@ -110,9 +105,5 @@ def test_losses_and_weights_follow_transformers_trainer(
     losses = [line["loss"] for line in read_metrics(trial.output_dir, "training")]
     assert len(losses) == len(reference.losses) == NUM_BATCHES
     assert losses == pytest.approx(reference.losses, rel=1e-5)
-    weights, reference_weights = trial.model.state_dict(), reference.model.state_dict()
-    assert weights.keys() == reference_weights.keys()
-    for name, weight in weights.items():
-        difference = float((weight - reference_weights[name]).abs().max())
-        assert difference <= 1e-5, f"{name} differs by {difference}"
+    torch.testing.assert_close(trial.model.state_dict(), reference.model.state_dict(), rtol=0, atol=1e-5)
     assert losses[-1] < losses[0], "the model did not learn"

@@ -29,6 +29,9 @@ PHASES = {
 }
 """Where a training can be when it is interrupted, and the function that it is in then; the exchange is of folders."""
 
+Changes = Sequence[Callable[[], None]]
+"""What a process calls before it trains."""
+
 Signals = Sequence[tuple[str, int, int]]
 """Triples of a phase, n and a signal that the process gets as it enters that phase the n-th time."""
 
@@ -75,24 +78,12 @@ def _watched(function: Any, number: int, due: dict[int, int], phase: Any) -> Any
 
 
 class Training:
-    """`train.py` in a process of its own.
-
-    Args:
-        arguments: Its command line.
-        log: File that takes its output.
-        signals: What it gets, and when.
-        env: Variables to set in it.
-        changes: Functions without arguments, called in it before it trains.
-    """
+    """`train.py` with a command line, in a process of its own: its output goes to `log`, and `env` is added to it."""
 
     def __init__(
-        self,
-        arguments: Sequence[str],
-        log: Path,
-        signals: Signals = (),
-        env: Mapping[str, str] = {},
-        changes: Sequence[Callable[[], None]] = (),
-    ) -> None:
+        self, arguments: Sequence[str], log: Path, signals: Signals = (), env: Mapping[str, str] = {},
+        changes: Changes = (),
+    ) -> None:  # fmt: skip
         self.log = log
         self.phase = CONTEXT.Value("i", -1, lock=False)
         options = (arguments, log, signals, self.phase, env, changes)
@@ -111,18 +102,10 @@ class Training:
         return "start" if self.phase.value < 0 else list(PHASES)[self.phase.value]
 
 
-def train(arguments: Sequence[str], log: Path, signals: Signals = (), **options: Any) -> int:
-    return Training(arguments, log, signals, **options).wait()
-
-
 def start_ranks(
-    arguments: Sequence[str],
-    log: Path,
-    num_ranks: int,
-    nodes: int = 1,
-    signals: Mapping[int, Signals] = {},
-    changes: Sequence[Callable[[], None]] = (),
-) -> list[Training]:
+    arguments: Sequence[str], log: Path, num_ranks: int, nodes: int = 1, signals: Mapping[int, Signals] = {},
+    changes: Changes = (),
+) -> list[Training]:  # fmt: skip
     """Start processes as torchrun does, on as many nodes, each of which has a cache of its own beside the log."""
     with socket.create_server(("", 0)) as server:
         env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": str(num_ranks)}
