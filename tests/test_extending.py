@@ -17,7 +17,7 @@ import torch
 import transformers
 import yaml
 from conftest import PROJECT, SAMPLE_DATA, read_metrics
-from training_process import start_ranks, train, wait_for_all
+from training_process import Training, start_ranks, wait_for_all
 
 import ner_utils
 import predict
@@ -94,7 +94,9 @@ def test_an_example_trains_resumes_and_is_the_same_in_two_processes(
     command: Callable[[str], list[str]], tmp_path: Path, name: str
 ) -> None:
     arguments, log, changes = command(name), tmp_path / "log", [functools.partial(see_modules, tmp_path)]
-    assert train([*arguments, str(tmp_path / "outputs" / "whole")], log, changes=changes) == 0, log.read_text()
+    assert Training([*arguments, str(tmp_path / "outputs" / "whole")], log, changes=changes).wait() == 0, (
+        log.read_text()
+    )
     validations = read_metrics(tmp_path / "outputs" / "whole", "validation")
     assert len(validations) == 3 and validations[-1]["validation_loss"] < validations[0]["validation_loss"]
 
@@ -102,9 +104,9 @@ def test_an_example_trains_resumes_and_is_the_same_in_two_processes(
     assert (
         train([*arguments, str(tmp_path / "outputs" / "cut")], log, interrupt, changes=changes) == 128 + signal.SIGINT
     ), log.read_text()
-    assert train([*arguments, str(tmp_path / "outputs" / "cut"), "--resume", "auto"], log, changes=changes) == 0, (
-        log.read_text()
-    )
+    assert (
+        Training([*arguments, str(tmp_path / "outputs" / "cut"), "--resume", "auto"], log, changes=changes).wait() == 0
+    ), log.read_text()
     for file in ("metrics.jsonl", "model/model.safetensors"):
         assert (tmp_path / "outputs" / "cut" / file).read_bytes() == (
             tmp_path / "outputs" / "whole" / file
