@@ -122,18 +122,15 @@ def dict_rows(text: str, spans: list[list[Any]]) -> dict[str, Any]:
     return {"id": 1, "text": text, "entities": [dict(zip(("start", "end", "label"), span)) for span in spans]}
 
 
-def to_parquet(frame: pd.DataFrame) -> bytes:
+def to_parquet(table: pd.DataFrame | datasets.Dataset) -> bytes:
     file = io.BytesIO()
-    frame.to_parquet(file)
+    table.to_parquet(file)
     return file.getvalue()
 
 
-def class_labels(sentences: list[Sentence]) -> bytes:
-    tags = datasets.List(datasets.ClassLabel(names=NAMES))
-    features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "ner_tags": tags})
-    file = io.BytesIO()
-    datasets.Dataset.from_list(rows_of(sentences), features=features).to_parquet(file)
-    return file.getvalue()
+def class_label_features(names: list[str]) -> datasets.Features:
+    words, tags = datasets.List(datasets.Value("string")), datasets.List(datasets.ClassLabel(names=names))
+    return datasets.Features({"tokens": words, "ner_tags": tags})
 
 
 def any_words(words: list[str]) -> bool:
@@ -200,7 +197,10 @@ CASES = {
         in_cells,
     ),
     "parquet": Case("parquet", "parquet", lambda s: to_parquet(pd.DataFrame(rows_of(s)))),
-    "parquet with ClassLabel": Case("parquet", "parquet", class_labels),
+    "parquet with ClassLabel": Case(
+        "parquet", "parquet",
+        lambda s: to_parquet(datasets.Dataset.from_list(rows_of(s), features=class_label_features(NAMES))),
+    ),
     "parquet, a row a word": Case(
         "parquet", "parquet", lambda s: to_parquet(kaggle_frame(s).replace({"sentence_id": {"": np.nan}})), in_cells
     ),
