@@ -204,35 +204,29 @@ def test_use_auth_token_is_accepted_and_explained(value: Any, warned: bool, capl
     assert ("the hub's token is read from HF_TOKEN" in caplog.text) is warned
 
 
-# By section: key, default, another sensible value.
-VALUES: dict[str, list[tuple[str, Any, Any]]] = {
-    "hyperparameters": [
-        ("pretrained_model_name_or_path", None, "bert-base-cased"), ("config_name", None, "models/my-config"),
-        ("tokenizer_name", None, "roberta-base"), ("model_name", None, "bert-large-cased"),
-        ("model_mode", MISSING, "token-classification"), ("finetuning_task", None, "ner"),
-        ("use_pretrained_weights", True, False), ("revision", "main", "refs/pr/1"), ("cache_dir", None, "~/.cache/hub"),
-        ("use_fast", True, False), ("do_lower_case", None, True), ("num_labels", None, 9),
-        ("trust_remote_code", False, True), ("ignore_mismatched_sizes", False, True), ("use_auth_token", False, True),
-        ("use_apex_amp", False, True), ("mixed_precision", "none", "bf16"), ("global_batch_size", MISSING, 32),
-        ("early_stopping_patience", None, 3), ("export_model", True, False),
-        ("learning_rate", 5e-5, 3e-5), ("weight_decay", 0.0, 0.01), ("adafactor", False, True),
-        ("scale_parameter", False, True), ("relative_step", False, True), ("adam_beta1", 0.9, 0.8),
-        ("adam_beta2", 0.999, 0.98), ("adam_epsilon", 1e-8, 1e-6), ("max_grad_norm", 1.0, 0.0),
-        ("lr_scheduler_type", "linear", "cosine_with_restarts"), ("lr_scheduler_kwargs", None, {"num_cycles": 2}),
-        ("num_warmup_steps", 0, 500), ("warmup_ratio", 0.0, 0.1), ("num_training_steps", None, 5268),
-    ],
-    "data": [
-        ("dataset_name", None, "data/folder"), ("dataset_config_name", None, "en"), ("dataset_revision", None, "v1.0"),
-        ("train_file", None, "a.csv"), ("validation_file", None, "b.csv"), ("test_file", None, "c.csv"),
-        ("validation_split_percentage", None, 5.0), ("text_column_name", None, "words"),
-        ("label_column_name", None, -1), ("sentence_column_name", None, "sent_id"), ("file_format", None, "conll"),
-        ("label_list", None, ["O", "B-PER", "I-PER"]), ("label_scheme", None, "plain"),
-        ("preprocessing_num_workers", None, 4), ("dataloader_num_workers", 0, 2), ("cache_dir", None, "/tmp/data"),
-        ("overwrite_cache", False, True), ("max_seq_length", None, 128), ("doc_stride", None, 32),
-        ("pad_to_max_length", False, True), ("label_all_tokens", False, True), ("group_by_length", False, True),
-        ("max_train_samples", None, 100), ("max_eval_samples", None, 50), ("return_entity_level_metrics", False, True),
-        ("metric_mode", "default", "strict"), ("metric_scheme", None, "BILOU"),
-    ],
+# By section: a sensible value of each key that is not its default. The defaults are those of docs/configuration.md.
+VALUES: dict[str, dict[str, Any]] = {
+    "hyperparameters": {
+        "pretrained_model_name_or_path": "bert-base-cased", "config_name": "models/my-config", "use_fast": False,
+        "tokenizer_name": "roberta-base", "model_name": "bert-large-cased", "model_mode": "token-classification",
+        "finetuning_task": "ner", "use_pretrained_weights": False, "revision": "refs/pr/1", "num_labels": 9,
+        "cache_dir": "~/.cache/hub", "do_lower_case": True, "trust_remote_code": True, "use_auth_token": True,
+        "ignore_mismatched_sizes": True, "use_apex_amp": True, "mixed_precision": "bf16", "global_batch_size": 32,
+        "early_stopping_patience": 3, "export_model": False, "learning_rate": 3e-5, "weight_decay": 0.01,
+        "adafactor": True, "scale_parameter": True, "relative_step": True, "adam_beta1": 0.8, "adam_beta2": 0.98,
+        "adam_epsilon": 1e-6, "max_grad_norm": 0.0, "lr_scheduler_type": "cosine_with_restarts",
+        "lr_scheduler_kwargs": {"num_cycles": 2}, "num_warmup_steps": 500, "warmup_ratio": 0.1,
+        "num_training_steps": 5268,
+    },
+    "data": {
+        "dataset_name": "data/folder", "dataset_config_name": "en", "dataset_revision": "v1.0", "train_file": "a.csv",
+        "validation_file": "b.csv", "test_file": "c.csv", "validation_split_percentage": 5.0, "cache_dir": "/tmp/data",
+        "text_column_name": "words", "label_column_name": -1, "sentence_column_name": "sent_id", "label_scheme": "plain",
+        "label_list": ["O", "B-PER", "I-PER"], "file_format": "conll", "preprocessing_num_workers": 4,
+        "dataloader_num_workers": 2, "overwrite_cache": True, "max_seq_length": 128, "doc_stride": 32,
+        "pad_to_max_length": True, "label_all_tokens": True, "group_by_length": True, "max_train_samples": 100,
+        "max_eval_samples": 50, "return_entity_level_metrics": True, "metric_mode": "strict", "metric_scheme": "BILOU",
+    },
 }  # fmt: skip
 COMPANIONS: dict[str, Values] = {
     **{key: {"adafactor": True} for key in ("scale_parameter", "relative_step")},
@@ -242,20 +236,15 @@ COMPANIONS: dict[str, Values] = {
 """What a key needs beside it."""
 
 
-@pytest.mark.parametrize(
-    ("section", "key", "default", "other"),
-    [pytest.param(s, *value, id=f"{s}.{value[0]}") for s, values in VALUES.items() for value in values],
-)
-def test_a_key_has_its_default_and_takes_another_value(section: str, key: str, default: Any, other: Any) -> None:
-    field = FIELDS[section][key]
-    assert field.is_required() if default is MISSING else field.default == default
+@pytest.mark.parametrize(("section", "key"), KEYS)
+def test_a_key_takes_a_value_other_than_its_default(section: str, key: str) -> None:
+    other = VALUES[section][key]
     value = parsed_value(section, key, {**COMPANIONS.get(key, {}), key: other})
     assert (value, type(value)) == (other, type(other))
+    assert other != FIELDS[section][key].default
 
 
-def test_the_keys_above_are_all_there_are_and_each_is_documented() -> None:
-    assert sorted(KEYS) == sorted((section, value[0]) for section, values in VALUES.items() for value in values)
-    assert len(KEYS) == 61
+def test_every_key_is_documented() -> None:
     fields = {**FIELDS["hyperparameters"], **FIELDS["data"], **SearcherConfig.model_fields}
     assert [key for key, field in fields.items() if not field.description] == []
 
