@@ -18,6 +18,7 @@ from conftest import SHARED_DATA, read_metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
+from test_ner_formats import as_lines
 
 from ner.labels import (
     PREFIXES,
@@ -56,8 +57,7 @@ def write_tags(sentence: Sentence, scheme: str) -> list[str]:
     """The tags of a sentence, each scheme by its definition."""
     length, spans = sentence
     tags = ["O"] * length
-    firsts = {(first, name) for first, _, name in spans}
-    lasts = {(last, name) for _, last, name in spans}
+    firsts, lasts = {(first, name) for first, _, name in spans}, {(last, name) for _, last, name in spans}
     for first, last, name in spans:
         for word in range(first, last + 1):
             if scheme == "plain":
@@ -142,12 +142,13 @@ def test_the_scheme_is_recognised_wherever_it_shows(scheme: str, splits: dict[st
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_requested_scheme_overrides_unless_tags_cannot_be_of_it(scheme: str, requested: str) -> None:
     tags = write_tags((7, [(0, 0, "PER"), (1, 3, "PER"), (5, 5, "LOC")]), scheme)
+    splits = dict(train=[tags], validation=[["O"]])
     prefixes = {tag[0] for tag in tags if tag != "O"} if scheme != "plain" else {"?"}
     if requested == "plain" or prefixes <= set(PREFIXES[requested]):
-        assert scheme_of(dict(train=[tags], validation=[["O"]]), requested) == requested
+        assert scheme_of(splits, requested) == requested
     else:
         with pytest.raises(TrialError, match=rf"^train.json, line 1: the tag \S+ does not go with {requested}; "):
-            scheme_of(dict(train=[tags], validation=[["O"]]), requested)
+            scheme_of(splits, requested)
 
 
 @given(sentences=annotated(LOOK_ALIKES))
@@ -159,35 +160,26 @@ def test_plain_takes_types_that_look_like_prefixes(sentences: list[Sentence]) ->
     assert find_entity_types(labels_of(tags), "plain") == sorted(counts)
 
 
-MIXED: list[Any] = [
-    pytest.param([["O"], ["B-PER", "PER"], ["PER"]], "train.json, line 2: the tag PER does", id="a type alone"),
-    pytest.param([["B-X"], ["E-X"], ["B-X", "L-X"]], "train.json, line 2: the tag E-X does", id="BIOES and BILOU"),
-    pytest.param([["U-X", "O"], ["I-X"], ["S-X"]], "train.json, line 1: the tag U-X does", id="no BIOES, no BILOU"),
-    pytest.param([["Z-X"], ["B-X"], ["A-X"]], "train.json, line 1: the tag Z-X does", id="the first, not by name"),
-    pytest.param([["B-X"], ["b-X"]], "train.json, line 2: the tag b-X does", id="a small letter"),
-    pytest.param([["B-X"], ["O", "X-B"]], "train.json, line 2: the tag X-B does", id="a suffix"),
-    pytest.param([["B-X"], ["B-X", "o"]], "train.json, line 2: the tag o does", id="a small O"),
-    pytest.param([["O", "B-X"], ["B", "I"]], "train.json, line 2: the tag B names no type", id="no type"),
-    pytest.param([["E-mail", "O"], ["PER"]], "train.json, line 2: the tag PER does", id="a type like a prefix"),
-]  # fmt: skip
+MIXED: list[tuple[list[list[str]], int, str]] = [
+    ([["O"], ["B-PER", "PER"], ["PER"]], 2, "PER does"),
+    ([["B-X"], ["E-X"], ["B-X", "L-X"]], 2, "E-X does"),  # of BIOES and BILOU
+    ([["U-X", "O"], ["I-X"], ["S-X"]], 1, "U-X does"),  # of neither
+    ([["Z-X"], ["B-X"], ["A-X"]], 1, "Z-X does"),  # the first, not by name
+    ([["B-X"], ["b-X"]], 2, "b-X does"),
+    ([["B-X"], ["O", "X-B"]], 2, "X-B does"),
+    ([["B-X"], ["B-X", "o"]], 2, "o does"),
+    ([["E-mail", "O"], ["PER"]], 2, "PER does"),  # a type like a prefix
+    ([["O", "B-X"], ["B", "I"]], 2, "B names no type"),
+    *(([["O"], [*tags, "B"]], 2, "B names no type") for tags in ("BIO", "BOI", "BIES", "BILOU")),
+]
 
 
-@pytest.mark.parametrize(("sentences", "said"), MIXED)
-def test_mixed_tags_are_refused_with_the_place_of_the_first(sentences: list[list[str]], said: str) -> None:
-    with pytest.raises(TrialError) as error:
-        scheme_of(dict(train=sentences))
-    assert str(error.value).startswith(said)
-    with pytest.raises(TrialError) as error:  # a later split is not the first place
-        scheme_of(dict(train=sentences, validation=sentences[::-1]))
-    assert str(error.value).startswith(said)
+@pytest.mark.parametrize(("sentences", "line", "said"), MIXED, ids=str)
+def test_mixed_tags_are_refused_with_the_place_of_the_first(sentences: list[list[str]], line: int, said: str) -> None:
+    for later_splits in ({}, {"validation": sentences[::-1]}):  # a later split is not the first place
+        with pytest.raises(TrialError, match=rf"^train.json, line {line}: the tag {said}.*data\.label_scheme.* plain "):
+            scheme_of(dict(train=sentences, **later_splits))
     assert scheme_of(dict(train=sentences), "plain") == "plain"
-
-
-@pytest.mark.parametrize("tags", [["B", "I", "O"], ["B", "O", "I"], ["B", "I", "E", "S"], ["B", "I", "L", "O", "U"]])
-def test_prefixes_alone_are_no_types(tags: list[str]) -> None:
-    with pytest.raises(TrialError, match=r"^train.json, line 2: the tag B names no type.*data.label_scheme: plain"):
-        scheme_of(dict(train=[["O"], [*tags, "B"]]))
-    assert scheme_of(dict(train=[tags]), "plain") == "plain"
 
 
 EVERY_PREFIX: list[Sentence] = [(9, [(0, 2, "PER"), (3, 3, "PER"), (4, 4, "PER"), (6, 8, "LOC")])]
@@ -204,13 +196,18 @@ def test_splits_in_different_schemes_are_refused(one: str, other: str) -> None:
     assert scheme_of(dict(train=[["O"]], validation=train, test=train)) == NAMES[one]
 
 
-def test_the_schemes_of_splits_are_named() -> None:
-    with pytest.raises(TrialError, match=r"train like IOB2, validation like IOB1\. .*data\.label_scheme"):
-        scheme_of(dict(train=[["B-X"]], validation=[["I-X"]], test=[["O"]]))
-    assert scheme_of(dict(train=[["B-X"]], validation=[["I-X"]]), "IOB1") == "IOB1"
-    with pytest.raises(TrialError, match=r"train like IOB, validation like BIOES\. .*data\.label_scheme"):
-        scheme_of(dict(train=[["B-X", "I-X"]], validation=[["B-X", "E-X", "S-X"]]))
-    assert scheme_of(dict(train=[["B-X", "I-X"]], validation=[["B-X", "E-X", "S-X"]]), "BIOES") == "BIOES"
+@pytest.mark.parametrize(
+    ("train", "validation", "said", "requested"),
+    [
+        (["B-X"], ["I-X"], "train like IOB2, validation like IOB1", "IOB1"),
+        (["B-X", "I-X"], ["B-X", "E-X", "S-X"], "train like IOB, validation like BIOES", "BIOES"),
+    ],
+)
+def test_the_schemes_of_splits_are_named(train: list[str], validation: list[str], said: str, requested: str) -> None:
+    splits = dict(train=[train], validation=[validation], test=[["O"]])
+    with pytest.raises(TrialError, match=rf"{said}\. .*data\.label_scheme"):
+        scheme_of(splits)
+    assert scheme_of(splits, requested) == requested
 
 
 def test_single_tags_against_the_rules_change_no_scheme() -> None:
@@ -325,20 +322,20 @@ def test_the_strict_scheme_is_as_requested_or_the_tags_own(
 @pytest.mark.parametrize(
     ("labels", "label_scheme", "requested"),
     [
-        pytest.param(["PER", "O"], "plain", "IOB2", id="no prefixes, but a scheme"),
-        pytest.param(["I-X", "O", "B-X"], "IOB2", "IOE2", id="another scheme"),
-        pytest.param(["I-X", "O", "B-X"], "IOB2", "IOBES", id="another scheme, of more prefixes"),
-        pytest.param(["I-X", "O", "B-X"], "IOB2", "BILOU", id="another scheme, of more and other prefixes"),
-        pytest.param(["B-X", "I-X", "O", "L-X", "U-X"], "BILOU", "IOB2", id="another scheme, of fewer prefixes"),
-        pytest.param(["B-X", "I-X", "O", "L-X"], "IOB2", None, id="a label beside the data's"),
+        ("PER O", "plain", "IOB2"),  # of no prefixes
+        ("I-X O B-X", "IOB2", "IOE2"),
+        ("I-X O B-X", "IOB2", "IOBES"),  # of more prefixes
+        ("I-X O B-X", "IOB2", "BILOU"),  # of more and other ones
+        ("B-X I-X O L-X U-X", "BILOU", "IOB2"),  # of fewer
+        ("B-X I-X O L-X", "IOB2", None),  # a label beside the data's
     ],
 )
 def test_a_strict_scheme_that_does_not_suit_the_tags_is_refused(
-    labels: list[str], label_scheme: str, requested: str | None
+    labels: str, label_scheme: str, requested: str | None
 ) -> None:
     """With it no entity at all would count, in silence."""
     with pytest.raises(ValueError, match=rf"data.metric_scheme: {requested or 'null'} does not suit the tags .*\bO\b"):
-        choose_metric_scheme(labels, label_scheme, requested)
+        choose_metric_scheme(labels.split(), label_scheme, requested)
 
 
 def test_tags_are_converted_to_what_both_modes_of_seqeval_read() -> None:
@@ -354,50 +351,49 @@ def test_tags_are_converted_to_what_both_modes_of_seqeval_read() -> None:
 # ----------------------------------------------------------------------------------------------- from data to the model
 
 
-def write_rows(file: Path, rows: Sequence[tuple[str, str]]) -> str:
-    file.write_text("".join(json.dumps({"tokens": w.split(), "ner_tags": t.split()}) + "\n" for w, t in rows))
-    return str(file)
-
-
 @pytest.fixture
 def small(config: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """A configuration whose validation split has a type that train lacks, and a scheme of its own."""
     train = [("Ada Lovelace slept", "B-PER L-PER O"), ("London", "U-LOC"), ("nobody came", "O O")] * 8
     validation = [("Acme Corp hired Ada", "B-ORG L-ORG O U-PER"), ("in London", "O U-LOC")]
-    config["data"] |= {
-        "train_file": write_rows(tmp_path / "train.json", train),
-        "validation_file": write_rows(tmp_path / "validation.json", validation),
-    }
+    for split, sentences in (("train", train), ("validation", validation)):
+        rows = [{"tokens": words.split(), "ner_tags": tags.split()} for words, tags in sentences]
+        (tmp_path / f"{split}.json").write_text(as_lines(rows))
+        config["data"][f"{split}_file"] = str(tmp_path / f"{split}.json")
+    config["data"]["return_entity_level_metrics"] = True
     config["searcher"]["max_length"]["batches"] = 1
     return config
 
 
+FOUND = ["B-ORG", "B-PER", "L-ORG", "L-PER", "O", "U-LOC", "U-PER"]
+GIVEN = ["U-PER", "O", "B-LOC", "L-LOC", "U-LOC", "B-ORG", "L-ORG", "B-PER", "L-PER"]
+
+
+@pytest.mark.parametrize(
+    ("options", "label_list", "label_scheme", "types"),
+    [
+        pytest.param({}, FOUND, "BILOU", ("ORG", "PER", "LOC"), id="as found"),
+        pytest.param(
+            {"label_scheme": "plain", "label_list": GIVEN}, GIVEN, "plain", ("B-ORG", "L-ORG", "U-PER"), id="as given"
+        ),
+    ],
+)
 def test_a_label_that_only_validation_has_is_known_reported_and_scored(
-    small: dict[str, Any], fit: Callable[..., Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    small["data"]["return_entity_level_metrics"] = True
-    with caplog.at_level(logging.INFO):
-        trial = fit(small)
-    assert trial.label_list == ["B-ORG", "B-PER", "L-ORG", "L-PER", "O", "U-LOC", "U-PER"]
+    options: Any, label_list: list[str], label_scheme: str, types: list[str], small: Any, fit: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level(logging.INFO)
+    small["data"] |= options
+    trial = fit(small)
+    assert trial.label_list == label_list
     (warning,) = [text for text in trial.data_report["warnings"] if "cannot be learned" in text]
     assert warning.startswith("validation has tags that train has none of") and "B-ORG, L-ORG, U-PER" in warning
     assert warning in caplog.text
     (metrics,) = read_metrics(trial.output_dir, "validation")
-    assert (metrics["ORG_number"], metrics["PER_number"], metrics["LOC_number"]) == (1, 1, 1)
+    assert [metrics[f"{name}_number"] for name in types] == [1, 1, 1]
     exported = transformers.AutoConfig.from_pretrained(trial.output_dir / "model")
-    assert exported.ner["label_scheme"] == "BILOU"
-    assert exported.id2label == dict(enumerate(trial.label_list))
-
-
-def test_the_requested_scheme_and_order_are_the_models(small: dict[str, Any], fit: Callable[..., Any]) -> None:
-    names = ["U-PER", "O", "B-LOC", "L-LOC", "U-LOC", "B-ORG", "L-ORG", "B-PER", "L-PER"]
-    small["data"] |= {"label_scheme": "plain", "return_entity_level_metrics": True, "label_list": names}
-    trial = fit(small)
-    assert trial.label_list == names
-    exported = transformers.AutoConfig.from_pretrained(trial.output_dir / "model")
-    assert exported.ner["label_scheme"] == "plain"
-    (metrics,) = read_metrics(trial.output_dir, "validation")
-    assert metrics["B-ORG_number"] == metrics["L-ORG_number"] == 1
+    assert exported.ner["label_scheme"] == label_scheme
+    assert exported.id2label == dict(enumerate(label_list))
 
 
 @pytest.mark.parametrize("num_labels", [7, 3], ids=["as many", "fewer"])
