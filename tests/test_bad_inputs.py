@@ -60,7 +60,7 @@ LIST = "accepted is a list, one written as JSON (json.dumps) or Python text"
 JSON_ADVICE = "Write each row as a JSON object (json.dumps)"
 CSV_ADVICE = "csv.writer or DataFrame.to_csv"
 KAGGLE = "Sentence #,Word,POS,Tag\n"
-PARQUET = parquet([["EU"]] * 2000, [["O"]] * 2000)
+PARQUET = parquet([["E.U"]] * 2000, [["O"]] * 2000)
 TWICE = io.BytesIO()
 pyarrow.parquet.write_table(pyarrow.table([[["EU"]], [["O"]]], names=["tokens", "tokens"]), TWICE)
 UTF8 = "accepted is text in UTF-8"
@@ -72,29 +72,24 @@ WORDS: list[Any] = [
     ("a tag is missing", GOOD + line(["EU", "a"], ["O"]), "line 2: found 2 words but 1 tags (words: 'EU a'; tags: 'O'"),
     ("a word is missing", GOOD * 1200 + line(["a"], ["O", "O"]), "line 1201: found 1 words but 2 tags", "Every word"),
     ("an empty sentence", GOOD + line([], []), "line 2: found a sentence without words. Remove it"),
-    ("words without tags", GOOD + line(["EU"], []), "line 2: found 1 words but 0 tags"),
     ("a text without tags", line("EU", "B-ORG") + line("EU a", []), "line 2: found 2 words but 0 tags"),
     ("null words", GOOD + line(None, ["O"]), "line 2: the words are None", LIST),
     ("null tags", GOOD + line(["EU"], None), "line 2: the tags are None", LIST),
     ("no tags at all", GOOD + '{"tokens": ["a"]}', "line 2: no column 'ner_tags' as in the first row; found tokens"),
     ("a null word", GOOD + line(["a", None], ["O", "O"]), "line 2: word 2 is missing", "in quotes, or leave it out"),
     ("a NaN word", GOOD + line(["a", float("nan")], ["O", "O"]), "line 2: word 2 is nan", "texts"),
-    ("NaN for words", GOOD + line(float("nan"), ["O"]), "line 2: the words are nan", LIST),
     ("a number among words", GOOD + line(["a", 5], ["O", "O"]), "line 2: word 2 is 5; accepted are texts"),
     ("nested words", line([["EU"], ["a"]], ["O", "O"]), "line 1: word 1 is ['EU']; accepted are texts"),
     ("nested tags", line(["EU"], [["O"]]), "line 1: tag 1 is ['O']; accepted are texts such as"),
-    ("words with offsets", line([{"text": "EU", "id": 0}], ["O"]), "word 1 is {'text': 'EU', 'id': 0}"),
     ("a dictionary for words", line({"0": "EU"}, ["O"]), "the words are {'0': 'EU'}", LIST),
     ("a very long cell", line({"a": "EU " * 999}, ["O"]), "the words are {'a': 'EU EU", "...", LIST),
     ("a blank text", GOOD + line(" ", "O"), "line 2: the words are ' '", LIST),
     ("a text of two lines", GOOD + line("EU\na", "O O"), "line 2: the words are 'EU\\na'", "a line of"),
     ("brackets that are no list", line("[EU, a]", "O O"), "the words are '[EU, a]'", LIST),
     ("half a character", line(["\ud83d"], ["O"]), r"word 1 is '\ud83d', which holds half of a char"),
-    ("an empty tag", GOOD + line(["a"], [""]), "line 2: tag 1 is missing", "'B-PER', or whole numbers"),
-    ("a blank tag", GOOD + line(["a"], [" "]), "line 2: tag 1 is missing", "'B-PER'"),
+    ("a blank tag", GOOD + line(["a"], [" "]), "line 2: tag 1 is missing", "'B-PER', or whole numbers"),
     ("a null tag", GOOD + line(["a"], [None]), "line 2: tag 1 is missing", "'B-PER'"),
     ("a float tag", line(["a"], [1.0]), "line 1: tag 1 is 1.0; accepted are texts", "whole numbers"),
-    ("a NaN tag", line(["a"], [float("nan")]), "line 1: tag 1 is nan", "whole numbers"),
     ("a boolean tag", line(["a"], [True]), "line 1: tag 1 is True", "'B-PER'"),
     ("a nameless number", line(["a"], [1]), "tag 1 is the number 1, and nothing says", "as O, B-PER, I-PER, by"),
     ("a nameless number as text", line(["a"], ["1"]), "tag 1 is the number 1", "data.label_list"),
@@ -106,8 +101,6 @@ WORDS: list[Any] = [
     ("a dash for a tag", line(["a"], ["-"]), "tag 1 is '-', which names no type; accepted are O, B-PER"),
     ("mixed schemes", GOOD + line(["a", "b"], ["B-X", "L-X"]) + line(["a"], ["E-X"]),
      "line", "-X does not go with the others; found are B-ORG, B-X, E-X, L-X", "data.label_scheme"),
-    ("plain among prefixes", GOOD + line(["a"], ["PER"]), "line 2: the tag PER does not go with the others; found"),
-    ("not of the scheme", GOOD + line(["a"], ["S-ORG"]), "line 2: the tag S-ORG does not go", {"label_scheme": "IOB2"}),
 ]  # fmt: skip
 JSON: list[Any] = [
     ("an empty file", "", "has no rows. Give a file with at least one"),
@@ -116,8 +109,6 @@ JSON: list[Any] = [
     ("an empty object", "[{}]", "row 1: no column 'tokens'; found .", "data.text_column_name"),
     ("a broken line", GOOD + '\n{"tokens": ["a"\n' + GOOD, "line 3: not readable as json: Expecting ',' delim"),
     ("JSON cut in the middle", json.dumps([json.loads(GOOD)] * 5, indent=1)[:-50], "line", "not readable as json: "),
-    ("lines cut in the middle", (GOOD * 3)[:-9], "line 3: not readable as json: ", JSON_ADVICE),
-    ("a list cut after a comma", f"[{GOOD},", "line 2: not readable as json: Expecting value"),
     ("a list in a line", GOOD + '["a"]\n', "line 2: found ['a']; accepted is an object", JSON_ADVICE),
     ("a list of lists", '[["EU"], ["O"]]', "row 1: found ['EU']; accepted is an object"),
     ("a text in quotes", '"EU rejects"', "line 1: found 'EU rejects'; accepted is an object"),
@@ -125,11 +116,9 @@ JSON: list[Any] = [
     ("two objects on a line", GOOD + GOOD.strip() + GOOD, "line 2: not readable as json: Extra data"),
     ("Python instead of JSON", "{'tokens': ['EU']}\n", "line 1: not readable as json: Expecting prop", JSON_ADVICE),
     ("a name that stands twice", GOOD + '{"a": 1, "a": 2}', "line 2: not readable as json: 'a' stands twice"),
-    ("columns instead of rows", '{"tokens": {"0": "a"}, "ner_tags": {}}', "line 1: the words are {'0': 'a'}", LIST),
     ("rows within an object", f'{{"data": [{GOOD}]}}', "line 1: no column 'ner_tags'; found data", "data.label_column"),
     ("lists without end", "[" * 100_000, "line 1: not readable as json: lists within lists"),
     ("a number of 5,000 digits", f'{{"tokens": {"1" * 5000}}}', "line 1: not readable as json: Exceeds"),
-    ("a web page", "<!DOCTYPE html>\n<html>", "line 1: not readable as json: Expecting value"),
     ("Latin-1", (GOOD + '{"a": "ü"}').encode("latin-1"), "line 2: found the byte 0xfc", UTF8, "iconv -f latin1"),
     ("UTF-16", GOOD.encode("utf-16"), "line 1: found the byte 0xff", UTF8, "iconv -f utf-16 -t utf-8"),
     ("UTF-16 without BOM", GOOD.encode("utf-16-le"), "line 1: found a zero byte", UTF8, "-f utf-16"),
@@ -166,7 +155,6 @@ SPANS: list[Any] = [
 ]  # fmt: skip
 COLUMNS: list[Any] = [
     ("tags with brackets", "EU\t(ORG*)\nis\t*\n", "line 2: tag 2 is '*', which names no type"),
-    ("a zero byte", "EU\tO\na\0b\tO\n", "line 2: found a zero byte", UTF8),
     ("an empty CoNLL file", "", "has no rows"),
     ("comments only", "# a = b\n# c\n\n", "has no rows"),
     ("-DOCSTART- only", "-DOCSTART- -X- O O\n\n", "has no rows"),
@@ -182,7 +170,6 @@ COLUMNS: list[Any] = [
     ("ragged columns", "a NNP B-ORG\nb O\n", "line 2: found 2 columns ('b O') where 3 are", "separated by spaces"),
     ("a space for a TAB", "EU\tO\nrejects O\n", "line 2: found 1 columns ('rejects O') where 2", "TABs"),
     ("a TAB for a space", "EU O\nNew York\tO\n", "line 2: found 2 columns ('New York\\tO')", "spaces"),
-    ("commas in columns", "EU,B-ORG\nrejects,O\n", "line 1: found 1 columns ('EU,B-ORG') where 2"),
     ("a header in columns", "Word Tag\nEU B-ORG\n", "names, 'Word Tag'", '"# global.columns = Word Tag"', "tsv"),
     ("carriage returns", "EU O\rrejects O\r\r", "line 1: found a carriage return within the line"),
     ("ranges of words", "1-2\tdu\t_\n1\tde\tO\n2\tle\tO\n", "line 1: found ranges such as 1-2", "conllu"),
@@ -197,7 +184,6 @@ TABLES: list[Any] = [
     ("a header only", HEADER, "has no rows. Give a file with at least one"),
     ("semicolons", "tokens;ner_tags\n", "line 1: found one column, 'tokens;ner_tags'; accepted are cells with commas"),
     ("TABs in csv", "tokens\tner_tags\nEU\tO\n", "found one column", "data.file_format: tsv for TABs"),
-    ("Excel's first line", "sep=;\ntokens;ner_tags\n", "line 1: found one column, 'sep=;'"),
     ("no header", "EU,B-ORG\nrejects,O\n", "line 2: the line before holds 'EU, B-ORG'", "data"),
     ("no header but lists", ROW * 2, "line 2: the line before holds \"['EU'], ['O']\"", "looks like"),
     ("no header but lines", "EU rejects,B-ORG O\n" * 2, "line 2: the line before holds 'EU rejects, B-ORG"),
@@ -234,9 +220,8 @@ TABLES: list[Any] = [
 PARQUETS: list[Any] = [
     ("a column twice in parquet", TWICE.getvalue(), "the column 'tokens' stands there twice"),
     ("truncated parquet", PARQUET[: len(PARQUET) // 2], "not readable as parquet: ", "Write it anew"),
-    ("no parquet", GOOD, "not readable as parquet: ", "DataFrame.to_parquet"),
-    ("an empty parquet file", "", "not readable as parquet: ", "0 bytes"),
-    ("damaged parquet", PARQUET.replace(b"EU", b"\xff\xfe"), "not readable as parquet: "),
+    ("an empty parquet file", "", "not readable as parquet: ", "0 bytes", "DataFrame.to_parquet"),
+    ("damaged parquet", PARQUET.replace(b"E.U", b"\xff.\xfe"), "not readable as parquet: ", "Invalid UTF8"),
     ("parquet without rows", parquet([], []), "has no rows"),
     ("bytes", parquet([[b"EU"]], [["O"]]), "row 1: word 1 is b'EU'; accepted are texts"),
     ("null in parquet", parquet([["EU"], None], [["O"], ["O"]]), "row 2: the words are None"),
@@ -268,7 +253,6 @@ BAD = {
     ],
     "a.conll.gz": [
         ("damaged gzip", gzip.compress(b"EU\tO\n")[:-8] + b"12345678", "cannot be read: CRC"),
-        ("gzip of nothing", gzip.compress(b""), "has no rows"),
     ],
     "a.csv.gz": [("no gzip", HEADER + ROW, "cannot be read: Not a gzipped file", "Pack it anew")],
     "a.parquet.gz": [("truncated parquet in gzip", gzip.compress(PARQUET)[:-99], "Compressed file ended")],
@@ -378,17 +362,17 @@ def test_one_of_several_files_is_named(
         read(tmp_path / f"train*.{ending}", **others)
 
 
-def read_as_another_user(files: list[Path], messages: Any) -> None:
+def become_another_user() -> None:
     if os.geteuid() == 0:  # to whom everything is open
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
-    for file in files:
-        try:
-            read(file)
-            messages.put(f"{file} was read")
-        except Exception as error:
-            messages.put(f"{type(error).__name__}: {error}")
+
+
+def refusal_of(file: Path) -> str:
+    with refuses(str(file)) as raised:
+        read(file)
+    return str(raised.value)
 
 
 def test_a_file_without_permission_is_named() -> None:
@@ -396,21 +380,16 @@ def test_a_file_without_permission_is_named() -> None:
         folder = Path(name)
         folder.chmod(0o755)
         (folder / "closed").mkdir()
-        files = [folder / "a.jsonl", folder / "b.parquet", folder / "c.tsv.gz", folder / "closed" / "a.jsonl"]
+        files = [folder / file for file in ("closed/a.jsonl", "a.jsonl", "b.parquet", "c.tsv.gz")]
         for file in files:
             file.write_text(GOOD)
             file.chmod(0)
         (folder / "closed").chmod(0)
-        fork = multiprocessing.get_context("fork")
-        messages: Any = fork.Queue()
-        process = fork.Process(target=read_as_another_user, args=(files, messages))
-        process.start()
-        found = [messages.get(timeout=60) for _ in files]
-        process.join()
+        with multiprocessing.get_context("fork").Pool(1, become_another_user) as pool:
+            looked, *opened = pool.map_async(refusal_of, files).get(timeout=60)
         (folder / "closed").chmod(0o700)
-    for message, file in zip(found, files):
-        says = "may not look" if "closed" in str(file) else "cannot be read: Permission denied. Check its owner"
-        check_message(message, "TrialError: ", str(file), says)
+    assert "may not look" in looked
+    assert all("cannot be read: Permission denied. Check its owner" in message for message in opened)
 
 
 # --------------------------------------------------------------------------------------- the whole trial, and train.py
