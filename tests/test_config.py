@@ -174,7 +174,8 @@ def test_a_section_that_is_no_mapping_is_refused(section: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("use_auth_token", "hf_abc"), ("hf_token", "hf_abc"), ("HUB_API_KEY", "hf_abc"), ("token", ["hf_abc"]),
+        ("use_auth_token", "hf_abc"), ("hf_tokens", "hf_abc"), ("auth", "hf_abc"), ("hub_secert_token", "hf_abc"),
+        ("hf_tokn", "hf_abcdefghijklmnopqrstuvwxyz"), ("HUB_API_KEY", "hf_abc"), ("token", ["hf_abc"]),
         ("hub", {"user": "me", "auth": [{"password": "hf_abc"}]}), ("hub_password", 1234567),
         ("learning_rate", {"token": "hf_abc"}), ("lr_scheduler_kwargs", {"auth_token": datetime.date(1234, 5, 6)}),
         ("revision", {"hf_abcdefghijklmnopqrstuvwxyz"}), ("revision", b"hf_abcdefghijklmnopqrstuvwxyz"),

@@ -313,18 +313,6 @@ def test_another_process_finds_the_cache_also_one_made_anew(tmp_path: Path) -> N
     assert result.stdout.strip() == "['EU', 'rejects']", result.stderr
 
 
-def test_reading_anew_heeds_what_the_key_cannot_tell(
-    count_reads: CountReads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Such as another version of a library: the old rows are gone, also for whoever reads from the cache next."""
-    (tmp_path / "a.jsonl").write_text(LINE)
-    assert count_reads(tmp_path / "a.jsonl") == (1, [(["EU", "rejects"], ["B-ORG", "O"])])
-    monkeypatch.setattr(ner.data, "parse_cells", lambda *_, **__: (["others"], ["O"]))
-    assert count_reads(tmp_path / "a.jsonl") == (0, [(["EU", "rejects"], ["B-ORG", "O"])])
-    assert count_reads(tmp_path / "a.jsonl", overwrite_cache=True) == (1, [(["others"], ["O"])])
-    assert count_reads(tmp_path / "a.jsonl") == (0, [(["others"], ["O"])])
-
-
 # ------------------------------------------------------------------------------------------ memory, processes, progress
 
 CONVERT = """

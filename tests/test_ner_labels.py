@@ -1,9 +1,7 @@
 """Labels: schemes recognised, entities counted as seqeval does, and what becomes of them in a model."""
 
-import copy
 import itertools
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-import torch
 import transformers
 from conftest import SHARED_DATA, read_metrics
 from hypothesis import given
@@ -274,17 +271,9 @@ def labels_of(*sentences: list[list[str]]) -> list[str]:
 
 
 def read_wnut() -> Iterator[Sentence]:
-    """By the rules of IOB2, which WNUT 17 keeps."""
     for line in (SHARED_DATA / "wnut17" / "validation.json").read_text(encoding="utf-8").splitlines():
         tags: list[str] = json.loads(line)["ner_tags"]
-        firsts = [i for i, tag in enumerate(tags) if tag.startswith("B-")]
-        inside = [i for i, tag in enumerate(tags) if tag.startswith("I-")]
-        spans = []
-        for first in firsts:
-            last = first
-            while last + 1 in inside:
-                last += 1
-            spans.append((first, last, tags[first][2:]))
+        spans = [(first, last, name) for name, first, last in get_entities(tags)]
         assert write_tags((len(tags), spans), "IOB2") == tags
         yield len(tags), spans
 
@@ -351,68 +340,22 @@ def test_tags_are_converted_to_what_both_modes_of_seqeval_read() -> None:
 # ----------------------------------------------------------------------------------------------- from data to the model
 
 
-@pytest.fixture
-def small(config: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """A configuration whose validation split has a type that train lacks, and a scheme of its own."""
+def test_the_requested_scheme_and_order_are_the_models_and_a_label_of_validation_alone_is_scored(
+    config: dict[str, Any], fit: Callable[..., Any], tmp_path: Path
+) -> None:
     train = [("Ada Lovelace slept", "B-PER L-PER O"), ("London", "U-LOC"), ("nobody came", "O O")] * 8
     validation = [("Acme Corp hired Ada", "B-ORG L-ORG O U-PER"), ("in London", "O U-LOC")]
     for split, sentences in (("train", train), ("validation", validation)):
         rows = [{"tokens": words.split(), "ner_tags": tags.split()} for words, tags in sentences]
         (tmp_path / f"{split}.json").write_text(as_lines(rows))
         config["data"][f"{split}_file"] = str(tmp_path / f"{split}.json")
-    config["data"]["return_entity_level_metrics"] = True
+    names = ["U-PER", "O", "B-LOC", "L-LOC", "U-LOC", "B-ORG", "L-ORG", "B-PER", "L-PER"]
+    config["data"] |= {"label_scheme": "plain", "return_entity_level_metrics": True, "label_list": names}
     config["searcher"]["max_length"]["batches"] = 1
-    return config
-
-
-FOUND = ["B-ORG", "B-PER", "L-ORG", "L-PER", "O", "U-LOC", "U-PER"]
-GIVEN = ["U-PER", "O", "B-LOC", "L-LOC", "U-LOC", "B-ORG", "L-ORG", "B-PER", "L-PER"]
-
-
-@pytest.mark.parametrize(
-    ("options", "label_list", "label_scheme", "types"),
-    [
-        pytest.param({}, FOUND, "BILOU", ("ORG", "PER", "LOC"), id="as found"),
-        pytest.param(
-            {"label_scheme": "plain", "label_list": GIVEN}, GIVEN, "plain", ("B-ORG", "L-ORG", "U-PER"), id="as given"
-        ),
-    ],
-)
-def test_a_label_that_only_validation_has_is_known_reported_and_scored(
-    options: Any, label_list: list[str], label_scheme: str, types: list[str], small: Any, fit: Callable[..., Any],
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    caplog.set_level(logging.INFO)
-    small["data"] |= options
-    trial = fit(small)
-    assert trial.label_list == label_list
-    (warning,) = [text for text in trial.data_report["warnings"] if "cannot be learned" in text]
-    assert warning.startswith("validation has tags that train has none of") and "B-ORG, L-ORG, U-PER" in warning
-    assert warning in caplog.text
-    (metrics,) = read_metrics(trial.output_dir, "validation")
-    assert [metrics[f"{name}_number"] for name in types] == [1, 1, 1]
+    trial = fit(config)
     exported = transformers.AutoConfig.from_pretrained(trial.output_dir / "model")
-    assert exported.ner["label_scheme"] == label_scheme
-    assert exported.id2label == dict(enumerate(label_list))
-
-
-@pytest.mark.parametrize("num_labels", [7, 3], ids=["as many", "fewer"])
-def test_a_head_made_anew_for_other_labels_is_said_so(
-    small: dict[str, Any], fit: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, num_labels: int
-) -> None:
-    small["hyperparameters"]["learning_rate"] = 0
-    first = fit(small)
-    same, other = copy.deepcopy(first.model), copy.deepcopy(first.model)
-    same.config.id2label = dict(enumerate(reversed(first.label_list)))
-    other.config.id2label = {i: f"B-{i}" for i in range(num_labels)}
-    other.classifier = torch.nn.Linear(other.classifier.in_features, num_labels)
-    said = {}
-    for name, model in (("same", same), ("other", other)):
-        model.config.label2id = {label: i for i, label in model.config.id2label.items()}
-        model.save_pretrained(tmp_path / name)
-        first.tokenizer.save_pretrained(tmp_path / name)
-        small["hyperparameters"]["pretrained_model_name_or_path"] = str(tmp_path / name)
-        caplog.clear()
-        assert sorted(fit(small).label_list) == first.label_list
-        said[name] = [text for text in caplog.messages if "starts afresh" in text]
-    assert said["same"] == [] and len(said["other"]) == 1
+    assert trial.label_list == names
+    assert exported.id2label == dict(enumerate(names))
+    assert exported.ner["label_scheme"] == "plain"
+    (metrics,) = read_metrics(trial.output_dir, "validation")
+    assert metrics["B-ORG_number"] == metrics["L-ORG_number"] == metrics["U-PER_number"] == 1

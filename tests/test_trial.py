@@ -313,7 +313,7 @@ def test_a_checkpoint_restores_weights_optimizer_and_schedule(
 
 
 def test_a_head_with_the_same_labels_keeps_its_order_and_its_weights(
-    config: dict[str, Any], fit: Callable[..., Any], tmp_path: Path
+    config: dict[str, Any], fit: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config["searcher"]["max_length"]["batches"] = 1
     config["hyperparameters"]["learning_rate"] = 0
@@ -328,6 +328,7 @@ def test_a_head_with_the_same_labels_keeps_its_order_and_its_weights(
     second = fit(config)
     assert second.label_list == names
     assert torch.equal(second.model.classifier.weight, first.model.classifier.weight)
+    assert "starts afresh" not in caplog.text
 
 
 def test_a_head_for_other_labels_starts_afresh(
@@ -346,7 +347,9 @@ def test_a_head_for_other_labels_starts_afresh(
         other.save_pretrained(head)
         first.tokenizer.save_pretrained(head)
         config["hyperparameters"]["pretrained_model_name_or_path"] = str(head)
+        caplog.clear()
         second = fit(config)
+        assert caplog.text.count("starts afresh") == 1
         assert second.label_list == first.label_list
         assert second.model.classifier.weight.shape == first.model.classifier.weight.shape
         assert not torch.equal(second.model.classifier.weight[:2], other.classifier.weight[:2])
