@@ -132,29 +132,23 @@ def collate_numbers(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 @given(
-    num_rows=st.integers(1, 40),
-    global_batch_size=st.integers(1, 12),
-    lengths=st.none() | st.integers(0, 9),
-    num_slots=st.integers(1, 5),
-    skip=st.integers(0, 30),
-)
+    num_rows=st.integers(1, 40), global_batch_size=st.integers(1, 12), lengths=st.none() | st.integers(0, 9),
+    num_slots=st.integers(1, 5), skip=st.integers(0, 30),
+)  # fmt: skip
 def test_the_slots_train_on_the_batch_of_each_step_also_when_they_resume(
     num_slots: int, skip: int, **arguments: Any
 ) -> None:
     reference = build_sampler(**arguments, seed=3)
-    per_epoch = len(reference)
-    num_steps = 3 * per_epoch
     expected = [batch.tolist() for epoch in range(40) for batch in reference.global_batches(epoch)]
-
     loaders = []
     for rank in range(num_slots):
         sampler = build_sampler(**arguments, seed=3, num_slots=num_slots)
         built = build_data_loader(arguments["num_rows"], sampler)
         loader = built.get_data_loader(repeat=True, skip=skip, num_replicas=num_slots, rank=rank)
-        assert len(loader) == per_epoch  # which is what Determined takes for an epoch
+        assert len(loader) == len(reference)  # which is what Determined takes for an epoch
         loaders.append(iter(loader))
-    steps = [torch.cat([next(loader)["number"] for loader in loaders]).tolist() for _ in range(num_steps)]
-    assert steps == expected[skip : skip + num_steps]
+    for step in expected[skip : skip + 3 * len(reference)]:
+        assert torch.cat([next(loader)["number"] for loader in loaders]).tolist() == step
 
 
 @pytest.mark.parametrize("num_slots", [1, 2, 3, 8])
@@ -292,7 +286,7 @@ def test_splits_that_leave_nothing_to_train_or_validate_on_are_refused(
 # ------------------------------------------------------------------------------------------- the first of a node first
 
 
-def enter_in_turn(rank: int, ports: tuple[int, int], folder: Path, failing_node: int | None, reports: Any) -> None:
+def enter_in_turn(rank: int, ports: tuple[int, int], folder: Path, failing_node: int | None) -> Any:
     """One of four processes on two nodes: the first of each makes the node's cache, the other one needs it."""
     distributed = core.DistributedContext(
         rank=rank, size=4, local_rank=rank % 2, local_size=2, cross_rank=rank // 2, cross_size=2,
@@ -307,9 +301,9 @@ def enter_in_turn(rank: int, ports: tuple[int, int], folder: Path, failing_node:
             if not found:
                 time.sleep(rank / 4)  # the second node takes longer
             cache.touch()
-        reports.put((rank, (found, sorted(path.name for path in folder.iterdir()))))
+        return found, sorted(path.name for path in folder.iterdir())
     except Exception as error:
-        reports.put((rank, f"{type(error).__name__}: {error}"))
+        return f"{type(error).__name__}: {error}"
     finally:
         distributed.close()
 
@@ -320,10 +314,7 @@ FAILED = "failed, and this one with it: OSError: the disk is full"
 @pytest.mark.parametrize(
     ("failing_node", "expected"),
     [
-        pytest.param(
-            None, [(rank in (1, 3), ["node0", "node1"]) for rank in range(4)],
-            id="the others find the cache, and all wait for all nodes",
-        ),
+        pytest.param(None, [(rank in (1, 3), ["node0", "node1"]) for rank in range(4)], id="all wait for all caches"),
         pytest.param(
             1,
             [
@@ -337,20 +328,9 @@ FAILED = "failed, and this one with it: OSError: the disk is full"
 def test_one_process_of_each_node_goes_first(failing_node: int | None, expected: list[Any], tmp_path: Path) -> None:
     with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as two:
         ports = (one.getsockname()[1], two.getsockname()[1])
-    fork = multiprocessing.get_context("fork")
-    reports: Any = fork.Queue()
-    arguments = [(rank, ports, tmp_path, failing_node, reports) for rank in range(4)]
-    processes = [fork.Process(target=enter_in_turn, args=of_process) for of_process in arguments]
-    for process in processes:
-        process.start()
-    try:
-        assert sorted(reports.get(timeout=60) for _ in processes) == list(enumerate(expected))
-        for process in processes:
-            process.join(timeout=60)
-        assert [process.exitcode for process in processes] == [0] * 4
-    finally:
-        for process in processes:
-            process.kill()
+    arguments = [(rank, ports, tmp_path, failing_node) for rank in range(4)]
+    with multiprocessing.get_context("fork").Pool(4) as pool:  # as all wait for all, each runs one of them
+        assert pool.starmap_async(enter_in_turn, arguments, chunksize=1).get(timeout=60) == expected
 
 
 def test_a_single_process_just_goes_and_keeps_its_error() -> None:
