@@ -305,26 +305,20 @@ def test_another_file_format_than_the_file_has_is_refused(name: str, sentences: 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        pytest.param("a.json", ["a.json does not exist"], id="missing"),
-        pytest.param("a\0.json", ["does not exist"], id="an impossible name"),
-        pytest.param("a" * 300, ["does not exist"], id="a name too long"),
-        pytest.param("*.json", ["*.json does not exist"], id="a glob that matches nothing"),
-        pytest.param("a_folder", ["a_folder is a folder"], id="a folder"),
-        pytest.param("*_folder", ["a_folder is a folder"], id="a glob that matches a folder"),
-        pytest.param("fifo", ["fifo is no file"], id="a FIFO"),
-        pytest.param("/dev/null", ["/dev/null is no file"], id="a device"),
-        pytest.param("link_to_nothing", ["link_to_nothing does not exist"], id="a broken link"),
-        pytest.param("link_to_itself", ["link_to_itself does not exist"], id="a link to itself"),
+        ("a.json", "a.json does not exist"), ("a\0.json", "does not exist"), ("a" * 300, "does not exist"),
+        ("*.json", "*.json does not exist"), ("a_folder", "a_folder is a folder"), ("*_folder", "a_folder is a folder"),
+        ("fifo", "fifo is no file"), ("/dev/null", "/dev/null is no file"),
+        ("link_to_nothing", "link_to_nothing does not exist"), ("link_to_itself", "link_to_itself does not exist"),
     ],
-)
-def test_a_file_that_is_not_there_is_named_with_its_key(name: str, said: list[str], split: str, tmp_path: Path) -> None:
+)  # fmt: skip
+def test_a_file_that_is_not_there_is_named_with_its_key(name: str, said: str, split: str, tmp_path: Path) -> None:
     (tmp_path / "a_folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link_to_nothing").symlink_to("nothing")
     (tmp_path / "link_to_itself").symlink_to("link_to_itself")
     (tmp_path / "good.jsonl").write_text(GOOD)
     files: Any = {"train_file": str(tmp_path / "good.jsonl"), f"{split}_file": str(tmp_path / name)}
-    with refuses(f"data.{split}_file: ", *said, "Give a file, or a glob such as data/*.json"):
+    with refuses(f"data.{split}_file: ", said, "Give a file, or a glob such as data/*.json"):
         ner.data.load_splits(ner.config.NERDataConfig(**files))
 
 

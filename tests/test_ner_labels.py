@@ -36,13 +36,7 @@ Sentence = tuple[int, list[Span]]
 # -------------------------------------------------------------------------------- entities, and tags written for them
 
 # The prefixes of an entity's only word, and of the first, inner and last one of several.
-WRITTEN = {
-    scheme: (only, begin, inner, end)
-    for scheme, only, begin, inner, end in (
-        ("IOB2", *"BBII"), ("IOE2", *"EIIE"), ("BIOES", *"SBIE"), ("BMES", *"SBME"), ("BMEWO", *"WBME"),
-        ("BILOU", *"UBIL"),
-    )
-}  # fmt: skip
+WRITTEN = {"IOB2": "BBII", "IOE2": "EIIE", "BIOES": "SBIE", "BMES": "SBME", "BMEWO": "WBME", "BILOU": "UBIL"}
 SCHEMES = ["IOB1", "IOE1", "plain", *WRITTEN]
 NAMES = dict(zip(SCHEMES, SCHEMES)) | {"BMES": "BIOES", "BMEWO": "BIOES"}
 TYPES = ["PER", "LOC", "a-b", "work of art", "Größe", "東京", "x_1"]
@@ -311,14 +305,11 @@ def test_the_strict_scheme_is_as_requested_or_the_tags_own(
 @pytest.mark.parametrize(
     ("labels", "label_scheme", "requested"),
     [
-        ("PER O", "plain", "IOB2"),  # of no prefixes
-        ("I-X O B-X", "IOB2", "IOE2"),
-        ("I-X O B-X", "IOB2", "IOBES"),  # of more prefixes
-        ("I-X O B-X", "IOB2", "BILOU"),  # of more and other ones
-        ("B-X I-X O L-X U-X", "BILOU", "IOB2"),  # of fewer
+        ("PER O", "plain", "IOB2"), ("I-X O B-X", "IOB2", "IOE2"), ("I-X O B-X", "IOB2", "IOBES"),
+        ("I-X O B-X", "IOB2", "BILOU"), ("B-X I-X O L-X U-X", "BILOU", "IOB2"),
         ("B-X I-X O L-X", "IOB2", None),  # a label beside the data's
     ],
-)
+)  # fmt: skip
 def test_a_strict_scheme_that_does_not_suit_the_tags_is_refused(
     labels: str, label_scheme: str, requested: str | None
 ) -> None:
