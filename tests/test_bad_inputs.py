@@ -20,15 +20,11 @@ from test_predict import train_here
 
 import ner.data
 import ner_utils
-from transformer_trial.config import parse_trial_config
-
-HPARAMS = {"pretrained_model_name_or_path": "m", "model_mode": "token-classification", "global_batch_size": 1}
 
 
 def read(train_file: Path, **options: Any) -> ner_utils.DatasetMetadata:
     """Everything that NERTrial does with files before it looks at the model."""
-    data = {"train_file": str(train_file), **options}
-    config = parse_trial_config(HPARAMS, data, ner.config.NERDataConfig).data
+    config = ner.config.NERDataConfig(train_file=str(train_file), **options)
     rows, label_names = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     return ner_utils.get_dataset_metadata(rows, label_names, config.label_scheme)
 
@@ -322,29 +318,23 @@ def test_a_file_that_is_not_there_is_named_with_its_key(name: str, said: str, sp
         ner.data.load_splits(ner.config.NERDataConfig(**files))
 
 
+NUMBERS = [parquet([["EU"]], [[1]], names) for names in (["O", "B-X"], ["B-X", "O"])]
+
+
 @pytest.mark.parametrize(
     ("ending", "train", "validation", "said"),
     [
-        pytest.param("jsonl", [GOOD, "\n"], [], "train1.jsonl: has no rows", id="an empty one"),
-        pytest.param("jsonl", [GOOD, line(["a"], [])], [], "train1.jsonl, line 1: found 1", id="a bad row"),
-        pytest.param("jsonl", [GOOD, OTHER], [], f"train1.jsonl, line 1: {NO_TOKENS} as in", id="other columns"),
-        pytest.param(
-            "conll", ["EU\tO\n", "EU\tNNP\tB-NP\tO\n"], [],
-            "train1.conll, line 1: found 4 columns, but 2 in the first sentence", id="more columns",
-        ),
-        pytest.param(
-            "csv", [KAGGLE + "1,EU,,O\n", KAGGLE + ",a,,O\n"], [],
-            "train1.csv, line 2: found no sentence's id", id="a first id missing in the second",
-        ),
-        pytest.param(
-            "parquet", [parquet([["EU"]], [[1]], names) for names in (["O", "B-X"], ["B-X", "O"])], [],
-            "train1.parquet has B-X, O. Save all splits with the same ClassLabel", id="other names of numbers",
-        ),
-        pytest.param("jsonl", [GOOD], ["\n"], "validation0.jsonl: has no rows", id="an empty split"),
-        pytest.param("jsonl", [GOOD], [OTHER], f"validation0.jsonl, line 1: {NO_TOKENS}; ", id="a split's columns"),
-        pytest.param("jsonl", [GOOD], [line(["a"], ["I-X"])], "IOB2, validation like IOB1", id="a split's scheme"),
+        ("jsonl", [GOOD, "\n"], [], "train1.jsonl: has no rows"),
+        ("jsonl", [GOOD, line(["a"], [])], [], "train1.jsonl, line 1: found 1 words but 0 tags"),
+        ("jsonl", [GOOD, OTHER], [], f"train1.jsonl, line 1: {NO_TOKENS} as in the first row; found words, tags"),
+        ("conll", ["EU\tO\n", "EU\tNNP\tO\n"], [], "train1.conll, line 1: found 3 columns, but 2 in the first"),
+        ("csv", [KAGGLE + "1,EU,,O\n", KAGGLE + ",a,,O\n"], [], "train1.csv, line 2: found no sentence's id"),
+        ("parquet", NUMBERS, [], "train1.parquet has B-X, O. Save all splits with the same ClassLabel"),
+        ("jsonl", [GOOD], ["\n"], "validation0.jsonl: has no rows"),
+        ("jsonl", [GOOD], [OTHER], f"validation0.jsonl, line 1: {NO_TOKENS}; found words, tags. Set data.text_column"),
+        ("jsonl", [GOOD], [line(["a"], ["I-X"])], "train like IOB2, validation like IOB1"),
     ],
-)  # fmt: skip
+)
 def test_one_of_several_files_is_named(
     ending: str, train: list[Any], validation: list[Any], said: str, tmp_path: Path
 ) -> None:

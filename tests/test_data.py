@@ -268,14 +268,13 @@ def test_the_first_rows_of_train_become_the_validation_split() -> None:
 @pytest.mark.parametrize(
     ("found", "percentage", "said"),
     [
-        pytest.param({"train": 10, "test": 3}, None,
-                     ["no validation split", "train, test", "data.validation_split_percentage"], id="none"),
-        pytest.param({"train": 10}, 4, ["4% of 10 rows", "leaves 0 to validate", "validation_file"], id="validate"),
-        pytest.param({"train": 10}, 96, ["96% of 10 rows", "0 to train on", "validation_file"], id="train"),
-        pytest.param({"train": 0, "validation": 1}, None, ["The train split has no rows"], id="empty train"),
-        pytest.param({"train": 1, "validation": 0}, None, ["The validation split has no rows"], id="empty"),
+        ({"train": 10, "test": 3}, None, ["no validation split", "train, test", "data.validation_split_percentage"]),
+        ({"train": 10}, 4, ["4% of 10 rows", "leaves 0 to validate", "validation_file"]),
+        ({"train": 10}, 96, ["96% of 10 rows", "0 to train on", "validation_file"]),
+        ({"train": 0, "validation": 1}, None, ["The train split has no rows"]),
+        ({"train": 1, "validation": 0}, None, ["The validation split has no rows"]),
     ],
-)  # fmt: skip
+)
 def test_splits_that_leave_nothing_to_train_or_validate_on_are_refused(
     found: dict[str, int], percentage: float | None, said: list[str]
 ) -> None:

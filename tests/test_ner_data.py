@@ -1,6 +1,7 @@
 """From files and data sets to checked rows: columns, names of numbers, cache, memory, and WNUT 17 in two formats."""
 
 import contextlib
+import functools
 import json
 import os
 import pty
@@ -245,12 +246,17 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> CountReads:
     return count_reads
 
 
-def change_within(folder: Path) -> None:
+def change_within(folder: Path, _: Any) -> None:
     path = folder / "a.jsonl"
     before = path.stat()
     path.write_text(path.read_text().replace("EU", "UN"))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def change_code(module: Any, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    (folder / "changed.py").write_text(Path(module.__file__).read_text() + "# changed\n")
+    patch.setattr(module, "__file__", str(folder / "changed.py"))
 
 
 @pytest.mark.parametrize(
@@ -260,39 +266,30 @@ def change_within(folder: Path) -> None:
         pytest.param({"preprocessing_num_workers": 2, "max_seq_length": 9}, 0, id="other settings"),
         pytest.param({"overwrite_cache": True}, 1, id="overwrite_cache"),
         pytest.param(change_within, 1, id="contents of the same size and time"),
-        pytest.param(lambda folder: (folder / "b.jsonl").write_text(LINE), 1, id="another file of the glob"),
-        pytest.param(lambda folder: (folder / "a.jsonl").rename(folder / "c.jsonl"), 1, id="another name"),
+        pytest.param(lambda folder, _: (folder / "b.jsonl").write_text(LINE), 1, id="another file of the glob"),
+        pytest.param(lambda folder, _: (folder / "a.jsonl").rename(folder / "c.jsonl"), 1, id="another name"),
         pytest.param({"file_format": "json"}, 1, id="another format"),
         pytest.param({"label_column_name": "tags"}, 1, id="another column of tags"),
         pytest.param({"text_column_name": "words"}, 1, id="another column of words"),
         pytest.param({"label_list": ["B-ORG", "O"]}, 1, id="label_list"),
+        *(
+            pytest.param(functools.partial(change_code, module), 1, id=module.__name__)
+            for module in (ner.cells, ner.columns, ner.data, ner.formats)
+        ),
     ],
 )
 def test_the_cache_is_used_unless_something_changed(
-    change: Any, num_reads: int, count_reads: CountReads, tmp_path: Path
+    change: Any, num_reads: int, count_reads: CountReads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     columns = {"tokens": ["EU"], "ner_tags": ["O"], "tags": ["B-ORG"], "words": ["the"]}
     (tmp_path / "a.jsonl").write_text(json.dumps(columns) + "\n")
-    assert count_reads(tmp_path / "*.jsonl")[0] == 1
-    assert count_reads(tmp_path / "*.jsonl")[0] == 0
+    assert [count_reads(tmp_path / "*.jsonl")[0] for _ in range(2)] == [1, 0]
     options = change if isinstance(change, dict) else {}
     if callable(change):
-        change(tmp_path)
+        change(tmp_path, monkeypatch)
     found, rows = count_reads(tmp_path / "*.jsonl", **options)
     assert found == num_reads
-    fresh = count_reads(tmp_path / "*.jsonl", **{**options, "overwrite_cache": True})
-    assert fresh == (1, rows)
-
-
-@pytest.mark.parametrize("module", [ner.cells, ner.columns, ner.data, ner.formats])
-def test_changed_code_reads_anew(
-    module: Any, count_reads: CountReads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "a.jsonl").write_text(LINE)
-    assert count_reads(tmp_path / "a.jsonl")[0] == 1
-    (tmp_path / "changed.py").write_text(Path(module.__file__).read_text() + "# changed\n")
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "changed.py"))
-    assert count_reads(tmp_path / "a.jsonl")[0] == 1
+    assert count_reads(tmp_path / "*.jsonl", **{**options, "overwrite_cache": True}) == (1, rows)
 
 
 READ_FROM_CACHE = """

@@ -281,10 +281,6 @@ def read_files(pattern: Path, *, needs_tags: bool = True, **options: Any) -> lis
     return [(sentence.words, sentence.gold or []) for sentence in read_sentences(source, columns, names)]
 
 
-def held(case: Case) -> list[Sentence]:
-    return [sentence for sentence in SENTENCES if case.holds(sentence[0])]
-
-
 @pytest.mark.parametrize(
     ("num_files", "compressed", "by_ending", "needs_tags"),
     [
@@ -299,7 +295,8 @@ def held(case: Case) -> list[Sentence]:
 def test_every_format_and_shape_gives_the_same_sentences(
     case: Case, num_files: int, compressed: bool, by_ending: bool, needs_tags: bool, tmp_path: Path
 ) -> None:
-    sentences, size = held(case), -(-len(held(case)) // num_files)
+    sentences = [sentence for sentence in SENTENCES if case.holds(sentence[0])]
+    size = -(-len(sentences) // num_files)
     assert len(sentences) >= 3
     ending = ("." + (case.ending if by_ending else "data")) + ".gz" * compressed
     for i in range(num_files):
