@@ -18,14 +18,9 @@ from determined import core, pytorch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import transformer_trial.data
 from transformer_trial.config import DataConfig
-from transformer_trial.data import (
-    SlotBatchSampler,
-    default_load_dataset,
-    group_by_tokens,
-    ignore_interrupts,
-    select_splits,
-)
+from transformer_trial.data import SlotBatchSampler, default_load_dataset, group_by_tokens, select_splits
 from transformer_trial.processes import local_chief_first
 
 sizes = {
@@ -48,11 +43,9 @@ def build_sampler(
 
 
 @given(**sizes, num_slots=st.integers(1, 9))
-def test_an_epoch_has_every_row_once_in_full_batches_of_even_pieces(
-    num_slots: int, num_rows: int, global_batch_size: int, **arguments: Any
-) -> None:
-    sampler = build_sampler(num_rows, global_batch_size, num_slots=num_slots, **arguments)
-
+def test_an_epoch_has_every_row_once_in_full_batches_of_even_pieces(num_slots: int, **arguments: Any) -> None:
+    sampler = build_sampler(num_slots=num_slots, **arguments)
+    num_rows, global_batch_size = sampler.num_rows, sampler.global_batch_size
     for _ in range(3):
         pieces = list(sampler)
         assert sorted(row for piece in pieces for row in piece) == list(range(num_rows))
@@ -69,7 +62,6 @@ def test_the_order_follows_from_seed_and_epoch_alone(epoch: int, **arguments: An
     sampler, other = build_sampler(**arguments), build_sampler(**arguments)
     np.random.seed(epoch)
     expected = [batch.tolist() for batch in sampler.global_batches(epoch)]
-
     for _ in range(epoch):
         list(other)
     np.random.seed(epoch + 1)
@@ -123,7 +115,7 @@ def test_grouped_rows_of_small_data_meet_others_in_each_epoch(num_rows: int) -> 
 def build_data_loader(num_rows: int, sampler: Any, num_workers: int = 0) -> pytorch.DataLoader:
     """A loader of rows that each hold their number."""
     rows = datasets.Dataset.from_dict({"number": list(range(num_rows))})
-    options: dict[str, Any] = {"num_workers": num_workers, "worker_init_fn": ignore_interrupts}
+    options: dict[str, Any] = {"num_workers": num_workers, "worker_init_fn": transformer_trial.data.ignore_interrupts}
     return pytorch.DataLoader(rows, batch_sampler=sampler, collate_fn=collate_numbers, **options)
 
 
@@ -135,9 +127,7 @@ def collate_numbers(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     num_rows=st.integers(1, 40), global_batch_size=st.integers(1, 12), lengths=st.none() | st.integers(0, 9),
     num_slots=st.integers(1, 5), skip=st.integers(0, 30),
 )  # fmt: skip
-def test_the_slots_train_on_the_batch_of_each_step_also_when_they_resume(
-    num_slots: int, skip: int, **arguments: Any
-) -> None:
+def test_slots_train_on_the_batch_of_each_step_also_resumed(num_slots: int, skip: int, **arguments: Any) -> None:
     reference = build_sampler(**arguments, seed=3)
     expected = [batch.tolist() for epoch in range(40) for batch in reference.global_batches(epoch)]
     loaders = []
@@ -275,9 +265,7 @@ def test_the_first_rows_of_train_become_the_validation_split() -> None:
         ({"train": 1, "validation": 0}, None, ["The validation split has no rows"]),
     ],
 )
-def test_splits_that_leave_nothing_to_train_or_validate_on_are_refused(
-    found: dict[str, int], percentage: float | None, said: list[str]
-) -> None:
+def test_splits_that_leave_nothing_are_refused(found: Any, percentage: float | None, said: list[str]) -> None:
     with refuses(*said):
         select_splits(make_splits(**found), DataConfig(dataset_name="d", validation_split_percentage=percentage))
 

@@ -172,20 +172,17 @@ def test_numbers_of_one_split_have_the_names_of_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("splits", "data", "said"),
     [
-        pytest.param({"test": class_labels()}, {}, "no train split; found are test", id="no train split"),
-        pytest.param({}, {}, "no train split; found are none", id="nothing"),
-        pytest.param(
-            {"train": class_labels().select([])}, {}, "the data set (train split): has no rows", id="no rows"
-        ),
-        pytest.param(
+        ({"test": class_labels()}, {}, "no train split; found are test"),
+        ({}, {}, "no train split; found are none"),
+        ({"train": class_labels().select([])}, {}, "the data set (train split): has no rows"),
+        (
             {"train": class_labels(), "validation": class_labels(NAMES[::-1])}, {},
             "(train split) has O, B-PER, I-PER, B-ORG; the data set (validation split) has B-ORG, I-PER, B-PER, O. "
-            "Save all splits with the same ClassLabel", id="other numbers in another split",
+            "Save all splits with the same ClassLabel",
         ),
-        pytest.param(
+        (
             {"train": class_labels()}, {"dataset_name": "d", "label_list": [*NAMES, "B-Y"]},
             "d (train split) has O, B-PER, I-PER, B-ORG; data.label_list has O, B-PER, I-PER, B-ORG, B-Y. Save all",
-            id="other numbers in label_list",
         ),
     ],
 )  # fmt: skip

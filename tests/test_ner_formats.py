@@ -116,10 +116,6 @@ def class_label_features(names: list[str]) -> datasets.Features:
     return datasets.Features({"tokens": words, "ner_tags": tags})
 
 
-def any_words(words: list[str]) -> bool:
-    return True
-
-
 def in_cells(words: list[str]) -> bool:
     """A row of a word has no line break or TAB in it, which tell of quotes left open, and is not blank."""
     return not any(char in word for word in words for char in "\t\r\n") and all(word.strip(" ") for word in words)
@@ -149,7 +145,7 @@ def in_text(words: list[str]) -> bool:
 class Case(NamedTuple):
     ending: str
     write: Callable[[list[Sentence]], Any]
-    holds: Callable[[list[str]], bool] = any_words
+    holds: Callable[[list[str]], bool] = bool  # any words
     options: dict[str, Any] = {}
     file_format: str = ""  # that of the ending
 
@@ -170,7 +166,7 @@ def columns(
 
 
 TAB4 = "{word}\tNNP\tB-NP\t{tag}"
-COMMENTS = dict(
+COMMENTS: dict[str, Any] = dict(
     start="# newdoc = 1\n-DOCSTART-\t-X-\tO\n\n# a comment\n\n",
     comment="# sent_id = {number}\n# text of three\n", between="\n-DOCSTART- -X- O\n\n",
 )  # fmt: skip

@@ -17,15 +17,8 @@ from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 from test_ner_formats import as_lines
 
-from ner.labels import (
-    PREFIXES,
-    choose_metric_scheme,
-    encode_tags,
-    entity_tag,
-    find_entities,
-    find_entity_types,
-    find_label_scheme,
-)
+import ner.labels
+from ner.labels import PREFIXES, choose_metric_scheme, encode_tags, entity_tag, find_entity_types
 from transformer_trial.errors import TrialError
 
 Span = tuple[int, int, str]
@@ -58,7 +51,7 @@ def write_tags(sentence: Sentence, scheme: str) -> list[str]:
             elif scheme == "IOE1":  # E where an entity of that type begins right after
                 prefix = "E-" if word == last and (last + 1, name) in firsts else "I-"
             else:
-                only, begin, inner, end = WRITTEN[scheme]
+                only, begin, inner, end = tuple(WRITTEN[scheme])
                 prefix = (only if first == last else begin if word == first else end if word == last else inner) + "-"
             tags[word] = prefix + name
     return tags
@@ -105,7 +98,9 @@ Tagged = Sequence[Sequence[str]]
 
 
 def scheme_of(splits: Mapping[str, Tagged], requested: str | None = None) -> str:
-    return find_label_scheme({name: encode_tags(make_rows(tags, name)) for name, tags in splits.items()}, requested)
+    return ner.labels.find_label_scheme(
+        {name: encode_tags(make_rows(tags, name)) for name, tags in splits.items()}, requested
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- recognition
@@ -278,28 +273,19 @@ def read_wnut() -> Iterator[Sentence]:
 @pytest.mark.parametrize(
     ("labels", "label_scheme", "requested", "expected"),
     [
-        ("I-X O B-X", "IOB2", None, "IOB2"),
-        ("I-X O B-X", "IOB1", None, "IOB1"),
-        ("I-X O E-X", "IOE2", None, "IOE2"),
-        ("I-X O E-X", "IOE1", None, "IOE1"),
-        ("B-X I-X O E-X S-X", "BIOES", None, "IOBES"),
-        ("B-X M-X O E-X W-X", "BIOES", None, "IOBES"),
-        ("B-X I-X O L-X U-X", "BILOU", None, "IOBES"),
-        ("B-X I-X O L-X U-X", "BILOU", "BILOU", "IOBES"),
-        ("X O B-cell", "plain", None, "IOB1"),
-        ("X O B-cell", "plain", "IOB1", "IOB1"),  # what it is converted to
-        ("I-X O B-X", "IOB2", "IOB1", "IOB1"),
+        ("I-X O B-X", "IOB2", None, "IOB2"), ("I-X O B-X", "IOB1", None, "IOB1"), ("I-X O B-X", "IOB2", "IOB1", "IOB1"),
+        ("I-X O E-X", "IOE2", None, "IOE2"), ("I-X O E-X", "IOE1", None, "IOE1"), ("O", "IOB2", None, "IOB2"),
+        ("B-X I-X O E-X S-X", "BIOES", None, "IOBES"), ("B-X M-X O E-X W-X", "BIOES", None, "IOBES"),
+        ("B-X I-X O L-X U-X", "BILOU", None, "IOBES"), ("B-X I-X O L-X U-X", "BILOU", "BILOU", "IOBES"),
+        ("X O B-cell", "plain", None, "IOB1"), ("X O B-cell", "plain", "IOB1", "IOB1"),  # what it is converted to
         ("I-X O", "IOB1", "IOB2", "IOB2"),  # where IOB2 has gone without B
-        ("O", "IOB2", None, "IOB2"),
     ],
-)
-def test_the_strict_scheme_is_as_requested_or_the_tags_own(
-    labels: str, label_scheme: str, requested: str | None, expected: str
-) -> None:
+)  # fmt: skip
+def test_the_strict_scheme_suits_the_tags(labels: str, label_scheme: str, requested: str | None, expected: str) -> None:
     scheme = choose_metric_scheme(labels.split(), label_scheme, requested)
     assert scheme == expected
     for tags in itertools.product(labels.split(), repeat=3):  # then seqeval refuses no tags, whatever turns up
-        find_entities([entity_tag(tag, label_scheme) for tag in tags], "strict", scheme)
+        ner.labels.find_entities([entity_tag(tag, label_scheme) for tag in tags], "strict", scheme)
 
 
 @pytest.mark.parametrize(
@@ -310,9 +296,7 @@ def test_the_strict_scheme_is_as_requested_or_the_tags_own(
         ("B-X I-X O L-X", "IOB2", None),  # a label beside the data's
     ],
 )  # fmt: skip
-def test_a_strict_scheme_that_does_not_suit_the_tags_is_refused(
-    labels: str, label_scheme: str, requested: str | None
-) -> None:
+def test_a_strict_scheme_that_does_not_suit_is_refused(labels: str, label_scheme: str, requested: str | None) -> None:
     """With it no entity at all would count, in silence."""
     with pytest.raises(ValueError, match=rf"data.metric_scheme: {requested or 'null'} does not suit the tags .*\bO\b"):
         choose_metric_scheme(labels.split(), label_scheme, requested)

@@ -53,29 +53,25 @@ def test_a_model_with_more_rows_than_positions_takes_as_many_as_its_config_says(
 
 
 @pytest.mark.parametrize(
-    ("kind", "model_max_length", "requested", "expected"),
+    ("kind", "limit", "requested", "expected"),
     [
         ("BERT", 1e30, 40, 40), ("BERT", 16, 24, 24), ("BERT", 16, None, 16), ("BERT", 128, None, 40),
         ("DeBERTa", 1e30, 1000, 1000), ("DeBERTa", 256, None, 256),  # relative positions have no end
     ],
 )  # fmt: skip
-def test_the_length_is_as_requested_or_the_smaller_limit(
-    kind: str, model_max_length: float, requested: int | None, expected: int
-) -> None:
-    assert choose_max_seq_length(tokenizer_that_takes(model_max_length), model_of(kind), requested) == expected
+def test_the_length_is_as_requested_or_the_limit(kind: str, limit: float, requested: int | None, expected: int) -> None:
+    assert choose_max_seq_length(tokenizer_that_takes(limit), model_of(kind), requested) == expected
 
 
 @pytest.mark.parametrize(
-    ("max_seq_length", "requested", "expected"),
+    ("length", "requested", "expected"),
     # By default 128, or half of the content; at most one sub-token less than the content.
     [(512, None, 128), (102, None, 50), (3, None, 0), (512, 0, 0), (10, 7, 7)],
 )
-def test_windows_share_what_is_asked_for_or_128_subtokens_if_they_can(
-    max_seq_length: int, requested: int | None, expected: int
-) -> None:
+def test_windows_share_what_is_asked_for_or_128_subtokens(length: int, requested: int | None, expected: int) -> None:
     tokenizer = prepared_tokenizer("BERT")
-    assert choose_doc_stride(tokenizer, max_seq_length, requested) == expected
-    tokenizer(["a"] * 600, is_split_into_words=True, truncation=True, max_length=max_seq_length, stride=expected)
+    assert choose_doc_stride(tokenizer, length, requested) == expected
+    tokenizer(["a"] * 600, is_split_into_words=True, truncation=True, max_length=length, stride=expected)
 
 
 def test_windows_that_share_all_are_refused() -> None:

@@ -22,10 +22,7 @@ import torch
 import transformers
 import yaml
 from conftest import PROJECT, save_tiny_model
-
-from ner.config import NERDataConfig
-from transformer_trial.config import ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig
-from transformer_trial.parsing import Section
+from test_config import FIELDS
 
 # ----------------------------------------------------------------------------------------------- what the code may call
 
@@ -187,22 +184,16 @@ def inspect(settings: dict[str, Any]) -> list[str]:
     return ["train.py", YAML, "--inspect", *override(settings)]
 
 
-def text_keys() -> list[tuple[str, Any]]:
-    """Every key of the two sections that takes a text, or several, and its type."""
-    classes: list[tuple[str, type[Section]]] = [("data", NERDataConfig)]
-    classes += [("hyperparameters", c) for c in (ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig)]
-    fields = [(f"{home}.{name}", field.annotation) for home, c in classes for name, field in c.model_fields.items()]
-    return [(key, annotation) for key, annotation in fields if re.search("str|Literal", str(annotation))]
-
-
 def planted_cases() -> Iterator[tuple[str, list[str]]]:
-    """For every such key and every planted text, the command line that plants it."""
+    """For every key that takes a text, or several, and every planted text, the command line that plants it."""
+    hints = {f"{section}.{key}": str(f.annotation) for section, fields in FIELDS.items() for key, f in fields.items()}
     for planted in (SHELL, QUOTED, PYTHON):
-        for key, hint in text_keys():
+        for key, hint in hints.items():
             several = {"list": [planted], "dict": {"num_cycles": planted}}
-            value = next((value for kind, value in several.items() if kind in str(hint)), planted)
+            value = next((value for kind, value in several.items() if kind in hint), planted)
             others = {**NO_FILES, "data.dataset_name": "sample/data"} if "dataset" in key else {}
-            yield f"{key}: {planted}", inspect({**others, key: value})
+            if re.search("str|Literal", hint):
+                yield f"{key}: {planted}", inspect({**others, key: value})
 
 
 PLANTED = """
@@ -336,9 +327,7 @@ def test_a_tag_of_yaml_runs_nothing(outcomes: dict[str, Outcome]) -> None:
     outcomes["a tag in --config"].refused("--config: could not determine a constructor")
 
 
-def test_names_of_files_and_columns_and_what_a_cell_holds_are_texts(
-    outcomes: dict[str, Outcome], project: Path
-) -> None:
+def test_names_of_files_and_columns_and_cells_are_texts(outcomes: dict[str, Outcome], project: Path) -> None:
     outcome = outcomes["names"]
     assert (outcome.status, outcome.planted) == (0, []), outcome.said
     card = (project / "outputs" / "names" / "model" / "README.md").read_text()
