@@ -91,7 +91,7 @@ WORDS: list[Any] = [
     ("a nameless number as text", line(["a"], ["1"]), "tag 1 is the number 1", "data.label_list"),
     ("a number beyond the names", line(["a"], [2]), "tag 1 is the number 2; accepted are 0 to 1: O, B-X", LABELS),
     ("a number below 0", line(["a"], [-100]), "tag 1 is the number -100; accepted are 0 to 1", LABELS),
-    ("a tag that label_list lacks", line(["a"], ["B-Y"]), "'B-Y'; accepted are O, B-X. Correct it, or add it to", LABELS),
+    ("a tag beyond label_list", line(["a"], ["B-Y"]), "'B-Y'; accepted are O, B-X", "add it to data.label_list", LABELS),
     ("B- alone", GOOD + line(["a", "b"], ["O", "B-"]), "line 2: tag 2 is 'B-', which names no type"),
     ("a dash for a tag", line(["a"], ["-"]), "tag 1 is '-', which names no type; accepted are O, B-PER"),
     ("mixed schemes", GOOD + line(["a", "b"], ["B-X", "L-X"]) + line(["a"], ["E-X"]),
@@ -206,8 +206,8 @@ TABLES: list[Any] = [
     ("an id without tag", KAGGLE + "1,EU,,O\n1,a,,\n", "line 3: found '' in the column 'Tag'; accepted is one"),
     ("two tags far down", KAGGLE + "1,EU,,O\n" * 200 + "2,EU a,,O O\n", "line 202: found 'O O' in the column"),
     ("a bad tag of a word's row", KAGGLE + "1,EU,,O\n1,a,,B-\n", "line 3: tag 2 is 'B-'"),
-    ("no such column of ids", KAGGLE + "1,EU,,O\n", "no column 'd'; ", "data.sentence_c", {"sentence_column_name": "d"}),
-    ("no such column of words", HEADER + ROW, "line 2: no column 'w'; found tokens, ner_tags", {"text_column_name": "w"}),
+    ("no such ids", KAGGLE + "1,EU,,O\n", "no column 'd'; ", "Set data.sentence_column", {"sentence_column_name": "d"}),
+    ("no such words", HEADER + ROW, "no column 'w'; found tokens, ner_tags. Set data.text", {"text_column_name": "w"}),
     ("gzip without its ending", gzip.compress(ROW.encode()), "line 1: found the byte 0x8b", UTF8),
 ]  # fmt: skip
 PARQUETS: list[Any] = [
