@@ -1,9 +1,10 @@
 """What the tests share: tiny models made on the spot, small data, and ways to train that need no cluster."""
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 from ner_trial import NERTrial  # noqa: E402
 from transformer_trial.callbacks import build_callbacks  # noqa: E402
+from transformer_trial.errors import TrialError  # noqa: E402
 
 for name, max_examples in (("fast", 25), ("full", 60)):
     settings.register_profile(
@@ -67,6 +69,23 @@ def write_config(config: Config, folder: Path, output: str = "run") -> list[str]
     """Write config.yaml to a folder; returns what `train.py` takes to train it into another one in that folder."""
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return [str(folder / "config.yaml"), "--output-dir", str(folder / output)]
+
+
+@contextlib.contextmanager
+def refuses(*said: str) -> Iterator[pytest.ExceptionInfo[TrialError]]:
+    """Expects an error of one paragraph that holds these texts."""
+    with pytest.raises(TrialError) as raised:
+        yield raised
+    check_message(str(raised.value), *said)
+
+
+def check_message(message: str, *said: str) -> None:
+    """Asserts that a message is one paragraph that holds these texts."""
+    assert [text for text in said if text not in message] == [], message
+    assert len(message) < 700, message
+    assert "Traceback" not in message
+    problems = message.partition(" has a problem:\n  - ")[2] or message
+    assert "\n" not in problems, message
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -82,31 +82,23 @@ MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
         ("max_seq_lenght", 9, "unknown key (found 9). max_seq_length belongs in the section data."),
         ("model_mode", MISSING, f"missing. Accepted: one of {', '.join(cfg.MODEL_MODES)}."),
         ("pretrained_model_name_or_path", MISSING, "missing. Give a hub name such as bert-base-uncased or a "),
-        ("learning_rate", "fast", f"found 'fast'; {NUMBER}"),
-        ("learning_rate", True, f"found True; {NUMBER}"),
-        ("learning_rate", [1e-5, 3e-5], f"found [1e-05, 3e-05]; {NUMBER}"),
+        *(("learning_rate", x, f"found {x!r}; {NUMBER}") for x in ("fast", True, [1e-5, 3e-5], math.nan, -1e-5)),
         ("learning_rate", None, f"found None; {NUMBER} Remove the key for its default, 5e-05."),
-        ("learning_rate", math.nan, f"found nan; {NUMBER}"),
-        ("learning_rate", -1e-5, f"found -1e-05; {NUMBER}"),
         ("max_grad_norm", 10**400, f"found 1{'0' * 76}...; {NUMBER}"),
         ("adam_beta2", 1, "found 1; accepted is a number at least 0 and below 1."),
         ("warmup_ratio", 6, "found 6; accepted is a number at least 0 and at most 1."),
-        ("global_batch_size", None, f"found None; {COUNT}"),
-        ("global_batch_size", 8.5, f"found 8.5; {COUNT}"),
-        ("global_batch_size", 0, f"found 0; {COUNT}"),
+        *(("global_batch_size", x, f"found {x}; {COUNT}") for x in (None, 8.5, 0)),
         ("use_pretrained_weights", 1, "found 1; accepted is true or false."),
         ("adafactor", "ja", "found 'ja'; accepted is true or false."),
         ("revision", 2021, "found 2021; accepted is a text. Put it in quotes: YAML reads it as something else"),
         ("revision", None, "found None; accepted is a text. Remove the key for its default, 'main'."),
         ("finetuning_task", ["ner"], f"found ['ner']; {TEXT}"),
-        ("lr_scheduler_kwargs", 0.5, f"found 0.5; {ARGUMENTS}"),
-        ("lr_scheduler_kwargs", {"power": None}, f"found {{'power': None}}; {ARGUMENTS}"),
+        *(("lr_scheduler_kwargs", x, f"found {x}; {ARGUMENTS}") for x in (0.5, {"power": None})),
         ("model_mode", "causal_lm", f"found 'causal_lm'; {MODES} Did you mean causal-lm?"),
         ("lr_scheduler_type", "zigzag", f"found 'zigzag'; {SCHEDULES}"),
         ("mixed_precision", "BF16", "found 'BF16'; accepted is one of none, bf16, fp16. Did you mean bf16?"),
         ("mixed_precision", False, f"found False; accepted is one of none, bf16, fp16. {NOT_BOOLEAN}"),
-        ("learning_rate", {"type": "logg"}, f"found {{'type': 'logg'}}; {NUMBER} {RANGE}"),
-        ("learning_rate", {"type": "double"}, f"found {{'type': 'double'}}; {NUMBER} {RANGE}"),
+        *(("learning_rate", {"type": x}, f"found {{'type': {x!r}}}; {NUMBER} {RANGE}") for x in ("logg", "double")),
     ],
     "data": [
         (8, "eight", "unknown key (found 'eight'). Remove it. Accepted: cache_dir, dataloader_num_workers, "),
@@ -117,7 +109,6 @@ MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
         ("label_column_name", "None", f"found 'None'; {TEXT_OR_NUMBER} Did you mean null?"),
         ("sentence_column_name", 0, f"found 0; {TEXT} Put it in quotes: YAML reads it as something else than a text."),
         ("file_format", "CoNLL", "found 'CoNLL'; accepted is one of json, jsonl, csv, tsv, parquet, conll, conllu or "),
-        ("cache_dir", "None", f"found 'None'; {TEXT} Did you mean null?"),
         ("cache_dir", "", f"found ''; {TEXT}"),
         ("label_list", "O", f"found 'O'; {TEXTS}"),
         ("label_list", [], f"found []; {TEXTS}"),
@@ -154,9 +145,7 @@ EXPLAINED += [(s, {key: value}, f"{key}: {said}") for s, cases in MISTAKES.items
 
 
 @pytest.mark.parametrize(("section", "edits", "said"), EXPLAINED, ids=lambda part: str(part)[:60])
-def test_a_mistake_is_explained_with_what_was_found_what_is_accepted_and_what_is_nearest(
-    section: str, edits: Values, said: str
-) -> None:
+def test_a_mistake_is_explained_with_what_is_accepted(section: str, edits: Values, said: str) -> None:
     (problem,) = problems_of(parse, **{section: edits})
     assert problem.startswith(f"{section}.{said}")
     assert len(problem) - len(said) < 1000
@@ -184,7 +173,8 @@ def test_a_section_that_is_no_mapping_is_refused(section: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("use_auth_token", "hf_abc"), ("hf_token", "hf_abc"), ("HUB_API_KEY", "hf_abc"), ("token", ["hf_abc"]),
+        ("use_auth_token", "hf_abc"), ("hf_tokens", "hf_abc"), ("auth", "hf_abc"), ("hub_secert_token", "hf_abc"),
+        ("hf_tokn", "hf_abcdefghijklmnopqrstuvwxyz"), ("HUB_API_KEY", "hf_abc"), ("token", ["hf_abc"]),
         ("hub", {"user": "me", "auth": [{"password": "hf_abc"}]}), ("hub_password", 1234567),
         ("learning_rate", {"token": "hf_abc"}), ("lr_scheduler_kwargs", {"auth_token": datetime.date(1234, 5, 6)}),
         ("revision", {"hf_abcdefghijklmnopqrstuvwxyz"}), ("revision", b"hf_abcdefghijklmnopqrstuvwxyz"),
@@ -204,35 +194,30 @@ def test_use_auth_token_is_accepted_and_explained(value: Any, warned: bool, capl
     assert ("the hub's token is read from HF_TOKEN" in caplog.text) is warned
 
 
-# By section: key, default, another sensible value.
-VALUES: dict[str, list[tuple[str, Any, Any]]] = {
-    "hyperparameters": [
-        ("pretrained_model_name_or_path", None, "bert-base-cased"), ("config_name", None, "models/my-config"),
-        ("tokenizer_name", None, "roberta-base"), ("model_name", None, "bert-large-cased"),
-        ("model_mode", MISSING, "token-classification"), ("finetuning_task", None, "ner"),
-        ("use_pretrained_weights", True, False), ("revision", "main", "refs/pr/1"), ("cache_dir", None, "~/.cache/hub"),
-        ("use_fast", True, False), ("do_lower_case", None, True), ("num_labels", None, 9),
-        ("trust_remote_code", False, True), ("ignore_mismatched_sizes", False, True), ("use_auth_token", False, True),
-        ("use_apex_amp", False, True), ("mixed_precision", "none", "bf16"), ("global_batch_size", MISSING, 32),
-        ("early_stopping_patience", None, 3), ("export_model", True, False),
-        ("learning_rate", 5e-5, 3e-5), ("weight_decay", 0.0, 0.01), ("adafactor", False, True),
-        ("scale_parameter", False, True), ("relative_step", False, True), ("adam_beta1", 0.9, 0.8),
-        ("adam_beta2", 0.999, 0.98), ("adam_epsilon", 1e-8, 1e-6), ("max_grad_norm", 1.0, 0.0),
-        ("lr_scheduler_type", "linear", "cosine_with_restarts"), ("lr_scheduler_kwargs", None, {"num_cycles": 2}),
-        ("num_warmup_steps", 0, 500), ("warmup_ratio", 0.0, 0.1), ("num_training_steps", None, 5268),
-    ],
-    "data": [
-        ("dataset_name", None, "data/folder"), ("dataset_config_name", None, "en"), ("dataset_revision", None, "v1.0"),
-        ("train_file", None, "a.csv"), ("validation_file", None, "b.csv"), ("test_file", None, "c.csv"),
-        ("validation_split_percentage", None, 5.0), ("text_column_name", None, "words"),
-        ("label_column_name", None, -1), ("sentence_column_name", None, "sent_id"), ("file_format", None, "conll"),
-        ("label_list", None, ["O", "B-PER", "I-PER"]), ("label_scheme", None, "plain"),
-        ("preprocessing_num_workers", None, 4), ("dataloader_num_workers", 0, 2), ("cache_dir", None, "/tmp/data"),
-        ("overwrite_cache", False, True), ("max_seq_length", None, 128), ("doc_stride", None, 32),
-        ("pad_to_max_length", False, True), ("label_all_tokens", False, True), ("group_by_length", False, True),
-        ("max_train_samples", None, 100), ("max_eval_samples", None, 50), ("return_entity_level_metrics", False, True),
-        ("metric_mode", "default", "strict"), ("metric_scheme", None, "BILOU"),
-    ],
+# By section: a sensible value of each key that is not its default. The defaults are those of docs/configuration.md.
+VALUES: dict[str, dict[str, Any]] = {
+    "hyperparameters": {
+        "pretrained_model_name_or_path": "bert-base-cased", "config_name": "models/my-config", "use_fast": False,
+        "tokenizer_name": "roberta-base", "model_name": "bert-large-cased", "model_mode": "token-classification",
+        "finetuning_task": "ner", "use_pretrained_weights": False, "revision": "refs/pr/1", "num_labels": 9,
+        "cache_dir": "~/.cache/hub", "do_lower_case": True, "trust_remote_code": True, "use_auth_token": True,
+        "ignore_mismatched_sizes": True, "use_apex_amp": True, "mixed_precision": "bf16", "global_batch_size": 32,
+        "early_stopping_patience": 3, "export_model": False, "learning_rate": 3e-5, "weight_decay": 0.01,
+        "adafactor": True, "scale_parameter": True, "relative_step": True, "adam_beta1": 0.8, "adam_beta2": 0.98,
+        "adam_epsilon": 1e-6, "max_grad_norm": 0.0, "lr_scheduler_type": "cosine_with_restarts",
+        "lr_scheduler_kwargs": {"num_cycles": 2}, "num_warmup_steps": 500, "warmup_ratio": 0.1,
+        "num_training_steps": 5268,
+    },
+    "data": {
+        "dataset_name": "data/folder", "dataset_config_name": "en", "dataset_revision": "v1.0", "train_file": "a.csv",
+        "validation_file": "b.csv", "test_file": "c.csv", "validation_split_percentage": 5.0, "cache_dir": "/tmp/data",
+        "text_column_name": "words", "label_column_name": -1, "sentence_column_name": "sent_id",
+        "label_list": ["O", "B-PER", "I-PER"], "file_format": "conll", "preprocessing_num_workers": 4,
+        "dataloader_num_workers": 2, "overwrite_cache": True, "max_seq_length": 128, "doc_stride": 32,
+        "pad_to_max_length": True, "label_all_tokens": True, "group_by_length": True, "max_train_samples": 100,
+        "max_eval_samples": 50, "return_entity_level_metrics": True, "metric_mode": "strict", "metric_scheme": "BILOU",
+        "label_scheme": "plain",
+    },
 }  # fmt: skip
 COMPANIONS: dict[str, Values] = {
     **{key: {"adafactor": True} for key in ("scale_parameter", "relative_step")},
@@ -242,20 +227,15 @@ COMPANIONS: dict[str, Values] = {
 """What a key needs beside it."""
 
 
-@pytest.mark.parametrize(
-    ("section", "key", "default", "other"),
-    [pytest.param(s, *value, id=f"{s}.{value[0]}") for s, values in VALUES.items() for value in values],
-)
-def test_a_key_has_its_default_and_takes_another_value(section: str, key: str, default: Any, other: Any) -> None:
-    field = FIELDS[section][key]
-    assert field.is_required() if default is MISSING else field.default == default
+@pytest.mark.parametrize(("section", "key"), KEYS)
+def test_a_key_takes_a_value_other_than_its_default(section: str, key: str) -> None:
+    other = VALUES[section][key]
     value = parsed_value(section, key, {**COMPANIONS.get(key, {}), key: other})
     assert (value, type(value)) == (other, type(other))
+    assert other != FIELDS[section][key].default
 
 
-def test_the_keys_above_are_all_there_are_and_each_is_documented() -> None:
-    assert sorted(KEYS) == sorted((section, value[0]) for section, values in VALUES.items() for value in values)
-    assert len(KEYS) == 61
+def test_every_key_is_documented() -> None:
     fields = {**FIELDS["hyperparameters"], **FIELDS["data"], **SearcherConfig.model_fields}
     assert [key for key, field in fields.items() if not field.description] == []
 
@@ -310,9 +290,7 @@ READINGS: list[tuple[str, list[str], Any]] = [
     ("path", "text", "expected"),
     [pytest.param(path, text, value, id=f"{path}: {text}") for path, texts, value in READINGS for text in texts],
 )
-def test_a_value_means_the_same_whichever_yaml_parser_reads_it(
-    path: str, text: str, expected: Any, parser: str
-) -> None:
+def test_a_value_means_the_same_to_every_yaml_parser(path: str, text: str, expected: Any, parser: str) -> None:
     section, key = path.split(".")
     edits = YAML_PARSERS[parser](f"{key}: {text}")
     if expected is REFUSED:
@@ -467,11 +445,10 @@ SEARCHERS: dict[Callable[[Any], Any], list[tuple[Any, str]]] = {
         (None, ".max_length: missing, and there is no max_time; give max_length, such as {epochs: 3}, or "),
         ("single", ": found 'single'; accepted is a mapping of keys to values."),
         ({"max_length": {"epoch": 3}}, f".max_length: found {{'epoch': 3}}; {UNITS} Did you mean epochs?"),
-        ({"max_length": {}}, f".max_length: found {{}}; {UNITS}"),
-        ({"max_length": {"epochs": 0}}, f".max_length: found {{'epochs': 0}}; {UNITS}"),
-        ({"max_length": {"epochs": 1.5}}, f".max_length: found {{'epochs': 1.5}}; {UNITS}"),
-        ({"max_length": {"epochs": True}}, f".max_length: found {{'epochs': True}}; {UNITS}"),
-        ({"max_length": {"epochs": 1, "batches": 1}}, f".max_length: found {{'epochs': 1, 'batches': 1}}; {UNITS}"),
+        *(
+            ({"max_length": length}, f".max_length: found {length}; {UNITS}")
+            for length in ({}, {"epochs": 0}, {"epochs": 1.5}, {"epochs": True}, {"epochs": 1, "batches": 1})
+        ),
         ({"max_time": 3}, ".time_metric: missing beside max_time. Accepted: one of batches, epochs."),
         ({"max_time": 3, "time_metric": "epoch"}, ".time_metric: found 'epoch'; accepted is one of batches, epochs "),
         ({"max_time": 0, "time_metric": "epochs"}, ".max_time: found 0; accepted is a whole number at least 1"),

@@ -102,7 +102,8 @@ def test_an_example_trains_resumes_and_is_the_same_in_two_processes(
 
     interrupt = [("training", 10, int(signal.SIGINT))]
     assert (
-        train([*arguments, str(tmp_path / "outputs" / "cut")], log, interrupt, changes=changes) == 128 + signal.SIGINT
+        Training([*arguments, str(tmp_path / "outputs" / "cut")], log, interrupt, changes=changes).wait()
+        == 128 + signal.SIGINT
     ), log.read_text()
     assert (
         Training([*arguments, str(tmp_path / "outputs" / "cut"), "--resume", "auto"], log, changes=changes).wait() == 0

@@ -20,23 +20,19 @@ def write(path: Path, kind: str, text: str) -> None:
     path.write_text(text)
 
 
-def read(path: Path) -> str:
-    return (path / "deep.txt" if path.is_dir() else path).read_text()
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def contents(folder: Path) -> dict[str, str]:
+    """The texts of the files and folders in a folder, by name."""
+    return {path.name: (path / "deep.txt" if path.is_dir() else path).read_text() for path in sorted(folder.iterdir())}
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_the_new_one_takes_the_place_of_what_is_there(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "it"
     for text in ("first", "second", "third"):
         write(tmp_path / "it.new", kind, "half of what a killed process was writing")
-        with replacing(path) as new:
+        with replacing(tmp_path / "it") as new:
             assert not new.exists()
             write(new, kind, text)
-        assert (read(path), names(tmp_path)) == (text, ["it"])
+        assert contents(tmp_path) == {"it": text}
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -46,10 +42,10 @@ def test_a_failure_leaves_the_old_one(tmp_path: Path, kind: str, monkeypatch: py
     with pytest.raises(ZeroDivisionError), replacing(path) as new:
         write(new, kind, "half")
         raise ZeroDivisionError
-    assert (read(path), names(tmp_path)) == ("old", ["it"])
+    assert contents(tmp_path) == {"it": "old"}
     with pytest.raises(FileNotFoundError), replacing(path):
         pass  # and writes nothing
-    assert (read(path), names(tmp_path)) == ("old", ["it"])
+    assert contents(tmp_path) == {"it": "old"}
 
     def fail(self: Path, target: Path) -> None:
         if self.name == "it.new":
@@ -60,7 +56,7 @@ def test_a_failure_leaves_the_old_one(tmp_path: Path, kind: str, monkeypatch: py
         monkeypatch.setattr(Path, method, fail)
     with pytest.raises(PermissionError), replacing(path) as new:
         write(new, kind, "new")
-    assert (read(path), names(tmp_path)) == ("old", ["it"])
+    assert contents(tmp_path) == {"it": "old"}
 
 
 def test_only_the_name_itself_is_replaced(tmp_path: Path) -> None:
@@ -71,8 +67,7 @@ def test_only_the_name_itself_is_replaced(tmp_path: Path) -> None:
     with replacing(tmp_path / "it") as new:
         write(new, "folder", "new")
     restore_old(tmp_path / "it")
-    found = {name: read(tmp_path / name) for name in names(tmp_path)}
-    assert found == {"it": "new", "it.old": "precious", "elsewhere": "precious, too"}
+    assert contents(tmp_path) == {"it": "new", "it.old": "precious", "elsewhere": "precious, too"}
 
 
 def killing(function: Callable[..., Any], killed_at: str) -> Callable[..., Any]:
@@ -110,10 +105,10 @@ def test_a_kill_leaves_one_of_the_two(tmp_path: Path, killed_at: str, left: list
             write(new, "folder", "new")
         os._exit(0)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    assert names(tmp_path) == left
+    assert sorted(os.listdir(tmp_path)) == left
     for _ in range(2):
         restore_old(path)
-        assert read(path) == restored
+        assert (path / "deep.txt").read_text() == restored
     with replacing(path) as new:  # the next run, which finds what the kill left
         write(new, "folder", "next")
-    assert (read(path), names(tmp_path)) == ("next", ["it"])
+    assert contents(tmp_path) == {"it": "next"}

@@ -1,6 +1,7 @@
 """From files and data sets to checked rows: columns, names of numbers, cache, memory, and WNUT 17 in two formats."""
 
 import contextlib
+import functools
 import json
 import os
 import pty
@@ -9,13 +10,15 @@ import subprocess
 import sys
 import termios
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import datasets
 import pytest
-from conftest import PROJECT, SAMPLE_MODEL, SHARED_DATA, needs_wnut
+from conftest import PROJECT, SAMPLE_MODEL, SHARED_DATA, needs_wnut, refuses
+from test_ner_formats import class_label_features
 
 import ner.cells
 import ner.columns
@@ -23,8 +26,7 @@ import ner.data
 import ner.formats
 from ner.columns import Columns, ReadOptions, Record, find_columns
 from ner.config import NERDataConfig
-from ner.sentences import Sentence
-from transformer_trial.errors import TrialError
+from ner.data import read_sentences
 
 NAMES = ["O", "B-PER", "I-PER", "B-ORG"]
 
@@ -44,13 +46,6 @@ def words_and_tags(rows: datasets.Dataset) -> list[tuple[list[str], list[str]]]:
     return [(row["tokens"], row["tags"]) for row in rows]
 
 
-def assert_says(error: Exception, said: list[str]) -> None:
-    message = str(error)
-    assert isinstance(error, TrialError)
-    assert [text for text in said if text not in message] == [], message
-    assert len(message) < 700, message
-
-
 # ----------------------------------------------------------------------------------------------------------- columns
 
 
@@ -65,65 +60,53 @@ def columns(*cells: str, names: str = "") -> Record:
     return Record("a.conll, line 1", dict(zip(keys, lists)), ["a.conll, line 1"] * len(lists[0]))
 
 
-@pytest.mark.parametrize(
-    ("first", "options", "task", "expected"),
-    [
-        # As run_ner.py finds them.
-        pytest.param(table("id", "ner_tags", "tokens"), {}, "ner", ("tokens", "ner_tags"), id="usual names"),
-        pytest.param(
-            table("id", "tokens", "pos_tags", "ner_tags"), {}, "pos", ("tokens", "pos_tags"), id="another task"
-        ),
-        pytest.param(table("mots", "sorte", "id"), {}, "ner", ("mots", "sorte"), id="first and second"),
-        pytest.param(table("mots", "x", "ner_tags"), {}, "ner", ("mots", "ner_tags"), id="first and usual"),
-        pytest.param(table("tokens", "sorte", "id"), {}, "ner", ("tokens", "sorte"), id="usual and second"),
-        pytest.param(table("tokens", "ner_tags", "w"), {"text_column": "w"}, "ner", ("w", "ner_tags"), id="words"),
-        pytest.param(table("tokens", "ner_tags", "t"), {"label_column": "t"}, "ner", ("tokens", "t"), id="tags"),
-        pytest.param(table("a", "b", "c"), {"label_column": -1}, "ner", ("a", "c"), id="by number"),
-        # What the tables of others have.
-        pytest.param(table("Tags", "Words"), {}, "ner", ("Words", "Tags"), id="in capitals"),
-        pytest.param(table("", "mots", "x"), {}, "ner", ("mots", "x"), id="after the index of pandas"),
-        pytest.param(table("Unnamed: 0", "mots", "x"), {}, "ner", ("mots", "x"), id="after an index read back"),
-        pytest.param(
-            table("sent_id", "mot", "x", cell="y"), {}, "ner", ("mot", "x", "sent_id"), id="after the sentence's id"
-        ),
-        pytest.param(table("sentence_id", "tokens", "tags"), {}, "ner", ("tokens", "tags"), id="an id of sentences"),
-        pytest.param(
-            table("doc", "word", "tag", cell="y"), {"sentence_column": "doc"}, "ner", ("word", "tag", "doc"),
-            id="an id by its name",
-        ),
-        pytest.param(
-            Record("", {"text": "a", "tokens": [{}], "spans": [{}]}), {}, "ner", ("text", "spans"), id="spans, tokens"
-        ),
-        pytest.param(table("words", "tags "), {}, "ner", ("words", "tags "), id="a blank after a name"),
-        pytest.param(
-            Record("", {"word": "EU", "POS": "NNP", "NE": "B-ORG", "doc": "a"}), {}, "ner", ("word", "NE"),
-            id="it holds tags",
-        ),
-        pytest.param(
-            Record("", {"mots": "['EU', 'a']", "x": "['B-X', 'O']", "chunks": "['B-NP', 'O']"}), {}, "ner",
-            ("mots", "x"), id="the second holds tags",
-        ),
-        # CoNLL columns: the last one that holds tags.
-        pytest.param(columns("EU is", "B-ORG O"), {}, "ner", ("0", "1"), id="two columns"),
-        pytest.param(columns("EU is", "NNP VB", "B-NP O", "I-ORG O"), {}, "ner", ("0", "3"), id="four columns"),
-        pytest.param(columns("Ada", "NNP", "B-NP", "PER"), {}, "ner", ("0", "2"), id="plain and no O: chunks"),
-        pytest.param(columns("a b c", "X X X", "B-NP O O", "PER O O"), {}, "ner", ("0", "3"), id="plain beside O"),
-        pytest.param(columns("EU is", "X Y", "PER ORG"), {}, "ner", ("0", "2"), id="plain types: the last"),
-        pytest.param(columns("EU is", "B-ORG O", "- -"), {}, "ner", ("0", "1"), id="nothing in the last"),
-        pytest.param(columns("EU is", "B-ORG O", " "), {}, "ner", ("0", "1"), id="an empty last one"),
-        pytest.param(columns("EU is", "B-ORG O", "d1 d1"), {}, "ner", ("0", "1"), id="something else in the last"),
-        pytest.param(columns("EU is", "B-NP O", "3 0"), {}, "ner", ("0", "2"), id="numbers in the last"),
-        pytest.param(columns("1 2", "EU is", "B-ORG O", "- -"), {}, "ner", ("1", "2"), id="a count of words"),
-        pytest.param(columns("0 1", "EU is", "B-ORG O"), {}, "ner", ("1", "2"), id="a count from 0"),
-        pytest.param(columns("1 2", "O O"), {}, "ner", ("0", "1"), id="numbers that are words"),
-        pytest.param(
-            columns("O", "B-X"), {"text_column": 1, "label_column": "0"}, "ner", ("1", "0"), id="numbers"
-        ),
-        pytest.param(columns("a", "O", names="FORM NER"), {}, "ner", ("FORM", "NER"), id="names of columns"),
-        pytest.param(columns("1", "a", "X", "O", names="ID FORM UPOS MISC"), {}, "ner", ("FORM", "MISC"), id="CoNLL-U"),
-    ],
-)  # fmt: skip
-def test_columns_are_found(first: Record, options: dict[str, Any], task: str, expected: tuple[str, ...]) -> None:
+COLUMNS: dict[str, Any] = {
+    # As run_ner.py finds them.
+    "usual names": (table("id", "ner_tags", "tokens"), ("tokens", "ner_tags")),
+    "another task": (table("id", "tokens", "pos_tags", "ner_tags"), ("tokens", "pos_tags"), {"task": "pos"}),
+    "first and second": (table("mots", "sorte", "id"), ("mots", "sorte")),
+    "first and usual": (table("mots", "x", "ner_tags"), ("mots", "ner_tags")),
+    "usual and second": (table("tokens", "sorte", "id"), ("tokens", "sorte")),
+    "words": (table("tokens", "ner_tags", "w"), ("w", "ner_tags"), {"text_column": "w"}),
+    "tags": (table("tokens", "ner_tags", "t"), ("tokens", "t"), {"label_column": "t"}),
+    "by number": (table("a", "b", "c"), ("a", "c"), {"label_column": -1}),
+    # What the tables of others have.
+    "in capitals": (table("Tags", "Words"), ("Words", "Tags")),
+    "after the index of pandas": (table("", "mots", "x"), ("mots", "x")),
+    "after an index read back": (table("Unnamed: 0", "mots", "x"), ("mots", "x")),
+    "after the sentence's id": (table("sent_id", "mot", "x", cell="y"), ("mot", "x", "sent_id")),
+    "an id of sentences": (table("sentence_id", "tokens", "tags"), ("tokens", "tags")),
+    "an id by its name": (table("doc", "word", "tag", cell="y"), ("word", "tag", "doc"), {"sentence_column": "doc"}),
+    "spans, tokens": (Record("", {"text": "a", "tokens": [{}], "spans": [{}]}), ("text", "spans")),
+    "a blank after a name": (table("words", "tags "), ("words", "tags ")),
+    "it holds tags": (Record("", {"word": "EU", "POS": "NNP", "NE": "B-ORG", "doc": "a"}), ("word", "NE")),
+    "the second holds tags": (
+        Record("", {"mots": "['EU', 'a']", "x": "['B-X', 'O']", "chunks": "['B-NP', 'O']"}), ("mots", "x"),
+    ),
+    # CoNLL columns: the last one that holds tags.
+    "two columns": (columns("EU is", "B-ORG O"), ("0", "1")),
+    "four columns": (columns("EU is", "NNP VB", "B-NP O", "I-ORG O"), ("0", "3")),
+    "plain and no O: chunks": (columns("Ada", "NNP", "B-NP", "PER"), ("0", "2")),
+    "plain beside O": (columns("a b c", "X X X", "B-NP O O", "PER O O"), ("0", "3")),
+    "plain types: the last": (columns("EU is", "X Y", "PER ORG"), ("0", "2")),
+    "nothing in the last": (columns("EU is", "B-ORG O", "- -"), ("0", "1")),
+    "an empty last one": (columns("EU is", "B-ORG O", " "), ("0", "1")),
+    "something else in the last": (columns("EU is", "B-ORG O", "d1 d1"), ("0", "1")),
+    "numbers in the last": (columns("EU is", "B-NP O", "3 0"), ("0", "2")),
+    "a count of words": (columns("1 2", "EU is", "B-ORG O", "- -"), ("1", "2")),
+    "a count from 0": (columns("0 1", "EU is", "B-ORG O"), ("1", "2")),
+    "numbers that are words": (columns("1 2", "O O"), ("0", "1")),
+    "numbers": (columns("O", "B-X"), ("1", "0"), {"text_column": 1, "label_column": "0"}),
+    "names of columns": (columns("a", "O", names="FORM NER"), ("FORM", "NER")),
+    "CoNLL-U": (columns("1", "a", "X", "O", names="ID FORM UPOS MISC"), ("FORM", "MISC")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", COLUMNS.values(), ids=list(COLUMNS))
+def test_columns_are_found(case: tuple[Any, ...]) -> None:
+    first, expected, *others = case
+    options = dict(*others)
+    task = options.pop("task", "ner")
     found = find_columns([first], ReadOptions(**options), task)
     assert (found.text, found.label, *([found.sentence] if found.sentence else [])) == expected
 
@@ -143,14 +126,11 @@ def test_more_sentences_than_the_first_tell_a_count_from_words() -> None:
 @pytest.mark.parametrize(
     ("cells", "expected"),
     [
-        pytest.param(["word", "tag"], True, id="two usual names"),
-        pytest.param(["Token", "Gold Label"], True, id="a longer name"),
-        pytest.param(["text", "ner_tags", "x"], True, id="of a task"),
-        pytest.param(["word", "O"], False, id="a word and its tag"),
-        pytest.param(["text", "B-label"], False, id="a type called label"),
-        pytest.param(["EU", "B-ORG"], False, id="none"),
+        (["word", "tag"], True), (["Token", "Gold Label"], True), (["text", "ner_tags", "x"], True),
+        (["word", "O"], False), (["text", "B-label"], False), (["EU", "B-ORG"], False),
     ],
-)
+    ids=str,
+)  # fmt: skip
 def test_a_header_is_told_from_words(cells: list[str], expected: bool) -> None:
     assert (ReadOptions().count_column_names(cells) >= 2) == expected
 
@@ -170,8 +150,7 @@ INTEGERS = [{"tokens": row["tokens"], "ner_tags": [NAMES.index(tag) for tag in r
 
 
 def class_labels(names: list[str] = NAMES) -> datasets.Dataset:
-    words, tags = datasets.List(datasets.Value("string")), datasets.List(datasets.ClassLabel(names=names))
-    return datasets.Dataset.from_list(INTEGERS, features=datasets.Features({"tokens": words, "ner_tags": tags}))
+    return datasets.Dataset.from_list(INTEGERS, features=class_label_features(names))
 
 
 @pytest.mark.parametrize("label_list", [None, NAMES], ids=["ClassLabel", "label_list too"])
@@ -191,39 +170,30 @@ def test_numbers_of_one_split_have_the_names_of_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("others", "label_list", "said"),
+    ("splits", "data", "said"),
     [
-        pytest.param([*NAMES[::-1]], None, ["(validation split) has B-ORG, I-PER, B-PER, O"], id="between splits"),
-        pytest.param(NAMES, [*NAMES, "B-Y"], ["data.label_list has O, B-PER, I-PER, B-ORG, B-Y"], id="in label_list"),
-    ],
-)
-def test_numbers_that_stand_for_different_tags_are_refused(
-    others: list[str], label_list: list[str] | None, said: list[str]
-) -> None:
-    splits = {"train": class_labels(), "validation": class_labels(others)}
-    with pytest.raises(TrialError) as raised:
-        ner.data.read_splits(splits, NERDataConfig(dataset_name="d", label_list=label_list), "ner")
-    assert_says(
-        raised.value,
-        [
-            "(train split) has O, B-PER" if label_list is None else "d (",
-            *said,
+        ({"test": class_labels()}, {}, "no train split; found are test"),
+        ({}, {}, "no train split; found are none"),
+        ({"train": class_labels().select([])}, {}, "the data set (train split): has no rows"),
+        (
+            {"train": class_labels(), "validation": class_labels(NAMES[::-1])}, {},
+            "(train split) has O, B-PER, I-PER, B-ORG; the data set (validation split) has B-ORG, I-PER, B-PER, O. "
             "Save all splits with the same ClassLabel",
-        ],
-    )
+        ),
+        (
+            {"train": class_labels()}, {"dataset_name": "d", "label_list": [*NAMES, "B-Y"]},
+            "d (train split) has O, B-PER, I-PER, B-ORG; data.label_list has O, B-PER, I-PER, B-ORG, B-Y. Save all",
+        ),
+    ],
+)  # fmt: skip
+def test_rows_of_ones_own_are_checked(splits: dict[str, Any], data: dict[str, Any], said: str) -> None:
+    with refuses(said):
+        ner.data.read_splits(splits, NERDataConfig(**data), "ner")
 
 
 # ---------------------------------------------------------------------------------------------------------- data sets
 
-
-def save_with_broken_state(folder: Path) -> None:
-    datasets.DatasetDict({"train": class_labels()}).save_to_disk(folder)
-    (folder / "train" / "state.json").write_text("{")
-
-
-def save_with_a_bad_row(folder: Path) -> None:
-    rows = datasets.Dataset.from_list([ROWS[0], {"tokens": ["a"], "ner_tags": [""]}])
-    datasets.DatasetDict({"train": rows}).save_to_disk(folder)
+ELSEWHERE = "dataset_name: lhoestq/conll2003, which holds the same data"
 
 
 @pytest.mark.parametrize(
@@ -232,77 +202,48 @@ def save_with_a_bad_row(folder: Path) -> None:
         pytest.param({"test.jsonl": LINE}, ["has no train split", "it has test"], id="no train split"),
         pytest.param({}, ["cannot load", "a local folder"], id="empty folder"),
         pytest.param({"folder.py": "import datasets\n"}, ["loading script", "refs/convert/parquet"], id="script"),
-        pytest.param(save_with_broken_state, ["cannot load", "a local folder"], id="broken state"),
-        pytest.param(save_with_a_bad_row, ["(train split), row 2: tag 1 is missing"], id="bad row"),
-        pytest.param(None, ["cannot load", "a local folder"], id="no folder"),
+        pytest.param({"dataset_dict.json": "{"}, ["cannot load", "a local folder"], id="broken state"),
+        pytest.param({"train.jsonl": LINE + LINE.replace('"O"', '""')}, ["row 2: tag 2 is missing"], id="bad row"),
+        pytest.param("/no/such/folder", ["cannot load", "a local folder"], id="no folder"),
         pytest.param("lhoestq/conll2003", ["cannot load", "HF_TOKEN", "in the cache"], id="hub"),
+        *(pytest.param(f"{owner}conll2003", [ELSEWHERE], id=owner) for owner in ("", "eriktks/", "tner/")),
     ],
-)
+)  # fmt: skip
 def test_a_data_set_that_does_not_load_is_named(make: Any, said: list[str], tmp_path: Path) -> None:
     name = make if isinstance(make, str) else str(tmp_path / "folder")
-    if callable(make):
-        make(tmp_path / "folder")
-    elif isinstance(make, dict):
+    if isinstance(make, dict):
         (tmp_path / "folder").mkdir()
         for file, content in make.items():
             (tmp_path / "folder" / file).write_text(content)
-    with pytest.raises(TrialError) as raised:
+    with refuses(name, *said):
         read(NERDataConfig(dataset_name=name))
-    assert_says(raised.value, [name, *said])
-
-
-@pytest.mark.parametrize("name", ["conll2003", "eriktks/conll2003", "tner/conll2003"])
-def test_names_that_need_a_script_are_told_their_replacement_also_offline(name: str) -> None:
-    with pytest.raises(TrialError) as raised:
-        read(NERDataConfig(dataset_name=name))
-    assert_says(raised.value, [f"data.dataset_name: {name} needs a loading script", "dataset_name: lhoestq/conll2003"])
 
 
 def test_a_revision_without_a_script_is_not_called_one() -> None:
-    config = NERDataConfig(dataset_name="eriktks/conll2003", dataset_revision="refs/convert/parquet")
-    with pytest.raises(TrialError) as raised:
-        read(config)
-    assert_says(raised.value, ["cannot load eriktks/conll2003", "in the cache"])
+    with refuses("cannot load eriktks/conll2003", "in the cache") as raised:
+        read(NERDataConfig(dataset_name="eriktks/conll2003", dataset_revision="refs/convert/parquet"))
     assert "loading script" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("splits", "said"),
-    [
-        pytest.param({"test": class_labels()}, ["no train split", "found are test"], id="no train split"),
-        pytest.param({}, ["no train split", "found are none"], id="nothing"),
-        pytest.param({"train": class_labels().select([])}, ["the data set (train split): has no rows"], id="no rows"),
-    ],
-)
-def test_rows_of_ones_own_are_checked(splits: dict[str, Any], said: list[str]) -> None:
-    with pytest.raises(TrialError) as raised:
-        ner.data.read_splits(splits, NERDataConfig(), "ner")
-    assert_says(raised.value, said)
 
 
 # -------------------------------------------------------------------------------------------------------------- cache
 
+CountReads = Callable[..., tuple[int, list[Any]]]
+
 
 @pytest.fixture
-def count_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[Any]]]:
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> CountReads:
     """Reads, and tells how many splits were not found in the cache, and what was read."""
-    original = ner.data.read_sentences
 
     def count_reads(file: Path, **options: Any) -> tuple[int, list[Any]]:
-        calls = []
-
-        def counting(**arguments: Any) -> Iterator[Sentence]:
-            calls.append(1)
-            return original(**arguments)
-
+        counting = mock.Mock(wraps=read_sentences)
         monkeypatch.setattr(ner.data, "read_sentences", counting)
         rows = read(NERDataConfig(train_file=str(file), **options))["train"]
-        return len(calls), words_and_tags(rows)
+        return counting.call_count, words_and_tags(rows)
 
     return count_reads
 
 
-def change_within(folder: Path) -> None:
+def change_within(folder: Path, _: Any) -> None:
     path = folder / "a.jsonl"
     before = path.stat()
     path.write_text(path.read_text().replace("EU", "UN"))
@@ -310,12 +251,9 @@ def change_within(folder: Path) -> None:
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
-def add_file(folder: Path) -> None:
-    (folder / "b.jsonl").write_text(LINE)
-
-
-def rename_file(folder: Path) -> None:
-    (folder / "a.jsonl").rename(folder / "c.jsonl")  # which messages name
+def change_code(module: Any, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    (folder / "changed.py").write_text(Path(module.__file__).read_text() + "# changed\n")
+    patch.setattr(module, "__file__", str(folder / "changed.py"))
 
 
 @pytest.mark.parametrize(
@@ -325,37 +263,30 @@ def rename_file(folder: Path) -> None:
         pytest.param({"preprocessing_num_workers": 2, "max_seq_length": 9}, 0, id="other settings"),
         pytest.param({"overwrite_cache": True}, 1, id="overwrite_cache"),
         pytest.param(change_within, 1, id="contents of the same size and time"),
-        pytest.param(add_file, 1, id="another file of the glob"),
-        pytest.param(rename_file, 1, id="another name"),
+        pytest.param(lambda folder, _: (folder / "b.jsonl").write_text(LINE), 1, id="another file of the glob"),
+        pytest.param(lambda folder, _: (folder / "a.jsonl").rename(folder / "c.jsonl"), 1, id="another name"),
         pytest.param({"file_format": "json"}, 1, id="another format"),
         pytest.param({"label_column_name": "tags"}, 1, id="another column of tags"),
         pytest.param({"text_column_name": "words"}, 1, id="another column of words"),
         pytest.param({"label_list": ["B-ORG", "O"]}, 1, id="label_list"),
+        *(
+            pytest.param(functools.partial(change_code, module), 1, id=module.__name__)
+            for module in (ner.cells, ner.columns, ner.data, ner.formats)
+        ),
     ],
 )
 def test_the_cache_is_used_unless_something_changed(
-    change: Any, num_reads: int, count_reads: Callable[..., tuple[int, list[Any]]], tmp_path: Path
+    change: Any, num_reads: int, count_reads: CountReads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     columns = {"tokens": ["EU"], "ner_tags": ["O"], "tags": ["B-ORG"], "words": ["the"]}
     (tmp_path / "a.jsonl").write_text(json.dumps(columns) + "\n")
-    assert count_reads(tmp_path / "*.jsonl")[0] == 1
-    assert count_reads(tmp_path / "*.jsonl")[0] == 0
-    options = change if isinstance(change, dict) else change(tmp_path) or {}
+    assert [count_reads(tmp_path / "*.jsonl")[0] for _ in range(2)] == [1, 0]
+    options = change if isinstance(change, dict) else {}
+    if callable(change):
+        change(tmp_path, monkeypatch)
     found, rows = count_reads(tmp_path / "*.jsonl", **options)
     assert found == num_reads
-    fresh = count_reads(tmp_path / "*.jsonl", **{**options, "overwrite_cache": True})
-    assert fresh == (1, rows)
-
-
-@pytest.mark.parametrize("module", [ner.cells, ner.columns, ner.data, ner.formats])
-def test_changed_code_reads_anew(
-    module: Any, count_reads: Callable[..., tuple[int, list[Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "a.jsonl").write_text(LINE)
-    assert count_reads(tmp_path / "a.jsonl")[0] == 1
-    (tmp_path / "changed.py").write_text(Path(module.__file__).read_text() + "# changed\n")
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "changed.py"))
-    assert count_reads(tmp_path / "a.jsonl")[0] == 1
+    assert count_reads(tmp_path / "*.jsonl", **{**options, "overwrite_cache": True}) == (1, rows)
 
 
 READ_FROM_CACHE = """
@@ -368,25 +299,12 @@ print(ner.data.read_splits(ner.data.load_splits(config), config, "ner")[0]["trai
 
 def test_another_process_finds_the_cache_also_one_made_anew(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(LINE)
+    file, cache = str(tmp_path / "a.jsonl"), str(tmp_path / "cache")
     for anew in (False, True):
-        read(
-            NERDataConfig(train_file=str(tmp_path / "a.jsonl"), cache_dir=str(tmp_path / "cache"), overwrite_cache=anew)
-        )
-    command = [sys.executable, "-c", READ_FROM_CACHE, str(tmp_path / "a.jsonl"), str(tmp_path / "cache")]
+        read(NERDataConfig(train_file=file, cache_dir=cache, overwrite_cache=anew))
+    command = [sys.executable, "-c", READ_FROM_CACHE, file, cache]
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert result.stdout.strip() == "['EU', 'rejects']", result.stderr
-
-
-def test_reading_anew_heeds_what_the_key_cannot_tell(
-    count_reads: Callable[..., tuple[int, list[Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Such as another version of a library: the old rows are gone, also for whoever reads from the cache next."""
-    (tmp_path / "a.jsonl").write_text(LINE)
-    assert count_reads(tmp_path / "a.jsonl") == (1, [(["EU", "rejects"], ["B-ORG", "O"])])
-    monkeypatch.setattr(ner.data, "parse_cells", lambda *_, **__: (["others"], ["O"]))
-    assert count_reads(tmp_path / "a.jsonl") == (0, [(["EU", "rejects"], ["B-ORG", "O"])])
-    assert count_reads(tmp_path / "a.jsonl", overwrite_cache=True) == (1, [(["others"], ["O"])])
-    assert count_reads(tmp_path / "a.jsonl") == (0, [(["others"], ["O"])])
 
 
 # ------------------------------------------------------------------------------------------ memory, processes, progress

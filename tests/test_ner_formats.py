@@ -62,11 +62,8 @@ def list_table(cell: Callable[[Any], str], **options: Any) -> Callable[[list[Sen
 
 
 def word_rows(sentences: list[Sentence], *, first_only: bool = False) -> list[list[Any]]:
-    return [
-        [f"Sentence: {i}" if not first_only or not k else "", word, "NNP", tag]
-        for i, (words, tags) in enumerate(sentences, start=1)
-        for k, (word, tag) in enumerate(zip(words, tags))
-    ]
+    numbered = [(i, k, *pair) for i, sentence in enumerate(sentences, 1) for k, pair in enumerate(zip(*sentence))]
+    return [["" if first_only and k else f"Sentence: {i}", word, "NNP", tag] for i, k, word, tag in numbered]
 
 
 def kaggle(*, first_only: bool = False, **options: Any) -> Callable[[list[Sentence]], str]:
@@ -75,20 +72,6 @@ def kaggle(*, first_only: bool = False, **options: Any) -> Callable[[list[Senten
 
 def kaggle_frame(sentences: list[Sentence]) -> pd.DataFrame:
     return pd.DataFrame(word_rows(sentences, first_only=True), columns=["sentence_id", "word", "pos", "label"])
-
-
-def conll(
-    columns: str = "{word}\t{tag}", *, start: str = "", between: str = "\n", comment: str = ""
-) -> Callable[[list[Sentence]], str]:
-    def write(sentences: list[Sentence]) -> str:
-        blocks = [
-            comment.format(number=number)
-            + "".join(columns.format(word=w, tag=t, i=i, j=i + 1) + "\n" for i, (w, t) in enumerate(zip(*sentence)))
-            for number, sentence in enumerate(sentences)
-        ]
-        return start + between.join(blocks)
-
-    return write
 
 
 def conllu(sentences: list[Sentence]) -> str:
@@ -122,22 +105,15 @@ def dict_rows(text: str, spans: list[list[Any]]) -> dict[str, Any]:
     return {"id": 1, "text": text, "entities": [dict(zip(("start", "end", "label"), span)) for span in spans]}
 
 
-def to_parquet(frame: pd.DataFrame) -> bytes:
+def to_parquet(table: pd.DataFrame | datasets.Dataset) -> bytes:
     file = io.BytesIO()
-    frame.to_parquet(file)
+    table.to_parquet(file)
     return file.getvalue()
 
 
-def class_labels(sentences: list[Sentence]) -> bytes:
-    tags = datasets.List(datasets.ClassLabel(names=NAMES))
-    features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "ner_tags": tags})
-    file = io.BytesIO()
-    datasets.Dataset.from_list(rows_of(sentences), features=features).to_parquet(file)
-    return file.getvalue()
-
-
-def any_words(words: list[str]) -> bool:
-    return True
+def class_label_features(names: list[str]) -> datasets.Features:
+    words, tags = datasets.List(datasets.Value("string")), datasets.List(datasets.ClassLabel(names=names))
+    return datasets.Features({"tokens": words, "ner_tags": tags})
 
 
 def in_cells(words: list[str]) -> bool:
@@ -168,116 +144,120 @@ def in_text(words: list[str]) -> bool:
 
 class Case(NamedTuple):
     ending: str
-    file_format: str
     write: Callable[[list[Sentence]], Any]
-    holds: Callable[[list[str]], bool] = any_words
+    holds: Callable[[list[str]], bool] = bool  # any words
     options: dict[str, Any] = {}
+    file_format: str = ""  # that of the ending
+
+
+def columns(
+    layout: str = "{word}\t{tag}", holds: Callable[[list[str]], bool] = in_columns, ending: str = "conll",
+    options: dict[str, Any] = {}, *, start: str = "", between: str = "\n", comment: str = "",  # noqa: B006
+) -> Case:  # fmt: skip
+    def write(sentences: list[Sentence]) -> str:
+        blocks = [
+            comment.format(number=number)
+            + "".join(layout.format(word=w, tag=t, i=i, j=i + 1) + "\n" for i, (w, t) in enumerate(zip(*sentence)))
+            for number, sentence in enumerate(sentences)
+        ]
+        return start + between.join(blocks)
+
+    return Case(ending, write, holds, options, ending if ending == "conllu" else "conll")
 
 
 TAB4 = "{word}\tNNP\tB-NP\t{tag}"
-COMMENTS = dict(
+COMMENTS: dict[str, Any] = dict(
     start="# newdoc = 1\n-DOCSTART-\t-X-\tO\n\n# a comment\n\n",
     comment="# sent_id = {number}\n# text of three\n", between="\n-DOCSTART- -X- O\n\n",
 )  # fmt: skip
 
 CASES = {
-    "json list": Case("json", "json", lambda s: json.dumps(rows_of(s))),
-    "json list over lines": Case("json", "json", lambda s: json.dumps(rows_of(s), indent=1, ensure_ascii=False)),
-    "json objects over lines": Case("json", "json", lambda s: "\n".join(json.dumps(r, indent=1) for r in rows_of(s))),
-    "json lines": Case("json", "json", lambda s: as_lines(rows_of(s))),
-    "jsonl": Case("jsonl", "jsonl", lambda s: "\n" + as_lines(rows_of(s)).replace("\n", "\n\n")),
-    "jsonl with BOM": Case("jsonl", "jsonl", lambda s: ("\ufeff" + as_lines(rows_of(s)).replace("\n", "\r\n")).strip()),
-    "ndjson": Case("ndjson", "jsonl", lambda s: as_lines(rows_of(s))),
+    "json list": Case("json", lambda s: json.dumps(rows_of(s))),
+    "json list over lines": Case("json", lambda s: json.dumps(rows_of(s), indent=1, ensure_ascii=False)),
+    "json objects over lines": Case("json", lambda s: "\n".join(json.dumps(r, indent=1) for r in rows_of(s))),
+    "json lines": Case("json", lambda s: as_lines(rows_of(s))),
+    "jsonl": Case("jsonl", lambda s: "\n" + as_lines(rows_of(s)).replace("\n", "\n\n")),
+    "jsonl with BOM": Case("jsonl", lambda s: ("\ufeff" + as_lines(rows_of(s)).replace("\n", "\r\n")).strip()),
+    "ndjson": Case("ndjson", lambda s: as_lines(rows_of(s)), file_format="jsonl"),
     "jsonl with numbers": Case(
-        "jsonl", "json", lambda s: as_lines([{"tokens": w, "tags": [NAMES.index(t) for t in ts]} for w, ts in s]),
+        "jsonl", lambda s: as_lines([{"tokens": w, "tags": list(map(NAMES.index, t))} for w, t in s]),
         options={"label_list": NAMES},
     ),
     "jsonl with lines of text": Case(
-        "jsonl", "json", lambda s: as_lines([{"text": " ".join(w), "labels": " ".join(t)} for w, t in s]), in_line
+        "jsonl", lambda s: as_lines([{"text": " ".join(w), "labels": " ".join(t)} for w, t in s]), in_line
     ),
     "jsonl, a row a word": Case(
-        "jsonl", "json", lambda s: as_lines([dict(zip(("sent_id", "token", "pos", "tag"), r)) for r in word_rows(s)]),
-        in_cells,
+        "jsonl", lambda s: as_lines([dict(zip(("sent_id", "token", "pos", "tag"), r)) for r in word_rows(s)]), in_cells
     ),
-    "parquet": Case("parquet", "parquet", lambda s: to_parquet(pd.DataFrame(rows_of(s)))),
-    "parquet with ClassLabel": Case("parquet", "parquet", class_labels),
+    "parquet": Case("parquet", lambda s: to_parquet(pd.DataFrame(rows_of(s)))),
+    "parquet with ClassLabel": Case(
+        "parquet", lambda s: to_parquet(datasets.Dataset.from_list(rows_of(s), features=class_label_features(NAMES)))
+    ),
     "parquet, a row a word": Case(
-        "parquet", "parquet", lambda s: to_parquet(kaggle_frame(s).replace({"sentence_id": {"": np.nan}})), in_cells
+        "parquet", lambda s: to_parquet(kaggle_frame(s).replace({"sentence_id": {"": np.nan}})), in_cells
     ),
-    "csv, Python text": Case("csv", "csv", list_table(str)),
-    "csv, JSON text": Case("csv", "csv", list_table(json.dumps, quoting=csv.QUOTE_ALL, lineterminator="\r\n")),
-    "csv, JSON text over lines": Case("csv", "csv", list_table(lambda cell: json.dumps(cell, indent=1))),
-    "csv, lines of text": Case("csv", "csv", list_table(" ".join), in_line),
-    "csv by pandas": Case("csv", "csv", lambda s: "\ufeff" + pd.DataFrame(rows_of(s)).to_csv()),
+    "csv, Python text": Case("csv", list_table(str)),
+    "csv, JSON text": Case("csv", list_table(json.dumps, quoting=csv.QUOTE_ALL, lineterminator="\r\n")),
+    "csv, JSON text over lines": Case("csv", list_table(lambda cell: json.dumps(cell, indent=1))),
+    "csv, lines of text": Case("csv", list_table(" ".join), in_line),
+    "csv by pandas": Case("csv", lambda s: "\ufeff" + pd.DataFrame(rows_of(s)).to_csv()),
     "csv, other names": Case(
-        "csv", "csv", lambda s: as_table(["n", "mots", "x"], [[i, w, t] for i, (w, t) in enumerate(s)]),
+        "csv", lambda s: as_table(["n", "mots", "x"], [[i, w, t] for i, (w, t) in enumerate(s)]),
         options={"text_column_name": "mots", "label_column_name": "x"},
     ),
-    "csv, a row a word": Case("csv", "csv", kaggle(), in_cells),
-    "csv, an id a sentence": Case("csv", "csv", kaggle(first_only=True), in_cells),
+    "csv, a row a word": Case("csv", kaggle(), in_cells),
+    "csv, an id a sentence": Case("csv", kaggle(first_only=True), in_cells),
     "csv, a row a word, by pandas": Case(
-        "csv", "csv", lambda s: kaggle_frame(s).rename(columns={"word": "mot", "label": "type"}).to_csv(), in_cells,
-        options={"label_column_name": "type"},
+        "csv", lambda s: kaggle_frame(s).rename(columns={"word": "mot", "label": "type"}).to_csv(), in_cells,
+        {"label_column_name": "type"},
     ),
-    "tsv, Python text": Case("tsv", "tsv", list_table(repr, delimiter="\t")),
-    "tsv, JSON text": Case("tsv", "tsv", list_table(json.dumps, delimiter="\t")),
-    "tsv, lines of text": Case("tsv", "tsv", list_table(" ".join, delimiter="\t"), in_line),
-    "tsv, a row a word": Case("tsv", "tsv", kaggle(delimiter="\t"), in_cells),
-    "tsv of columns": Case("tsv", "conll", conll(), in_columns),
-    "two columns, TAB": Case("conll", "conll", conll(), in_columns),
-    "two columns, spaces": Case("txt", "conll", conll("{word} {tag}"), between_spaces),
-    "four columns, TAB": Case("bio", "conll", conll(TAB4, **COMMENTS), in_columns),
-    "four columns, spaces": Case(
-        "iob", "conll", conll("{word}  NNP B-NP {tag} ", **COMMENTS), between_spaces
-    ),
-    "TAB at the end": Case("conll", "conll", conll("{word}\t{tag}\t"), in_columns),
-    "lone TAB between sentences": Case("conll", "conll", conll(between="\t\n"), in_columns),
+    "tsv, Python text": Case("tsv", list_table(repr, delimiter="\t")),
+    "tsv, JSON text": Case("tsv", list_table(json.dumps, delimiter="\t")),
+    "tsv, lines of text": Case("tsv", list_table(" ".join, delimiter="\t"), in_line),
+    "tsv, a row a word": Case("tsv", kaggle(delimiter="\t"), in_cells),
+    "tsv of columns": columns(ending="tsv"),
+    "two columns, TAB": columns(),
+    "two columns, spaces": columns("{word} {tag}", between_spaces, "txt"),
+    "four columns, TAB": columns(TAB4, ending="bio", **COMMENTS),
+    "four columns, spaces": columns("{word}  NNP B-NP {tag} ", between_spaces, "iob", **COMMENTS),
+    "TAB at the end": columns("{word}\t{tag}\t"),
+    "lone TAB between sentences": columns(between="\t\n"),
     "blank lines, none at the end": Case(
-        "conll", "conll", lambda s: conll(between="\n \n\n", start="\n\n")(s).rstrip("\n"), in_columns
+        "conll", lambda s: columns(between="\n \n\n", start="\n\n").write(s).rstrip("\n"), in_columns
     ),
-    "CRLF and BOM": Case("conll", "conll", lambda s: "\ufeff" + conll()(s).replace("\n", "\r\n"), in_columns),
-    "global.columns": Case(
-        "conll", "conll", conll(TAB4, start="# global.columns = FORM UPOS CHUNK TAG\n"), in_columns,
-        options={"text_column_name": "FORM"},
+    "CRLF and BOM": Case("conll", lambda s: "\ufeff" + columns().write(s).replace("\n", "\r\n"), in_columns),
+    "global.columns": columns(TAB4, start="# global.columns = A B C D\n", options={"text_column_name": "A"}),
+    "columns by number": columns(
+        "{tag} B-NP {word} B-VP", between_spaces, "txt", {"text_column_name": 2, "label_column_name": "0"}
     ),
-    "columns by number": Case(
-        "txt", "conll", conll("{tag} B-NP {word} B-VP"), between_spaces,
-        options={"text_column_name": 2, "label_column_name": "0"},
-    ),
-    "plain comments among spaces": Case(
-        "txt", "conll", conll("{word} {tag}", comment="# comment\n  # of three\n"), between_spaces
-    ),
-    "column by number from the end": Case(
-        "txt", "conll", conll("{word} NNP {tag} B-VP"), between_spaces, options={"label_column_name": -2}
-    ),
-    "UNER": Case("iob2", "conll", conll("{j}\t{word}\t{tag}\t-\t-", comment="# text = x\n"), in_columns),
-    "count from 0": Case("iob2", "conll", conll("{i}\t{word}\t{tag}"), in_columns),
-    "CoNLL-U": Case("conllu", "conllu", conllu, in_columns),
-    "CoNLL-U, other columns": Case(
-        "conllu", "conllu", conll("{j}\t{word}\t{tag}", start="# global.columns = ID FORM NER\n"), in_columns
-    ),
-    "spans": Case("jsonl", "json", span_rows(dict_rows), in_text),
+    "plain comments among spaces": columns("{word} {tag}", between_spaces, "txt", comment="# comment\n  # of three\n"),
+    "column by number from the end": columns("{word} NNP {tag} B-VP", between_spaces, "txt", {"label_column_name": -2}),
+    "UNER": columns("{j}\t{word}\t{tag}\t-\t-", ending="iob2", comment="# text = x\n"),
+    "count from 0": columns("{i}\t{word}\t{tag}", ending="iob2"),
+    "CoNLL-U": Case("conllu", conllu, in_columns),
+    "CoNLL-U, other columns": columns("{j}\t{word}\t{tag}", ending="conllu", start="# global.columns = ID FORM NER\n"),
+    "spans": Case("jsonl", span_rows(dict_rows), in_text),
     "spans by doccano": Case(
-        "jsonl", "json", span_rows(lambda text, spans: {
+        "jsonl", span_rows(lambda text, spans: {
             "id": 1, "text": text, "relations": [], "Comments": [],
             "entities": [dict(zip(("start_offset", "end_offset", "label"), span)) for span in spans],
         }), in_text,
     ),
     "spans by Prodigy": Case(
-        "jsonl", "json", span_rows(lambda text, spans: {
+        "jsonl", span_rows(lambda text, spans: {
             "text": text, "tokens": [{"text": word, "id": i} for i, word in enumerate(text.split(" "))],
             "spans": [{**span, "token_start": 0} for span in dict_rows(text, spans)["entities"]], "answer": "accept",
         }), in_text,
     ),
     "spans by Label Studio": Case(
-        "json", "json", lambda s: json.dumps([
+        "json", lambda s: json.dumps([
             {"text": text, "label": [{"start": a, "end": b, "text": text[a:b], "labels": [c]} for a, b, c in spans]}
             for text, spans in map(spans_of, s)
         ]), in_text,
     ),
-    "spans as lists": Case("jsonl", "json", span_rows(lambda text, spans: {"text": text, "label": spans}), in_text),
+    "spans as lists": Case("jsonl", span_rows(lambda text, spans: {"text": text, "label": spans}), in_text),
     "spans in parquet": Case(
-        "parquet", "parquet", lambda s: to_parquet(pd.DataFrame([dict_rows(*spans_of(pair)) for pair in s])), in_text
+        "parquet", lambda s: to_parquet(pd.DataFrame([dict_rows(*spans_of(pair)) for pair in s])), in_text
     ),
 }  # fmt: skip
 
@@ -297,10 +277,6 @@ def read_files(pattern: Path, *, needs_tags: bool = True, **options: Any) -> lis
     return [(sentence.words, sentence.gold or []) for sentence in read_sentences(source, columns, names)]
 
 
-def held(case: Case) -> list[Sentence]:
-    return [sentence for sentence in SENTENCES if case.holds(sentence[0])]
-
-
 @pytest.mark.parametrize(
     ("num_files", "compressed", "by_ending", "needs_tags"),
     [
@@ -315,12 +291,13 @@ def held(case: Case) -> list[Sentence]:
 def test_every_format_and_shape_gives_the_same_sentences(
     case: Case, num_files: int, compressed: bool, by_ending: bool, needs_tags: bool, tmp_path: Path
 ) -> None:
-    sentences, size = held(case), -(-len(held(case)) // num_files)
+    sentences = [sentence for sentence in SENTENCES if case.holds(sentence[0])]
+    size = -(-len(sentences) // num_files)
     assert len(sentences) >= 3
     ending = ("." + (case.ending if by_ending else "data")) + ".gz" * compressed
     for i in range(num_files):
         write_file(tmp_path / f"part{i}{ending}", case.write(sentences[i * size : (i + 1) * size]))
-    options = case.options | ({} if by_ending else {"file_format": case.file_format})
+    options = case.options | ({} if by_ending else {"file_format": case.file_format or case.ending})
     pattern = tmp_path / ("part*" if num_files > 1 else f"part0{ending}")
     assert read_files(pattern, needs_tags=needs_tags, **options) == sentences
 

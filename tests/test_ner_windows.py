@@ -12,14 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from model_kinds import every_kind, folder_of, load_tokenizer, prepared_tokenizer
 
-from ner.windows import (
-    NO_POSITION,
-    WORD_COLUMNS,
-    WORD_PAD_VALUES,
-    WordCollator,
-    choose_doc_stride,
-    choose_max_seq_length,
-)
+import ner.windows
+from ner.windows import NO_POSITION, WORD_COLUMNS, WORD_PAD_VALUES, choose_doc_stride, choose_max_seq_length
 from transformer_trial.errors import ConfigError
 
 # ------------------------------------------------------------------------------------------------------------- lengths
@@ -59,44 +53,33 @@ def test_a_model_with_more_rows_than_positions_takes_as_many_as_its_config_says(
 
 
 @pytest.mark.parametrize(
-    ("kind", "model_max_length", "requested", "expected"),
+    ("kind", "limit", "requested", "expected"),
     [
-        pytest.param("BERT", 1e30, 40, 40, id="all that there are"),
-        pytest.param("BERT", 16, 24, 24, id="more than the tokenizer says"),
-        pytest.param("BERT", 16, None, 16, id="what the tokenizer says"),
-        pytest.param("BERT", 128, None, 40, id="what the model has"),
-        pytest.param("DeBERTa", 1e30, 1000, 1000, id="relative positions have no end"),
-        pytest.param("DeBERTa", 256, None, 256, id="relative positions, and a tokenizer's limit"),
+        ("BERT", 1e30, 40, 40), ("BERT", 16, 24, 24), ("BERT", 16, None, 16), ("BERT", 128, None, 40),
+        ("DeBERTa", 1e30, 1000, 1000), ("DeBERTa", 256, None, 256),  # relative positions have no end
     ],
-)
-def test_the_length_is_as_requested_or_the_smaller_limit(
-    kind: str, model_max_length: float, requested: int | None, expected: int
-) -> None:
-    assert choose_max_seq_length(tokenizer_that_takes(model_max_length), model_of(kind), requested) == expected
+)  # fmt: skip
+def test_the_length_is_as_requested_or_the_limit(kind: str, limit: float, requested: int | None, expected: int) -> None:
+    assert choose_max_seq_length(tokenizer_that_takes(limit), model_of(kind), requested) == expected
 
 
 @pytest.mark.parametrize(
-    ("max_seq_length", "requested", "expected"),
-    [
-        pytest.param(512, None, 128, id="128"),
-        pytest.param(102, None, 50, id="half of the content"),
-        pytest.param(3, None, 0, id="a single sub-token"),
-        pytest.param(512, 0, 0, id="none"),
-        pytest.param(10, 7, 7, id="as many as can be"),
-        pytest.param(10, 8, r"leaves 8 .*doc_stride: 8 .*Accepted is a doc_stride below 8", id="all of the content"),
-        pytest.param(2, None, r"leaves 0 .*Accepted is at least 3\.", id="no content"),
-    ],
+    ("length", "requested", "expected"),
+    # By default 128, or half of the content; at most one sub-token less than the content.
+    [(512, None, 128), (102, None, 50), (3, None, 0), (512, 0, 0), (10, 7, 7)],
 )
-def test_windows_share_what_is_asked_for_or_128_subtokens_if_they_can(
-    max_seq_length: int, requested: int | None, expected: int | str
-) -> None:
+def test_windows_share_what_is_asked_for_or_128_subtokens(length: int, requested: int | None, expected: int) -> None:
     tokenizer = prepared_tokenizer("BERT")
-    if isinstance(expected, str):
-        with pytest.raises(ConfigError, match=rf"data\.max_seq_length: {max_seq_length} {expected}"):
-            choose_doc_stride(tokenizer, max_seq_length, requested)
-    else:
-        assert choose_doc_stride(tokenizer, max_seq_length, requested) == expected
-        tokenizer(["a"] * 600, is_split_into_words=True, truncation=True, max_length=max_seq_length, stride=expected)
+    assert choose_doc_stride(tokenizer, length, requested) == expected
+    tokenizer(["a"] * 600, is_split_into_words=True, truncation=True, max_length=length, stride=expected)
+
+
+def test_windows_that_share_all_are_refused() -> None:
+    tokenizer = prepared_tokenizer("BERT")
+    with pytest.raises(ConfigError, match=r"data\.max_seq_length: 10 leaves 8 .*doc_stride: 8 .*a doc_stride below 8"):
+        choose_doc_stride(tokenizer, 10, 8)
+    with pytest.raises(ConfigError, match=r"data\.max_seq_length: 2 leaves 0 .*Accepted is at least 3\."):
+        choose_doc_stride(tokenizer, 2, None)
 
 
 # ------------------------------------------------------------------------------------------------------------ collation
@@ -119,7 +102,7 @@ def test_padding_on_the_left_moves_positions_with_their_subtokens() -> None:
         "input_ids": [2, 9, 8, 7, 3], "attention_mask": [1, 1, 1, 1, 1], "labels": [-100, 1, 2, 0, -100],
         "word_ids": [0, 1, 2], "word_positions": [1, 2, 3], "word_labels": [1, 2, 0], "sentence_id": 8,
     }  # fmt: skip
-    batch = WordCollator(padding_tokenizer("left"), list(short))([short, long])
+    batch = ner.windows.WordCollator(padding_tokenizer("left"), list(short))([short, long])
     assert {name: values.tolist() for name, values in batch.items()} == {
         "input_ids": [[1, 1, 2, 9, 3], [2, 9, 8, 7, 3]],
         "attention_mask": [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]],
@@ -141,13 +124,10 @@ def row_lengths(draw: st.DrawFn) -> tuple[list[tuple[int, int]], dict[str, int]]
     return lengths, options
 
 
-NO_ROW: dict[str, Any] = {
-    "input_ids": [1],
-    "attention_mask": [1],
-    "token_type_ids": [0],
-    "labels": [-100],
-}  # attends to its padding
-NO_ROW |= {"word_ids": [], "word_positions": [], "word_labels": [], "sentence_id": NO_POSITION}
+NO_ROW: dict[str, Any] = {  # attends to its padding
+    "input_ids": [1], "attention_mask": [1], "token_type_ids": [0], "labels": [-100],
+    "word_ids": [], "word_positions": [], "word_labels": [], "sentence_id": NO_POSITION,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("padding_side", ["right", "left"])
@@ -164,7 +144,7 @@ def test_rows_are_padded_as_transformers_does(
         return random.randint(0, 99) if name == "sentence_id" else [random.randint(-1, 99) for _ in range(count)]
 
     rows = [{name: numbers_of(name, *of_row) for name in columns} for of_row in lengths]
-    batch = WordCollator(tokenizer, columns, **options)(rows)
+    batch = ner.windows.WordCollator(tokenizer, columns, **options)(rows)
 
     rows = rows or [{name: NO_ROW[name] for name in columns}]
     assert type(batch) is dict and [*batch] == columns

@@ -21,11 +21,8 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import PROJECT, SAMPLE_MODEL
-
-from ner.config import NERDataConfig
-from transformer_trial.config import ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig
-from transformer_trial.parsing import Section
+from conftest import PROJECT, save_tiny_model
+from test_config import FIELDS
 
 # ----------------------------------------------------------------------------------------------- what the code may call
 
@@ -37,11 +34,8 @@ FORBIDDEN = re.compile(
     r"|(pandas|pd)\.(read_pickle|eval)$|torch\.(hub|jit)\.load|torch\.load$"
     r"|yaml\.(load|load_all|full_load|full_load_all|unsafe_load|unsafe_load_all|Loader|FullLoader|UnsafeLoader)$"
 )
-MODULES = sorted(
-    file
-    for folder in (".", "ner", "transformer_trial", "figures", "sample")
-    for file in (PROJECT / folder).glob("*.py")
-)
+FOLDERS = (".", "ner", "transformer_trial", "figures", "sample")
+MODULES = sorted(file for folder in FOLDERS for file in (PROJECT / folder).glob("*.py"))
 
 
 def find_forbidden(code: str) -> list[str]:
@@ -59,25 +53,16 @@ def find_forbidden(code: str) -> list[str]:
             return f"{full_name(node.value)}.{node.attr}"
         return full_names.get(node.id, node.id) if isinstance(node, ast.Name) else "(an expression)"
 
-    found, restricted = list[str](), set[ast.AST]()
-    for node in ast.walk(tree):  # which comes to a class before its bases
-        if isinstance(node, ast.ClassDef) and forbids_classes(node):
-            restricted |= set(node.bases)
-        elif isinstance(node, (ast.Name, ast.Attribute)) and node not in restricted:
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Name, ast.Attribute)):
             found += [name for name in [full_name(node)] if FORBIDDEN.match(name)]
         elif isinstance(node, ast.keyword):
             value = node.value.value if isinstance(node.value, ast.Constant) else None
-            if (node.arg in ("shell", "allow_pickle") and value is not False) or (
-                node.arg == "trust_remote_code" and value is True
-            ):
+            safe = value is not True if node.arg == "trust_remote_code" else value is False
+            if node.arg in ("shell", "allow_pickle", "trust_remote_code") and not safe:
                 found.append(f"{node.arg}=")
     return found + [name for name in full_names.values() if FORBIDDEN.match(name) and name not in found]
-
-
-def forbids_classes(node: ast.ClassDef) -> bool:
-    """Whether this is an Unpickler that finds no class or function, and so reads plain values only."""
-    methods = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "find_class"]
-    return any(len(method.body) == 1 and isinstance(method.body[0], ast.Raise) for method in methods)
 
 
 def test_the_code_runs_nothing_that_it_reads() -> None:
@@ -85,6 +70,8 @@ def test_the_code_runs_nothing_that_it_reads() -> None:
     found = {str(file.relative_to(PROJECT)): find_forbidden(file.read_text(encoding="utf-8")) for file in MODULES}
     found["startup-hook.sh"] = find_forbidden(hook)
     assert len(found) > 20 and "subprocess.run" in hook
+    # This one finds no class: test_resume.py has it read a pickle with code.
+    assert found.pop("transformer_trial/checkpoints.py") == ["pickle.Unpickler"]
     assert {name: names for name, names in found.items() if names} == {}
 
 
@@ -103,8 +90,6 @@ def test_the_code_runs_nothing_that_it_reads() -> None:
         ("import pickle\npickle.loads(data)", ["pickle.loads"]),
         ("import pickle\ntry: pass\nexcept pickle.UnpicklingError: pass", []),
         ("import pickle\nclass U(pickle.Unpickler): pass", ["pickle.Unpickler"]),
-        ("import pickle\nclass U(pickle.Unpickler):\n  def find_class(s, a, b): return g(a)", ["pickle.Unpickler"]),
-        ("import pickle\nclass U(pickle.Unpickler):\n  def find_class(self, a, b): raise ValueError", []),
         ("import torch\ntorch.load(file)", ["torch.load"]),
         ("import numpy as np\nnp.load(file, allow_pickle=True)", ["allow_pickle="]),
         ("import yaml\nyaml.load(text, yaml.UnsafeLoader)", ["yaml.load", "yaml.UnsafeLoader"]),
@@ -199,43 +184,40 @@ def inspect(settings: dict[str, Any]) -> list[str]:
     return ["train.py", YAML, "--inspect", *override(settings)]
 
 
-def text_keys() -> list[tuple[str, Any]]:
-    """Every key of the two sections that takes a text, or several, and its type."""
-    classes: list[tuple[str, type[Section]]] = [("data", NERDataConfig)]
-    classes += [("hyperparameters", c) for c in (ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig)]
-    fields = [(f"{home}.{name}", field.annotation) for home, c in classes for name, field in c.model_fields.items()]
-    return [(key, annotation) for key, annotation in fields if re.search("str|Literal", str(annotation))]
-
-
 def planted_cases() -> Iterator[tuple[str, list[str]]]:
-    """For every such key and every planted text, the command line that plants it."""
+    """For every key that takes a text, or several, and every planted text, the command line that plants it."""
+    hints = {f"{section}.{key}": str(f.annotation) for section, fields in FIELDS.items() for key, f in fields.items()}
     for planted in (SHELL, QUOTED, PYTHON):
-        for key, hint in text_keys():
+        for key, hint in hints.items():
             several = {"list": [planted], "dict": {"num_cycles": planted}}
-            value = next((value for kind, value in several.items() if kind in str(hint)), planted)
+            value = next((value for kind, value in several.items() if kind in hint), planted)
             others = {**NO_FILES, "data.dataset_name": "sample/data"} if "dataset" in key else {}
-            yield f"{key}: {planted}", inspect({**others, key: value})
+            if re.search("str|Literal", hint):
+                yield f"{key}: {planted}", inspect({**others, key: value})
+
+
+PLANTED = """
+import pathlib
+import transformers
+pathlib.Path('IMPORTED').touch()
+class PlantedConfig(transformers.BertConfig):
+    model_type = 'planted'
+class PlantedModel(transformers.BertForTokenClassification):
+    config_class = PlantedConfig
+"""
 
 
 def make_model(folder: Path, kind: str) -> str:
     """A model's folder of this kind, and its path; nothing in it is as safe as it should be."""
-    folder.mkdir()
-    for file in SAMPLE_MODEL.glob("tokenizer*"):
-        shutil.copy(file, folder)
-    sizes = {"vocab_size": 700, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
-    config = transformers.BertConfig(intermediate_size=8, **sizes)
-    config.save_pretrained(folder)
+    save_tiny_model(folder, num_hidden_layers=1)
+    (folder / "model.safetensors").unlink()
     if kind == "code":
         names = {"AutoConfig": "planted.PlantedConfig", "AutoModelForTokenClassification": "planted.PlantedModel"}
-        planted = {**config.to_diff_dict(), "model_type": "planted", "auto_map": names}
-        (folder / "config.json").write_text(json.dumps(planted))
-        (folder / "planted.py").write_text(
-            "import pathlib\nimport transformers\n\n"
-            "pathlib.Path('IMPORTED').touch()\n\n\n"
-            "class PlantedConfig(transformers.BertConfig):\n    model_type = 'planted'\n\n\n"
-            "class PlantedModel(transformers.BertForTokenClassification):\n    config_class = PlantedConfig\n"
-        )
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": "planted", "auto_map": names}))
+        (folder / "planted.py").write_text(PLANTED)
         return str(folder)
+    config = transformers.AutoConfig.from_pretrained(folder)
     weights: dict[str, Any] = transformers.BertForTokenClassification(config).state_dict()
     file = folder / "pytorch_model.bin"
     if kind == PICKLES[2]:
@@ -317,14 +299,8 @@ def token_cases(project: Path) -> dict[str, list[str]]:
     (project / "broken.yaml").write_text(f"hyperparameters:\n  hf_token: '{TOKEN}\n")
     (project / "colon.yaml").write_text(f"environment:\n  registry_auth: password: {TOKEN}\n")
     cases = {"accepted tokens": ["train.py", "tokens.yaml", "--test", "--output-dir", "outputs/tokens"]}
-    for key in (
-        "hyperparameters.use_auth_token", "data.use_auth_token", "data.token", "hyperparameters.hf_tokens",
-        "hyperparameters.auth", "hyperparameters.revision.token", "hyperparameters.lr_scheduler_kwargs.auth_token",
-        "data.hub_secert_token",
-    ):  # fmt: skip
-        cases[f"token: {key}"] = ["train.py", YAML, "--test", "--config", f"{key}={TOKEN}"]
-    for key in ("hyperparameters.hf_tokn", "data.hub"):
-        cases[f"misspelt: {key}"] = ["train.py", YAML, "--test", "--config", f"{key}={TOKEN}"]
+    for key in ("token: hyperparameters.use_auth_token", "token: data.hub.token", "misspelt: hyperparameters.hf_tokn"):
+        cases[key] = ["train.py", YAML, "--test", "--config", f"{key.partition(': ')[2]}={TOKEN}"]
     for name in ("broken", "colon"):
         cases[f"unreadable: {name}.yaml"] = ["train.py", f"{name}.yaml", "--test"]
     cases["unreadable: --config"] = ["train.py", YAML, "--test", "--config", f"hyperparameters.use_auth_token: {TOKEN}"]
@@ -351,9 +327,7 @@ def test_a_tag_of_yaml_runs_nothing(outcomes: dict[str, Outcome]) -> None:
     outcomes["a tag in --config"].refused("--config: could not determine a constructor")
 
 
-def test_names_of_files_and_columns_and_what_a_cell_holds_are_texts(
-    outcomes: dict[str, Outcome], project: Path
-) -> None:
+def test_names_of_files_and_columns_and_cells_are_texts(outcomes: dict[str, Outcome], project: Path) -> None:
     outcome = outcomes["names"]
     assert (outcome.status, outcome.planted) == (0, []), outcome.said
     card = (project / "outputs" / "names" / "model" / "README.md").read_text()
@@ -370,9 +344,7 @@ def test_code_of_a_model_runs_only_if_the_yaml_says_so(outcomes: dict[str, Outco
     assert "trust_remote_code=True" not in outcomes["code"].said
     trusted = outcomes["trusted code"]
     assert (trusted.status, trusted.planted) == (0, ["IMPORTED"]), trusted.said
-    assert (
-        "trust_remote_code: true runs Python code from the model's folder or hub repository with your" in trusted.said
-    )
+    assert "trust_remote_code: true runs Python code from the model's folder or hub repository" in trusted.said
     assert [case for case, outcome in outcomes.items() if "runs Python code from" in outcome.said] == ["trusted code"]
 
 
@@ -387,9 +359,7 @@ def test_pickled_weights_run_nothing_and_load_if_harmless(outcomes: dict[str, Ou
     if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6):
         assert (harmless.status, harmless.planted) == (0, []), harmless.said
     else:
-        harmless.refused(
-            f"which torch {torch.__version__} cannot read", "where torch is 2.6 or later", "save_pretrained"
-        )
+        harmless.refused(f"which torch {torch.__version__} cannot read", "is 2.6 or later", "save_pretrained")
 
 
 def test_prediction_and_data_sets_run_nothing(outcomes: dict[str, Outcome]) -> None:
@@ -416,7 +386,7 @@ def test_no_message_repeats_a_token(outcomes: dict[str, Outcome]) -> None:
     expected = {"token: ": "a value that is not repeated here", "misspelt: ": "unknown key", "unreadable: ": ""}
     for kind, message in expected.items():
         cases = [case for case in outcomes if case.startswith(kind)]
-        assert len(cases) > 1
+        assert cases
         for case in cases:
             outcomes[case].refused(message, "" if kind == "token: " else case.removeprefix(kind))
     assert [case for case, outcome in outcomes.items() if TOKEN in outcome.said] == []

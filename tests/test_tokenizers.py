@@ -72,12 +72,10 @@ def test_other_tokenizers_are_left_as_they_are(kind: str) -> None:
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        pytest.param({"eos_token": "</s>", "unk_token": "<unk>"}, "</s>", id="the end"),
-        pytest.param({"unk_token": "<unk>"}, "<unk>", id="the unknown"),
-        pytest.param({}, "<s>", id="whatever comes first"),
-        pytest.param({"eos_token": "</s>", "pad_token": "<pad>"}, "<pad>", id="its own"),
+        ({"eos_token": "</s>", "unk_token": "<unk>"}, "</s>"), ({"unk_token": "<unk>"}, "<unk>"), ({}, "<s>"),
+        ({"eos_token": "</s>", "pad_token": "<pad>"}, "<pad>"),
     ],
-)
+)  # fmt: skip
 def test_a_tokenizer_without_padding_gets_some(names: dict[str, str], expected: str) -> None:
     words = models.WordLevel({word: i for i, word in enumerate(["<s>", "</s>", "<pad>", "<unk>"])}, "<unk>")
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(words), **names)

@@ -177,7 +177,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(config: Co
     assert not all(torch.equal(first[name], third[name]) for name in first)
 
 
-def test_a_head_keeps_order_and_weights_if_it_has_the_same_labels(config: Config, fit: Fit, tmp_path: Path) -> None:
+def test_a_head_keeps_order_and_weights_if_it_has_the_same_labels(
+    config: Config, fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config["searcher"]["max_length"]["batches"] = 1
     config["hyperparameters"]["learning_rate"] = 0
     first = fit(config)
@@ -193,8 +195,10 @@ def test_a_head_keeps_order_and_weights_if_it_has_the_same_labels(config: Config
         head.save_pretrained(folder)
         first.tokenizer.save_pretrained(folder)
         config["hyperparameters"]["pretrained_model_name_or_path"] = str(folder)
+        caplog.clear()
         second = fit(config)
         is_same = names == labels[::-1]
+        assert caplog.text.count("starts afresh") == (not is_same)
         assert second.label_list == (names if is_same else labels)
         weight = second.model.classifier.weight
         assert weight.shape == first.model.classifier.weight.shape
