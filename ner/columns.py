@@ -212,6 +212,8 @@ def _guess_text(records: Sequence[Record], names: Sequence[str], options: ReadOp
         if records[0].places and len(names) == 2 and options.needs_tags and not _are_tags(second):
             _refuse_if_turned(records[0].place, first, second, options.names)
         return names[0]
+    if len(names) == 2 and _are_tags(second):
+        return names[0]  # words that happen to be numbers
     is_count = all(cells in ([str(i + start) for i in range(len(cells))] for start in (0, 1)) for cells in ids)
     return names[1] if is_count else None  # other numbers are no words
 
@@ -240,12 +242,10 @@ def _guess_label(
     if not is_conll:
         guess = tagged[-1] if tagged and rest[0] not in tagged else rest[0] if rest else None
         return guess if needs_tags else None, None
-    if len(tagged) > 1:
+    if len(tagged) > 1 and all(str(cell).isdigit() for cell in items.get(names[0], ["no count"])):
         types = [{item[2:] for item in items[name] if PREFIXED.match(item)} for name in tagged]
-        counts_words = all(str(cell).isdigit() for cell in items.get(names[0], ["x"]))
-        outer = next(i for i, of_column in enumerate(types) if of_column & types[-1] or i == len(types) - 1)
-        outer = len(types) - 2 if counts_words and not types[-1] else outer
-        return tagged[outer], tagged[-1] if outer < len(tagged) - 1 else None
+        if outer := [name for name, found in zip(tagged[:-1], types) if found & types[-1] or not types[-1]]:
+            return outer[0], tagged[-1]
     used = [name for name, found in items.items() if any(re.search(r"[^\W_]", item) for item in found)]
     used = [name for name in used if names.index(name) > names.index(text)] if text in names else used
     return tagged[-1] if tagged else used[-1] if used and needs_tags and names[0] != "ID" else None, None

@@ -211,9 +211,9 @@ def _agree(named: Mapping[str, tuple[str, ...]], options: ReadOptions) -> tuple[
 
 def _build_rows(split: str, config: NERDataConfig, key: list[Any], arguments: dict[str, Any]) -> datasets.Dataset:
     """Generate the rows of a split, or find them in the cache under a hash of `key` and of the code that reads them."""
-    folder = Path(__file__).parent
-    modules = [*map(folder.joinpath, ("data.py", "cells.py", "columns.py")), *sorted(folder.glob("formats/*.py"))]
-    fingerprint = Hasher.hash([split, key, [file.read_bytes() for file in modules]])
+    formats = sorted(Path(ner.formats.__file__).parent.glob("*.py"))
+    modules = (__file__, ner.cells.__file__, ner.columns.__file__, *formats)
+    fingerprint = Hasher.hash([split, key, [Path(str(file)).read_bytes() for file in modules]])
 
     def build(cache_dir: str | None) -> datasets.Dataset:
         try:
@@ -261,7 +261,8 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
     needed = [columns.text, str(columns.label)] if needs_tags and not columns.has_spans else [columns.text]
     tags_from = "" if columns.label is None else f", tags from {columns.label!r}"
     only_words, num_sentences = needs_tags, 0
-    problems, notes, waiting = list[tuple[str, str]](), list[str](), Sentence([])  # the last one waits for its notes
+    problems, notes = list[tuple[str, str]](), list[str]()
+    waiting: Sentence | None = None  # until it is known what was left out behind it
     for record in records:
         num_sentences += 1
         if needs_tags and record.cells.get("answer") in ("reject", "ignore"):  # as Prodigy and others have it
@@ -283,14 +284,13 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
                 continue
             raise TrialError(f"{record.place_of(error)}: {problem} {read}") from None
         only_words = only_words and sentence.words == [record.cells[columns.text]] and not columns.has_spans
-        if waiting.words:
-            waiting.notes = [*waiting.notes, *notes]
-            notes = []
+        if waiting is not None:
+            waiting.notes, notes = [*waiting.notes, *notes], []
             yield waiting
         waiting = sentence
     if problems:
         raise TrialError(_summarize(source.name, problems, source.options.names.bad_spans))
-    if waiting.words:
+    if waiting is not None:
         waiting.notes = [*waiting.notes, *notes]
         yield waiting
     if only_words and num_sentences > 1:

@@ -115,10 +115,11 @@ def test_each_kind_trains_and_tags_every_word_once(
     sentences = [odd, *map(json.loads, lines[:5])]
     assert len(trial.tokenizer.tokenize(LONG_WORD)) > 32
     assert trial.tokenized_datasets["validation"].num_rows > len(sentences)
-    found = {(i, word): ids for i, word, *ids in np.concatenate(trial.reducer.words, axis=1).T.tolist()}
+    words = np.concatenate([batch["words"] for batch in trial.evaluation.batches], axis=1)
+    found = {(i, word): ids for i, word, *ids in words.T.tolist()}
     gold = {(i, word): tag for i, row in enumerate(sentences) for word, tag in enumerate(row["ner_tags"])}
     assert {place: trial.label_list[label] for place, (_, label) in found.items()} == gold
-    assert sum(len(part[0]) for part in trial.reducer.words) == len(gold)
+    assert words.shape[1] == len(gold)
     assert NO_POSITION not in found[0, 1] and found[0, 3][0] == NO_POSITION  # LONG_WORD, and the empty one
     for group in ("training", "validation"):
         values = [value for line in read_metrics(trial.output_dir, group) for value in line.values()]

@@ -80,7 +80,8 @@ def read_columns(path: Path, lines: Iterator[str], options: ReadOptions, *, is_c
             last_cells.add(cells[-1])
         words[place] = [cell if cell.strip(" ") else None for cell in cells]
     if doubtful:
-        logger.warning("%s: taken as a comment, as are %d lines like it.", doubtful[0], len(doubtful) - 1)
+        others = f", as are {len(doubtful) - 1} lines like it" if len(doubtful) > 1 else ""
+        logger.warning("%s: taken as a comment%s.", doubtful[0], others)
 
 
 def _is_comment(line: str, cells: list[str], names: list[str], last_cells: set[str], *, tabs: bool) -> bool:

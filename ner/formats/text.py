@@ -27,6 +27,8 @@ OPENERS: dict[str, Any] = {
 }
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
+ENCODINGS = ["cp1252", "cp1250", "cp1251", "shift_jis", "gb18030", "big5", "euc_kr"]  # that people's files are in
+
 ADVICE = {
     "json": "Write each row as a JSON object (json.dumps) on a line of its own.",
     "csv": "Write it with csv.writer or DataFrame.to_csv, which put quotes where they are needed.",
@@ -72,13 +74,12 @@ def _explain_encoding(path: Path, encoding: str, setting: str, error: UnicodeErr
         return f"{path}: is no text in {encoding} ({error}). Name its encoding by {setting}."
     number, line, start = bad[0]
     sample = b"".join(line for _, line, _ in bad)[: 1 << 16]
-    others = dict.fromkeys(match.encoding for match in charset_normalizer.from_bytes(sample))
-    looks = [f"{name} reads {line.decode(name, 'replace').strip()[:40]!r}" for name in [*others][:3]]
-    found = (
-        f"{path}, line {number}: found the byte 0x{line[start]:02x}, which is no {encoding}, and {len(bad)} such lines"
-    )
-    advice = f"Name the encoding that makes sense by {setting}: {'; '.join(looks)}." if looks else "Is it text?"
-    return f"{found} in all; accepted is text in UTF-8. {advice}"
+    others = charset_normalizer.from_bytes(sample, cp_isolation=ENCODINGS)
+    looks = [f"{m.encoding} reads {line.decode(m.encoding, 'replace').strip()[:40]!r}" for m in others][:3]
+    found = f"{path}, line {number}: found the byte 0x{line[start]:02x}, which is not {encoding}"
+    advice = f"Name the encoding that makes sense by {setting}: {'; '.join(looks)}." if looks else ""
+    others_too = f" ({len(bad):,} such lines)" if len(bad) > 1 else ""
+    return f"{found}{others_too}; accepted is text in UTF-8. {advice or 'If it is no text, its ending is wrong.'}"
 
 
 def unreadable(place: str, kind: str, error: Any) -> TrialError:
