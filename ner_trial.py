@@ -55,10 +55,9 @@ class NERTrial(BaseTransformerTrial):
     settings: TrialConfig[NERDataConfig]
     label_list: list[str]
 
+    # Of the best model so far: the errors of each split that it was evaluated on, and how long it was trained.
     reports: Mapping[str, dict[str, Any]] = types.MappingProxyType({})
-    """Of the best model so far: the errors of each split that it was evaluated on."""
     reports_batches = -1
-    """How long that model was trained."""
 
     def load_datasets(self) -> Mapping[str, Any]:
         """The splits of the data set or the files that `data` names.
@@ -78,7 +77,7 @@ class NERTrial(BaseTransformerTrial):
         self.metadata = ner_utils.get_dataset_metadata(rows, self.label_names, data.label_scheme)
         self.label_list = self.metadata.label_list
         self._check_against_labels(self.metadata)
-        self.rows = select_splits(rows, data)
+        self.rows = select_splits(rows, data, needs_validation=not self.inspects)
 
     def _check_against_labels(self, metadata: ner_utils.DatasetMetadata) -> None:
         data, num_labels = self.settings.data, self.settings.model.num_labels

@@ -87,7 +87,9 @@ def find_files(key: str, pattern: str) -> list[Path]:
             exists = "is no file" if os.path.exists(path) else "does not exist, or lies where this user may not look"
             what = "is a folder without files of a known format" if os.path.isdir(path) else exists
             looked = "" if path.is_absolute() else f" (looked for {path.absolute()})"
-            advice = "on a cluster, a path relative to the folder that was uploaded, or one on a mounted disk"
+            advice = (
+                "on a cluster, copy it into the folder that is uploaded, mount its disk, or name a data set of the hub"
+            )
             accepted = "Give a file, a folder, or a glob such as data/*.json"
             raise TrialError(f"{key}: {path} {what}{looked}. {accepted}; {advice}.")
     return paths

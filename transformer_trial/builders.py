@@ -34,7 +34,10 @@ AUTO_CLASSES = {
 
 
 def build_using_auto(
-    model_config: ModelConfig, label_names: Sequence[str] | None = None, model_class: Any = None
+    model_config: ModelConfig,
+    label_names: Sequence[str] | None = None,
+    model_class: Any = None,
+    loads_weights: bool = True,
 ) -> tuple[transformers.PretrainedConfig, transformers.PreTrainedTokenizerBase, transformers.PreTrainedModel]:
     """Build config, tokenizer and model with transformers' Auto classes. Raise a TrialError if one cannot be loaded.
 
@@ -43,6 +46,7 @@ def build_using_auto(
         label_names: Names for the head's outputs, for classification. A pretrained head with the same names keeps its
             order of them, and its weights; beside other names it is made anew.
         model_class: Builds the model instead of the Auto class of `model_mode`.
+        loads_weights: False builds a model without any, which takes no time.
 
     Returns:
         Config, tokenizer and model. Where `label_names` are given, `config.id2label` holds them in the head's order.
@@ -67,8 +71,9 @@ def build_using_auto(
     tokenizer = load(transformers.AutoTokenizer, "tokenizer_name", use_fast=model_config.use_fast, **lower_case)
     new_head = label_names is not None and _name_labels(config, label_names)
     auto_class = model_class or AUTO_CLASSES[model_config.model_mode]
-    if not model_config.use_pretrained_weights:
-        with _explained("hyperparameters.model_mode", f"a model of the config {type(config).__name__}", auto_class):
+    if not (loads_weights and model_config.use_pretrained_weights):
+        what, device = f"a model of the config {type(config).__name__}", "cpu" if loads_weights else "meta"
+        with _explained("hyperparameters.model_mode", what, auto_class), torch.device(device):
             model = build_randomly(auto_class, config, model_config.trust_remote_code)
         return model.config, tokenizer, model
     model, loaded = load(

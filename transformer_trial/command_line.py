@@ -1,7 +1,10 @@
 """What the command line of `train.py` says: its arguments, the configuration with its overrides, and the folders."""
 
 import datetime
+import glob
+import json
 import logging
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +19,23 @@ from transformer_trial.parsing import read_known
 
 logger = logging.getLogger(__name__)
 
+SPLITS = {"train": "train", "validation": "valid|validation|val|dev", "test": "test"}
+"""The splits, and what names of their files hold."""
+
+PATH_KEYS = {
+    "data": ("train_file", "validation_file", "test_file", "dataset_name"),
+    "hyperparameters": ("pretrained_model_name_or_path", "config_name", "tokenizer_name", "model_name"),
+}
+
 
 def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
     what = "Train a trial without a cluster, under torchrun, or as the entrypoint of an experiment."
     parser = ArgumentParser(description=what)
-    parser.add_argument("config_file", nargs="?", metavar="CONFIG.yaml", help="default: ner_config.yaml")
+    what = "default: ner_config.yaml; for a data file or a folder of them, what to write into one"
+    parser.add_argument("config_file", nargs="?", metavar="CONFIG.yaml", help=what)
+    for split in SPLITS:
+        what = f"a data file of the {split} split, to be told what to write into a yaml, or for --inspect"
+        parser.add_argument(f"--{split}-file", metavar="FILE", help=what)
     what = "override one key, such as hyperparameters.learning_rate=1e-4, as `det` does; repeat --config for each key"
     parser.add_argument("--config", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=what)
     length = parser.add_mutually_exclusive_group()
@@ -36,8 +51,23 @@ def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
 
 
 def read_config(options: Namespace) -> dict[str, Any]:
-    """The yaml with its overrides, read by the functions that `det` reads it with."""
+    """The yaml with its overrides, read by the functions that `det` reads it with; or one for given data files.
+
+    Raises:
+        TrialError: Where files of data are given, and are not only to be inspected: it says what a yaml needs.
+    """
     path = Path(options.config_file or "ner_config.yaml")
+    options.data = files = find_data(options)
+    if files:
+        data: dict[str, Any] = {"dataset_name": None, **files}
+        if not options.inspect:
+            data |= {} if "validation_file" in files else {"validation_split_percentage": 10}
+            lines = "".join(f"\n  {key}: {json.dumps(value)}" for key, value in data.items())
+            advice = "Copy ner_config.yaml, and write there instead of what stands under data:"
+            raise TrialError(
+                f"A training is described by a yaml. {advice}\n\ndata:{lines}\n\nOr look at it: --inspect."
+            )
+        path = Path(__file__).parents[1] / "ner_config.yaml"
     if not path.is_file():
         raise TrialError(f"{path}: no such file (looked for {path.absolute()}). Give an experiment configuration.")
     try:
@@ -46,12 +76,44 @@ def read_config(options: Namespace) -> dict[str, Any]:
         raise TrialError(f"{path}: not readable as yaml: {explain_yaml(error)}") from error
     if not isinstance(config, dict):
         raise TrialError(f"{path}: found {type(config).__name__}; accepted is a mapping of keys to values.")
+    config |= {"data": data} if files else {}
     if not all("=" in override for override in options.overrides):
         raise TrialError("--config: found an argument without =; accepted is KEY=VALUE.")
     try:
         return private.override(config, options.overrides)
     except Exception as error:
         raise TrialError(f"--config: {explain_yaml(error)}") from error
+
+
+def find_data(options: Namespace) -> dict[str, str]:
+    """The data files that the command line gives in place of a yaml, by the key that a yaml has for them."""
+    files = {f"{split}_file": getattr(options, f"{split}_file") for split in SPLITS}
+    path = Path(options.config_file or "ner_config.yaml")
+    if path.suffix not in (".yaml", ".yml") and path.exists() and not any(files.values()):
+        files["train_file"] = str(path)
+        for split, pattern in SPLITS.items() if path.is_dir() else ():
+            named = [p for p in sorted(path.iterdir()) if re.search(rf"(^|[\W_])({pattern})([\W_]|$)", p.name.lower())]
+            files[f"{split}_file"] = str(named[0]) if named else files[f"{split}_file"]
+    return {key: file for key, file in files.items() if file is not None}
+
+
+def resolve_paths(config: Mapping[str, Any], folder: Path, project: Path) -> None:
+    """Make paths of a yaml absolute that lead from its own folder; the others lead from the project's.
+
+    Raises:
+        ConfigError: If a file of data is in neither.
+    """
+    for section, keys in PATH_KEYS.items():
+        values: Any = config.get(section)
+        for key in keys if isinstance(values, dict) else ():
+            value = values.get(key)
+            if isinstance(value, str) and value and not Path(value).expanduser().is_absolute():
+                if (folder / value).exists() or glob.glob(str(folder / value), recursive=True):
+                    values[key] = str(folder / value)
+                elif key.endswith("_file") and not glob.glob(str(project / value), recursive=True):
+                    if not (project / value).exists():
+                        looked = f"neither {folder / value} nor {project / value} is there"
+                        raise ConfigError([f"{section}.{key}: {looked}. Give the path of a file, or a glob."])
 
 
 def warn_of_ignored(options: Namespace) -> None:

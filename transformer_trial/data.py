@@ -98,10 +98,12 @@ def _cache_options(config: DataConfig) -> dict[str, str | None]:
     return {"cache_dir": config.cache_dir, "download_mode": mode}
 
 
-def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.DatasetDict:
+def select_splits(
+    splits: datasets.DatasetDict, config: DataConfig, *, needs_validation: bool = True
+) -> datasets.DatasetDict:
     """Make a validation split where there is none, and keep as many rows of each split as `config` asks for."""
     splits = datasets.DatasetDict(splits)
-    if "validation" not in splits:
+    if "validation" not in splits and (needs_validation or config.validation_split_percentage is not None):
         if config.validation_split_percentage is None:
             advice = "(5, say) to validate on a sample of the training split, or give a validation_file"
             found = f"There is no validation split; found are {', '.join(splits)}"
@@ -117,11 +119,10 @@ def select_splits(splits: datasets.DatasetDict, config: DataConfig) -> datasets.
             train.select(np.flatnonzero(of)) for of in (is_validation, ~is_validation)
         )
         logger.info("Validating on %d of the %d rows of train.", splits["validation"].num_rows, train.num_rows)
-    for split in ("train", "validation"):
-        if splits[split].num_rows == 0:
-            raise TrialError(f"The {split} split has no rows. Give one with at least one row.")
     for split, limit in (("train", config.max_train_samples), ("validation", config.max_eval_samples)):
-        if limit is not None:
+        if split in splits and splits[split].num_rows == 0:
+            raise TrialError(f"The {split} split has no rows. Give one with at least one row.")
+        if split in splits and limit is not None:
             splits[split] = splits[split].select(range(min(limit, splits[split].num_rows)))
     return splits
 

@@ -91,6 +91,7 @@ def train_locally(trial_class: type[BaseTransformerTrial], config: dict[str, Any
         raise TrialError(f"{trial_class.__name__} is defined in the script that is run. {advice}")
     project = Path(inspect.getfile(trial_class)).resolve().parent
     output_dir = command_line.choose_output_dir(project, config, options)
+    command_line.resolve_paths(config, Path(options.config_file or "").absolute().parent, project)
     os.chdir(project)  # as `det` does: relative paths of the yaml start there, and each checkpoint takes a copy of it
     hparams = config.get("hyperparameters") or {}
     init_options, fit_options = read_options(trial_class, config, hparams, on_cluster=False)
@@ -100,7 +101,9 @@ def train_locally(trial_class: type[BaseTransformerTrial], config: dict[str, Any
         # Off cluster Determined keeps checkpoints in the user's data folder; this moves that folder.
         os.environ["XDG_DATA_HOME"] = str(output_dir / "checkpoints")
         context = stack.enter_context(pytorch.init(distributed=distributed, **init_options))
-        trial = trial_class(context)
+        trial = trial_class(context, inspects=options.inspect)
+        if options.inspect:
+            logger.info("Next: the same command without --inspect%s.", "" if options.data else ", and --test for a try")
         if options.inspect and options.output_dir is None:
             return
         output_dir.mkdir(parents=True, exist_ok=True)  # not before: a mistake leaves no empty folder behind

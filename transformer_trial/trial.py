@@ -55,10 +55,11 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
     tokenizer: Any
     """The model's tokenizer, which is exported beside it."""
 
-    def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
+    def __init__(self, context: pytorch.PyTorchTrialContext, *, inspects: bool = False) -> None:
+        """Prepare the training, or, where it `inspects`, the data alone, without weights."""
         allow_determined_checkpoints()
         check_launcher(context.distributed)
-        self.context = context
+        self.context, self.inspects = context, inspects
         self.experiment_config = context.get_experiment_config()
         self.settings = self.parse_settings(context.get_hparams(), self.experiment_config.get("data") or {})
         if context.distributed.local_rank > 0:  # the first process of the node makes the caches anew
@@ -73,17 +74,17 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
             return
         transformers.set_seed(self.seed)  # Determined seeds on a cluster only
         self.batches_trained = 0
-        self.data_report: dict[str, Any] = {}
-        """What a task says of its data before training, on the first process; it is kept in report/data.json."""
+        self.data_report: dict[str, Any] = {}  # what a task says of its data, kept in report/data.json
+        # Called with the index of each batch, before it is trained or evaluated on: signals and the progress bar.
         self.batch_hooks: list[Callable[[int], object]] = []
-        """Called with the index of each batch, before it is trained or evaluated on: signals and the progress bar."""
+        # What Determined calls beside training; `local.py` puts those of a run with an output folder here.
         self.callbacks: dict[str, pytorch.PyTorchCallback] = {}
-        """What Determined calls beside training; `local.py` puts those of a run with an output folder here."""
         with local_chief_first(context.distributed):
             self.read_data()
             self.build_model()
             self.tokenize()
-        self.wrap()
+        if not inspects:
+            self.wrap()
 
     @property
     def is_restored(self) -> bool:
@@ -109,23 +110,23 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
 
     def read_data(self) -> None:
         """Set `self.rows`, the rows of each split; a task learns its labels here."""
-        self.rows = data.select_splits(data.as_datasets(self.load_datasets()), self.settings.data)
+        rows = data.as_datasets(self.load_datasets())
+        self.rows = data.select_splits(rows, self.settings.data, needs_validation=not self.inspects)
 
     def build_model(self) -> None:
         """Set `self.config`, `self.tokenizer` and `self.model`; without tokenizer, from a checkpoint's config alone."""
-        model_config = self.settings.model
+        model = self.settings.model
         if self.is_restored:
             saved = self.experiment_config["model_config"]
-            self.config, self.model = builders.build_from_config(saved, model_config, self.model_class)
+            self.config, self.model = builders.build_from_config(saved, model, self.model_class)
         else:
-            built = builders.build_using_auto(model_config, self.label_list, self.model_class)
+            built = builders.build_using_auto(model, self.label_list, self.model_class, not self.inspects)
             self.config, self.tokenizer, self.model = built
         self.label_list = [self.config.id2label[i] for i in sorted(self.config.id2label)]
 
     def tokenize(self) -> None:
         """Set `self.tokenized_datasets`: the rows of each split as model inputs, with `input_ids`."""
-        config = self.settings.data
-        self.tokenized_datasets = data.map_rows(self.rows, self.tokenize_rows, self.tokenizer, config)
+        self.tokenized_datasets = data.map_rows(self.rows, self.tokenize_rows, self.tokenizer, self.settings.data)
 
     @staticmethod
     def tokenize_rows(rows: dict[str, list[Any]], tokenizer: Any, data_config: Any) -> Mapping[str, list[Any]]:
@@ -241,7 +242,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         return {"learning_rate": learning_rate}
 
     def evaluate_batch(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Evaluate one batch, for the reducer: Determined would average what is returned here over unequal batches."""
+        """Evaluate a batch into the reducer: Determined would average what is returned here over unequal batches."""
         self._begin_batch(batch_idx)
         self._evaluate_into(self.evaluation, self.evaluate, batch)
         return {}
@@ -308,7 +309,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         """Describe the model after a validation that is the best so far; return metrics of the test split, if any.
 
         By default it evaluates that split, or its first `max_rows` rows. Every rank calls this; the first one returns
-        the metrics, and may write to `folder`, where it replaces what an earlier call wrote.
+        the metrics, and may write to `folder`, replacing what an earlier call wrote.
         """
         rows = self.tokenized_datasets.get("test")
         if rows is None:
