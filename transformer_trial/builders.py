@@ -275,14 +275,18 @@ def build_default_lr_scheduler(
         return transformers.optimization.AdafactorSchedule(optimizer)
     steps = config.num_training_steps or num_training_steps
     try:
-        return transformers.get_scheduler(
+        scheduler = transformers.get_scheduler(
             config.lr_scheduler_type,
             optimizer,
             num_warmup_steps=config.num_warmup_steps or math.ceil(config.warmup_ratio * steps),
             num_training_steps=steps,
             scheduler_specific_kwargs=config.lr_scheduler_kwargs,
         )
-    except (TypeError, ValueError) as error:
+        for batch in range(num_training_steps):  # of the whole training, before it begins
+            if not 0 <= (rate := scheduler.lr_lambdas[0](batch)) < math.inf:
+                raise ValueError(f"it gives {rate:g} times the learning rate at batch {batch}")
+        return scheduler
+    except (TypeError, ValueError, ArithmeticError) as error:
         found = format_value("lr_scheduler_kwargs", config.lr_scheduler_kwargs)
         raise TrialError(
             f"hyperparameters.lr_scheduler_kwargs: found {found}, which does not suit "

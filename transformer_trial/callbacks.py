@@ -15,6 +15,7 @@ import torch
 from determined import core, pytorch
 
 from transformer_trial import checkpoints
+from transformer_trial.data import checksum
 from transformer_trial.errors import TrialError, printable
 from transformer_trial.experiment import CheckpointStorageConfig
 from transformer_trial.files import replacing, restore_old
@@ -112,13 +113,22 @@ class MetricsLog(pytorch.PyTorchCallback):
         self.file = folder / "metrics.jsonl" if folder is not None and self.is_chief else None
 
     def state_dict(self) -> dict[str, Any]:
-        num_bytes = self.file.stat().st_size if self.file is not None and self.file.exists() else 0
+        num_bytes = 0
+        if self.file is not None and self.file.exists():
+            with self.file.open("a") as file:  # on the disk before the checkpoint that counts on it
+                os.fsync(file)
+                num_bytes = file.tell()
         return {"metrics_bytes": num_bytes, "unreported": self.trial.training_means.unreported}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.trial.training_means.restore(state_dict.get("unreported", []), self.trial.context.distributed)
-        if self.file is not None and self.file.exists():  # what came after the checkpoint comes once more
-            os.truncate(self.file, min(state_dict.get("metrics_bytes", 0), self.file.stat().st_size))
+        if self.file is None:
+            return
+        text, expected = self.file.read_bytes() if self.file.exists() else b"", state_dict.get("metrics_bytes", 0)
+        if len(text) < expected:
+            logger.warning("%s is shorter than when the checkpoint was saved: some of its lines are lost.", self.file)
+        whole = text[:expected].rpartition(b"\n")
+        self.file.write_bytes(whole[0] + whole[1])  # what came after the checkpoint comes once more
 
     def on_trial_startup(self, first_batch_idx: int, checkpoint_uuid: str | None) -> None:
         if checkpoint_uuid is None and self.file is not None:
@@ -165,9 +175,13 @@ class BestModel(pytorch.PyTorchCallback):
         self.best, self.best_batches, self.num_worse_validations = math.inf, -1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("best", "best_batches", "num_worse_validations")}
+        return {name: getattr(self, name) for name in ("best", "best_batches", "num_worse_validations", "metric")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict.get("metric", self.metric) != self.metric:
+            before = "searcher.metric was %s; the best model is found anew, by %s, from here on."
+            logger.warning(before, state_dict["metric"], self.metric)
+            return
         for name, value in self.state_dict().items():
             setattr(self, name, state_dict.get(name, value))
         if self.folder is None or self.on_cluster or not self.is_chief:
@@ -231,7 +245,14 @@ class CheckpointContents(pytorch.PyTorchCallback):
         self.trial = trial
 
     def state_dict(self) -> dict[str, Any]:
-        return {"labels": checkpoints.read_labels(self.trial.bare_model)}
+        rows = self.trial.tokenized_datasets["train"]
+        return {"labels": checkpoints.read_labels(self.trial.bare_model), "rows": checksum(rows)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict.get("rows", here := self.state_dict()["rows"]) != here:
+            logger.warning(
+                "The training rows or their order are not those of the checkpoint: other batches will follow."
+            )
 
     def on_trial_startup(self, first_batch_idx: int, checkpoint_uuid: str | None) -> None:
         self.trial.batches_trained = first_batch_idx
@@ -256,6 +277,11 @@ class CheckpointContents(pytorch.PyTorchCallback):
             if trial.scaler is not None:
                 checkpoint["scaler_state_dict"] = trial.scaler.state_dict()
             checkpoint["callbacks"] |= {name: {} for name in trial.callbacks}
+        (saved, *_), (own, *_) = checkpoint["optimizers_state_dict"][0]["param_groups"], trial.optimizer.param_groups
+        if ("betas" in saved) != ("betas" in own):  # what AdamW has and Adafactor has not
+            was = f"adafactor: {str('betas' not in saved).lower()}"
+            advice = f"Go on with {was}, or start anew from the model that was exported"
+            raise TrialError(f"hyperparameters.adafactor: the checkpoint holds the state of {was}. {advice}.")
 
     def on_training_start(self) -> None:
         self.trial.repeat_backward_passes()

@@ -8,7 +8,7 @@ import pickle
 import platform
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from ruamel.yaml import YAML
 from transformer_trial.errors import TrialError, format_value, redact
 
 logger = logging.getLogger(__name__)
+
+MAX_CONFIGURATION = 100_000  # bytes; what is longer is data
 
 
 def allow_determined_checkpoints() -> None:
@@ -66,12 +68,20 @@ def refuse_another_model(checkpoint: dict[str, Any], model: Any, labels: Mapping
 def redact_configurations(folder: Path) -> None:
     """Replace the secrets in the configurations of a checkpoint's copy of the code."""
     safe_yaml = YAML(typ="safe", pure=True)  # reads as `det` does: to it `no` is a text
-    for file in [*folder.glob("code/**/*.yaml"), *folder.glob("code/**/*.yml")]:
-        config = None
-        with contextlib.suppress(Exception):  # not every yaml is a configuration
-            config = safe_yaml.load(file)
-        if redact(config) != config:
-            safe_yaml.dump(redact(config), file)
+    for file in find_secrets(folder.glob("code/**/*")):
+        config = redact(safe_yaml.load(file))
+        file.write_text(json.dumps(config)) if file.suffix == ".json" else safe_yaml.dump(config, file)
+
+
+def find_secrets(files: Iterable[Path]) -> list[Path]:
+    """Those of the files that are configurations, yaml or json, and hold a secret."""
+    safe_yaml, found = YAML(typ="safe", pure=True), []
+    for file in files:
+        if file.suffix in (".yaml", ".yml", ".json") and file.stat().st_size < MAX_CONFIGURATION:
+            with contextlib.suppress(Exception):  # not every yaml is a configuration
+                config = safe_yaml.load(file)
+                found += [file] if redact(config) != config else []
+    return found
 
 
 def complete_load_data(file: Path, model: Any) -> None:

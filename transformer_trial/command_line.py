@@ -19,6 +19,10 @@ from transformer_trial.parsing import read_known
 
 logger = logging.getLogger(__name__)
 
+MARK = ".training"  # the file that says that an output folder is one, which is locked during a training
+OUTPUTS = ("model", "model.new", "model.replaced", "report", "test", "metrics.jsonl", "checkpoints")
+MAX_DEPTH = 50
+
 SPLITS = {"train": "train", "validation": "valid|validation|val|dev", "test": "test"}
 """The splits, and what names of their files hold."""
 
@@ -80,9 +84,28 @@ def read_config(options: Namespace) -> dict[str, Any]:
     if not all("=" in override for override in options.overrides):
         raise TrialError("--config: found an argument without =; accepted is KEY=VALUE.")
     try:
-        return private.override(config, options.overrides)
+        config = private.override(config, options.overrides)
     except Exception as error:
         raise TrialError(f"--config: {explain_yaml(error)}") from error
+    return make_plain(config, "", [])
+
+
+def make_plain(value: Any, key: str, above: Sequence[Any]) -> Any:
+    """The value as JSON can hold it, which checkpoints are written in: dates as text.
+
+    Raises:
+        ConfigError: If it is a set, binary, or contains itself.
+    """
+    if isinstance(value, (datetime.date, datetime.datetime)):
+        return value.isoformat()
+    if isinstance(value, (set, bytes)) or any(value is other for other in above):
+        found = "a value that contains itself" if any(value is other for other in above) else type(value).__name__
+        raise ConfigError([f"{key}: found {found}; accepted are texts, numbers, lists and mappings."])
+    if len(above) > MAX_DEPTH:
+        raise ConfigError([f"{key[:80]}: found more than {MAX_DEPTH} levels of mappings and lists."])
+    if isinstance(value, Mapping):
+        return {name: make_plain(item, f"{key}.{name}".lstrip("."), [*above, value]) for name, item in value.items()}
+    return [make_plain(item, key, [*above, value]) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def find_data(options: Namespace) -> dict[str, str]:
@@ -97,12 +120,12 @@ def find_data(options: Namespace) -> dict[str, str]:
     return {key: file for key, file in files.items() if file is not None}
 
 
-def resolve_paths(config: Mapping[str, Any], folder: Path, project: Path) -> None:
+def resolve_paths(config: Mapping[str, Any], folder: Path, project: Path) -> dict[str, Path]:
     """Make paths of a yaml absolute that lead from its own folder; the others lead from the project's.
 
-    Raises:
-        ConfigError: If a file of data is in neither.
+    Returns the path of each key that names a file or a folder. A file of data that is in neither is a ConfigError.
     """
+    paths = {}
     for section, keys in PATH_KEYS.items():
         values: Any = config.get(section)
         for key in keys if isinstance(values, dict) else ():
@@ -114,6 +137,9 @@ def resolve_paths(config: Mapping[str, Any], folder: Path, project: Path) -> Non
                     if not (project / value).exists():
                         looked = f"neither {folder / value} nor {project / value} is there"
                         raise ConfigError([f"{section}.{key}: {looked}. Give the path of a file, or a glob."])
+            if isinstance(value, str) and value and (path := project / Path(str(values[key])).expanduser()).exists():
+                paths[f"{section}.{key}"] = path.resolve()
+    return paths
 
 
 def warn_of_ignored(options: Namespace) -> None:
@@ -128,7 +154,8 @@ def explain_yaml(error: Exception) -> str:
     """What a yaml parser says, and where, but not the line itself: it may hold a secret."""
     if (mark := getattr(error, "problem_mark", None)) is None:
         return " ".join(str(error).split())
-    return f"{getattr(error, 'problem', None)} (line {mark.line + 1}, column {mark.column + 1})"
+    problem = str(getattr(error, "problem", None)).partition(" with value ")[0]  # of a key that stands twice
+    return f"{problem} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def with_length(config: dict[str, Any], options: Namespace) -> dict[str, Any]:
@@ -155,11 +182,19 @@ def choose_output_dir(project: Path, config: Mapping[str, Any], options: Namespa
             raise TrialError("--resume: needs --output-dir DIR here, the folder of the run that is to go on.")
         return parents[2]
     time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return project / "outputs" / f"{config.get('name', 'experiment')}-{time}"
+    name = re.sub(r"[^\w. -]", "_", str(config.get("name", "experiment")))[:100]
+    return project / "outputs" / f"{name}-{time}"
 
 
-def check_output_dir(folder: Path, *, resumes: bool) -> None:
-    """Refuse a folder that holds another run, or that each checkpoint would copy into itself."""
+def check_output_dir(folder: Path, inputs: Mapping[str, Path], *, resumes: bool) -> None:
+    """Refuse a folder that holds another run, another's files or inputs, or that each checkpoint would copy."""
+    is_ours = (folder / MARK).exists() or (resumes and (folder / "checkpoints" / "determined").is_dir())
+    if (others := [name for name in OUTPUTS if (folder / name).exists()]) and not is_ours:
+        found = f"{folder} holds {', '.join(others)}, which no training with this program has written there"
+        raise TrialError(f"--output-dir: {found}. Choose another folder: these would be replaced.")
+    for key, path in inputs.items():
+        if folder == path or folder in path.parents or (path.is_dir() and path in folder.parents):
+            raise TrialError(f"{key}: {path} and --output-dir {folder} lie in each other. Choose another folder.")
     if (folder / "metrics.jsonl").exists() and not resumes:
         raise TrialError(
             f"--output-dir: {folder} holds the results of another run. Choose another folder, or go on with that run: "

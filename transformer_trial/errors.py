@@ -5,11 +5,20 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# A value under such a key is never repeated in a message: Determined stores logs.
-_SECRET = r"(?<!all_)token(?!iz)|password|secret|auth|credential|(?:api|access)_?key|connection_string"
-SECRET_KEY = re.compile(_SECRET, re.IGNORECASE)
-SECRET_ASSIGNMENT = re.compile(rf"(\w*(?:{_SECRET})\w*)=(\S+)", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"\bhf_\w{20,}")  # a token of the Hugging Face hub, under whatever key
+# Names of what is never repeated in a message, since Determined stores logs; and what shows itself to be a secret,
+# whatever it is called: tokens of known services, keys, and the password of an address.
+_NAME = (
+    r"(?:(?<![a-z])|(?<=[a-z])(?=[A-Z]))(?<!(?:pad|eos|bos|sep|cls|unk)_)(?<!mask_)(?i:token|passw(?:or)?d|passphrase|pass|"
+    r"pwd|pat|bearer|cookies?|session|sas|secrets?|credentials?|auth|authorization|connection_?string|aws_\w+|"
+    r"(?:\w+_)?(?:api|access|private|account|secret|openai|hf)_?key)(?![a-z])"
+)
+SECRET_NAME = re.compile(_NAME)
+SECRET_ASSIGNMENT = re.compile(rf"([\w.-]*{_NAME}[\w.-]*['\"]?\s*[=:]\s*)(?!null|true|false)(\S.*|\S+)")
+SECRET_VALUE = re.compile(
+    r"\b(?:hf_|gh[opsru]_|github_pat_)\w{16,}|\bsk-[\w-]{16,}|\bAKIA[0-9A-Z]{12,}|\bxox[abp]-[\w-]{10,}|"
+    r"(?i:\bbearer) +[\w.~+/-]{8,}=*|\beyJ[\w-]+\.[\w-]+\.[\w-]+|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)|"
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*-----|$)"
+)
 
 # Invisible letters that Persian, Indic scripts and emoji are spelled with; they reorder nothing.
 JOINERS = "\u200c\u200d"
@@ -44,8 +53,8 @@ class ConfigError(TrialError):
 def format_value(key: str, value: Any) -> str:
     """`value` as a message repeats it: on one line, not at length, and without secrets."""
     text = repr(value)
-    searched = f"{key} {text}" if isinstance(value, (Mapping, list)) else key
-    if (SECRET_KEY.search(searched) or SECRET_VALUE.search(text)) and not (value is None or isinstance(value, bool)):
+    is_plain = value is None or isinstance(value, (bool, int, float))
+    if not is_plain and (SECRET_NAME.search(key) or redact(value) != value):
         return "a value that is not repeated here (secrets belong in the environment, such as HF_TOKEN)"
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -56,15 +65,15 @@ def explain_value(key: str, value: Any, accepted: str, advice: str = "") -> str:
 
 
 def redact(value: Any, *, is_secret: bool = False) -> Any:
-    """A configuration without its secrets: what stands under keys that are called so, and in NAME=VALUE."""
+    """A configuration without its secrets: what is called one, as a key or in NAME=VALUE, or shows itself to be one."""
     if isinstance(value, Mapping):
-        return {k: redact(v, is_secret=is_secret or bool(SECRET_KEY.search(str(k)))) for k, v in value.items()}
+        return {k: redact(v, is_secret=is_secret or bool(SECRET_NAME.search(str(k)))) for k, v in value.items()}
     if isinstance(value, list):
         return [redact(item, is_secret=is_secret) for item in value]
     if is_secret and not (value is None or isinstance(value, bool)):
         return "REDACTED"
     if isinstance(value, str):
-        return SECRET_VALUE.sub("REDACTED", SECRET_ASSIGNMENT.sub(r"\1=REDACTED", value))
+        return SECRET_VALUE.sub("REDACTED", SECRET_ASSIGNMENT.sub(r"\1REDACTED", value))
     return value
 
 

@@ -91,13 +91,17 @@ def train_locally(trial_class: type[BaseTransformerTrial], config: dict[str, Any
         raise TrialError(f"{trial_class.__name__} is defined in the script that is run. {advice}")
     project = Path(inspect.getfile(trial_class)).resolve().parent
     output_dir = command_line.choose_output_dir(project, config, options)
-    command_line.resolve_paths(config, Path(options.config_file or "").absolute().parent, project)
+    inputs = command_line.resolve_paths(config, Path(options.config_file or "").absolute().parent, project)
     os.chdir(project)  # as `det` does: relative paths of the yaml start there, and each checkpoint takes a copy of it
+    for file in checkpoints.find_secrets(project.iterdir()):
+        logger.warning(
+            "%s holds what looks like a secret, and travels with the code: keep it in the environment.", file
+        )
     hparams = config.get("hyperparameters") or {}
     init_options, fit_options = read_options(trial_class, config, hparams, on_cluster=False)
     with contextlib.ExitStack() as stack:
         distributed = stack.enter_context(join_torchrun())
-        output_dir, checkpoint = broadcast_folders(output_dir, options.resume, distributed)
+        output_dir, checkpoint = broadcast_folders(output_dir, inputs, options.resume, distributed)
         # Off cluster Determined keeps checkpoints in the user's data folder; this moves that folder.
         os.environ["XDG_DATA_HOME"] = str(output_dir / "checkpoints")
         context = stack.enter_context(pytorch.init(distributed=distributed, **init_options))
@@ -107,6 +111,7 @@ def train_locally(trial_class: type[BaseTransformerTrial], config: dict[str, Any
         if options.inspect and options.output_dir is None:
             return
         output_dir.mkdir(parents=True, exist_ok=True)  # not before: a mistake leaves no empty folder behind
+        (output_dir / command_line.MARK).touch()
         if options.inspect:
             keep_data_report(trial.data_report, output_dir)
             return
@@ -162,12 +167,12 @@ def as_period(key: str, value: Any, global_batch_size: int) -> pytorch.TrainUnit
 
 
 def broadcast_folders(
-    output_dir: Path, resume: str | None, distributed: core.DistributedContext | None
+    output_dir: Path, inputs: Mapping[str, Path], resume: str | None, distributed: core.DistributedContext | None
 ) -> tuple[Path, Path | None]:
     """The output folder and the checkpoint to go on from, if any, the same for all processes, or a TrialError."""
     if distributed is not None:
         output_dir = distributed.broadcast(output_dir)
-    command_line.check_output_dir(output_dir, resumes=resume is not None)
+    command_line.check_output_dir(output_dir, inputs, resumes=resume is not None)
     checkpoint = None if resume is None else checkpoints.find_checkpoint(resume, output_dir)
     if distributed is not None and len(set(distributed.allgather(checkpoint))) > 1:
         raise TrialError(
@@ -190,7 +195,7 @@ def fit(trial: BaseTransformerTrial, checkpoint: Path | None, config: Mapping[st
 
 
 class StopSignals:
-    """Lets the first Ctrl-C or SIGTERM end the training before the next batch, with a checkpoint; the second at once.
+    """Lets the first Ctrl-C, SIGTERM or SIGHUP end the training before the next batch; the second one ends it at once.
 
     Of several processes all have to get the signal: torchrun passes it on. What comes within a second is the same
     Ctrl-C, once from the terminal and once from torchrun.
@@ -204,7 +209,10 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         self.batch_hooks.append(self.heed)
-        self.handlers = {signum: signal.signal(signum, self.receive) for signum in (signal.SIGINT, signal.SIGTERM)}
+        heeded = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup has it ignored
+            heeded.append(signal.SIGHUP)
+        self.handlers = {signum: signal.signal(signum, self.receive) for signum in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -270,7 +278,7 @@ def progress_bar(trial: BaseTransformerTrial, checkpoint: Path | None) -> Iterat
 def lock_folder(folder: Path) -> contextlib.AbstractContextManager[Any]:
     """Keep a second run out of a folder until the returned context ends; a TrialError if this is the second run."""
     try:
-        return filelock.FileLock(folder / ".lock").acquire(timeout=LOCK_PATIENCE)
+        return filelock.FileLock(folder / command_line.MARK).acquire(timeout=LOCK_PATIENCE)
     except filelock.Timeout:
         who = f"--output-dir: another run is writing to {folder}. Wait for its end, or stop it."
         raise TrialError(who) from None

@@ -4,8 +4,8 @@ Values are read the same whether the yaml went through the `det` client (YAML 1.
 (YAML 1.1: `no` is false) or through `train.py`. Every problem is reported at once, with the nearest valid key.
 """
 
-import importlib
 import os
+import pkgutil
 import sys
 import types
 import typing
@@ -168,17 +168,13 @@ def read_known(section: str, experiment_config: Mapping[str, Any], config_class:
 
 def import_named(key: str, name: str) -> Any:
     """What `module:name` names; the module is looked for where Python looks and in the working directory."""
-    module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name != module_name:
-            raise  # the module is there, but not one that it imports
-        where = f"no module {module_name}.py beside train.py or in {os.getcwd()}"
-        found = f"nothing called {attribute!r} in it" if isinstance(error, AttributeError) else where
-        raise TrialError(f"{key}: found {name}, but {found}; accepted is MODULE:NAME.") from None
+        return pkgutil.resolve_name(name)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        where = f"MODULE:NAME, of a module beside train.py or in {os.getcwd()}"
+        raise TrialError(f"{key}: found {name}, but {error}; accepted is {where}.") from None
 
 
 def _unknown_key(section: str, key: Any, value: Any, valid_keys: Mapping[str, list[str]]) -> str:
