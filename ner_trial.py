@@ -9,7 +9,6 @@ A port of the token-classification example of Determined's model-hub (Apache-2.0
 run_ner.py (Apache-2.0, https://github.com/huggingface/transformers/tree/main/examples/pytorch/token-classification).
 """
 
-import dataclasses
 import functools
 import logging
 import math
@@ -46,10 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class NERTrial(BaseTransformerTrial):
-    """Tags words. It overrides how data is loaded and tokenized, the loss, and how the model is evaluated.
-
-    The base's `__init__` calls `read_data`, `build_model` and `tokenize`, in this order.
-    """
+    """Tags words. It overrides how data is loaded and tokenized, the loss, and how the model is evaluated."""
 
     data_config_class = NERDataConfig
     settings: TrialConfig[NERDataConfig]
@@ -78,6 +74,7 @@ class NERTrial(BaseTransformerTrial):
         self.label_list = self.metadata.label_list
         self._check_against_labels(self.metadata)
         self.rows = select_splits(rows, data, needs_validation=not self.inspects)
+        self.searcher_metric = ner.labels.choose_best_by(self.searcher_metric, self.rows)
 
     def _check_against_labels(self, metadata: ner_utils.DatasetMetadata) -> None:
         data, num_labels = self.settings.data, self.settings.model.num_labels
@@ -110,10 +107,13 @@ class NERTrial(BaseTransformerTrial):
             num_workers=data.preprocessing_num_workers,
             overwrite_cache=data.overwrite_cache,
         )
-        names, options = list(self.label_names) if self.label_names else None, self.metric_options
-        lengths = (max_seq_length, doc_stride)
-        settings = TaggerSettings(self.metadata.label_scheme, names, *lengths, data.outside_label, options)
-        self.config.ner = dataclasses.asdict(settings)  # goes into checkpoints and exports
+        settings: dict[str, Any] = {"max_seq_length": max_seq_length, "doc_stride": doc_stride}
+        settings |= {
+            "label_scheme": self.metadata.label_scheme,
+            "label_names": self.label_names and [*self.label_names],
+        }
+        settings |= {"outside_label": data.outside_label, "metric_options": self.metric_options}
+        self.config.ner = TaggerSettings(**settings).model_dump()  # goes into checkpoints and exports
         if self.context.distributed.rank == 0:
             labels = (self.metadata.label_list, self.metadata.label_scheme)
             self.data_report = ner.inspect.describe_data(self.rows, self.tokenized_datasets, *labels)

@@ -228,8 +228,7 @@ def compute_metrics(
     Args:
         sentences: For each sentence the arguments of `ErrorReport.add`: the gold and the predicted tags, one a word.
         report: Counts the sentences, and says how entities are found; by default as conlleval does.
-        entity_types: Report each of these too, named as in run_ner.py: `PER_precision`, `PER_recall`, `PER_f1` and
-            `PER_number`; all 0 where there is no such entity.
+        entity_types: Report each of these too, as run_ner.py names it, `PER_f1` say; 0 where there is no such entity.
 
     Example:
         >>> compute_metrics([(["B-PER", "I-PER", "O"], ["B-PER", "O", "O"])])["accuracy_score"]

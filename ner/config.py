@@ -1,14 +1,14 @@
 """What the configuration says of named-entity recognition, and what the config of an exported model keeps of it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from pydantic import Field
 
 from ner.report import ErrorReport
 from transformer_trial.config import DataConfig
-from transformer_trial.errors import explain_value
+from transformer_trial.errors import ConfigError, TrialError, explain_value
+from transformer_trial.parsing import Section, parse_sections
 
 FileFormat = Literal["json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu", "webanno", "brat", "spacy"]
 FORMAT_NAMES: tuple[str, ...] = get_args(FileFormat)
@@ -75,22 +75,34 @@ class NERDataConfig(DataConfig):
             yield f"file_format: {self.file_format} has an effect on files only. Set file_format: null."
 
 
-@dataclass(frozen=True)
-class TaggerSettings:
+class TaggerSettings(Section):
     """How a model tags. The exported model's config keeps it as `ner`, for `predict.py`."""
 
-    label_scheme: str | None = None  # the scheme by which the model's labels mark entities; None is unknown
+    label_scheme: LabelScheme | None = None  # the scheme by which the model's labels mark entities; None is unknown
     label_names: list[str] | None = None  # what numbers among the tags of the training data stood for
-    max_seq_length: int | None = None  # sub-tokens of a window; None is as many as tokenizer and model take
-    doc_stride: int | None = None  # sub-tokens that two windows share
+    # Sub-tokens of a window, None is as many as tokenizer and model take; and those that two windows share.
+    max_seq_length: int | None = Field(default=None, ge=3)
+    doc_stride: int | None = Field(default=None, ge=0)
     outside_label: str | None = None  # the tag that stood for O in the training data
     # How entities are counted, as in `ner.labels.find_entities`.
-    metric_options: dict[str, Any] = field(default_factory=lambda: {"mode": "default", "scheme": None})
+    metric_options: Any = {"mode": "default", "scheme": None}
 
     @classmethod
     def from_config(cls, config: Any) -> "TaggerSettings":
         """Read the settings from a model's config; a model of another origin has the defaults."""
-        return cls(**(getattr(config, "ner", None) or {}))
+        try:
+            found: TaggerSettings = parse_sections({"ner": (getattr(config, "ner", None) or {}, [cls])})[cls]
+        except ConfigError as error:
+            problems = "\n  - ".join(error.problems)
+            raise TrialError(f"The model's config.json was changed; export it again:\n  - {problems}") from None
+        return found
+
+    def conflicts(self) -> Iterator[str]:
+        accepted = [
+            {"mode": mode, "scheme": s} for mode in ("default", "strict") for s in (None, *get_args(MetricScheme))
+        ]
+        if self.metric_options not in accepted:
+            yield explain_value("metric_options", self.metric_options, f"such as {accepted[0]}")
 
     def build_report(self) -> ErrorReport:
         """An empty report that counts entities as these settings say."""

@@ -1,5 +1,6 @@
 """Labels, and the schemes by which they mark entities: recognised and checked. Nothing here imports Determined."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import pyarrow.compute
 from seqeval import scheme as seqeval_schemes
 
 from transformer_trial.errors import ConfigError, TrialError
+
+logger = logging.getLogger(__name__)
 
 OUTSIDE = "O"  # the tag of a word outside of any entity, and the prediction for a word without sub-tokens
 
@@ -112,6 +115,17 @@ def encode_tags(rows: datasets.Dataset) -> EncodedTags:
     encoded = pyarrow.compute.list_flatten(column).dictionary_encode().combine_chunks()
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
     return EncodedTags(encoded.dictionary.to_pylist(), encoded.indices.to_numpy(), starts, rows)
+
+
+def choose_best_by(metric: tuple[str, bool], rows: Mapping[str, datasets.Dataset]) -> tuple[str, bool]:
+    """The metric that chooses the best model: the searcher's, or, where validation has no entity, the loss."""
+    has_none = "validation" in rows and {*encode_tags(rows["validation"]).names} <= {OUTSIDE}
+    if metric[0] in ("validation_loss", "accuracy_score") or not has_none:
+        return metric
+    logger.warning(
+        "The validation split has no entity: %s is always 0, and validation_loss chooses the model.", metric[0]
+    )
+    return "validation_loss", True
 
 
 def find_label_scheme(splits: Mapping[str, EncodedTags], requested: str | None) -> str:

@@ -26,7 +26,7 @@ from transformer_trial.errors import TrialError
 @pytest.mark.parametrize("mode", MODEL_MODES)
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_every_model_mode_is_built(mode: Any, pretrained: bool, tmp_path: Path) -> None:
-    sizes = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"vocab_size": 900, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     if mode == "seq2seq-lm":
         config = transformers.T5Config(**sizes, d_kv=8, d_ff=16, decoder_start_token_id=0)
     else:

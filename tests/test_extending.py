@@ -249,8 +249,8 @@ def test_another_task_knows_its_own_settings_and_none_of_ner(
 @pytest.mark.parametrize(
     ("entrypoint", "message"),
     [
-        ("no_such_module:Trial", "no module no_such_module.py"),
-        ("json:NoTrial", "nothing called 'NoTrial'"),
+        ("no_such_module:Trial", "No module named 'no_such_module'"),
+        ("json:NoTrial", "has no attribute 'NoTrial'"),
         ("json:JSONDecoder", "accepted is a subclass of BaseTransformerTrial"),
     ],
 )

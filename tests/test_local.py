@@ -126,7 +126,7 @@ def test_a_terminal_shows_a_progress_bar(run: Run, monkeypatch: pytest.MonkeyPat
         pytest.param(["--config", "searcher.max_length=null"], "searcher.max_length: missing", id="length"),
         pytest.param(["--config", "min_validation_period=x"], "min_validation_period: found 'x'", id="period"),
         pytest.param(["--output-dir", str(PROJECT / "results")], "outputs/ or outside", id="output-in-project"),
-        pytest.param(["--config", "data.train_file=gone.csv"], "gone.csv does not exist", id="data"),
+        pytest.param(["--config", "data.train_file=gone.csv"], "gone.csv is there", id="data"),
         pytest.param(["--resume", "auto", "--test"], "goes with neither --test nor --inspect", id="resume-and-test"),
         pytest.param(["--resume", "gone"], "gone cannot be resumed: .*No such file", id="resume-from-nothing"),
         pytest.param(["--output-dir", "OTHER"], "holds the results of another run", id="another-run"),

@@ -15,7 +15,7 @@ VALUES = [
     "hf_abcdefghijklmnopqrst", "ghp_abcdefghijklmnopqrst", "github_pat_abcdefghijklmnopqrst", "sk-abcdefghijklmnopqrst",
     "AKIAABCDEFGHIJKLMNOP", "xoxb-1234567890-abc", "Bearer abcdefghijk", "https://user:pa55@example.org/data",
     "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----", "eyJhbGciOi.eyJzdWIiOiI.SflKxwRJSM",
-    "HF_TOKEN=planted", "HF_TOKEN = planted", "OPENAI_KEY=planted", "AWS_SECRET_ACCESS_KEY=planted", "password: planted",
+    "HF_TOKEN=planted", "HF_TOKEN = planted", "OPENAI_KEY=planted", "AWS_SECRET=planted", "password: planted",
 ]  # fmt: skip
 NO_KEYS = """
 tokenizer_name tokens tokenizer context_tokens label_all_tokens pad_token eos_token bos_token sep_token cls_token

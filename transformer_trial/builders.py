@@ -69,6 +69,9 @@ def build_using_auto(
         config.finetuning_task = model_config.finetuning_task
     lower_case = {} if model_config.do_lower_case is None else {"do_lower_case": model_config.do_lower_case}
     tokenizer = load(transformers.AutoTokenizer, "tokenizer_name", use_fast=model_config.use_fast, **lower_case)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers 5 makes one up
+        key = "hyperparameters.tokenizer_name (or pretrained_model_name_or_path)"
+        raise TrialError(f"{key}: there is no tokenizer. Give a model with its tokenizer.json, or tokenizer_name.")
     new_head = label_names is not None and _name_labels(config, label_names)
     auto_class = model_class or AUTO_CLASSES[model_config.model_mode]
     if not (loads_weights and model_config.use_pretrained_weights):
@@ -79,6 +82,14 @@ def build_using_auto(
     model, loaded = load(
         auto_class, "model_name", config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
+    body = {name for name in model.state_dict() if name.startswith(f"{model.base_model_prefix}.")}
+    if body and body <= {*loaded["missing_keys"]}:
+        found = "none of the model's weights is there, but for those of a head"
+        raise TrialError(f"hyperparameters.model_name (or pretrained_model_name_or_path): {found}.")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        found = f"it has {len(tokenizer)} entries, but the model knows {rows}"
+        raise TrialError(f"hyperparameters.tokenizer_name: {found}. Take model and tokenizer of one origin.")
     _check_mismatched(model, loaded["mismatched_keys"], model_config, new_head=new_head)
     _freeze_what_is_fixed(model, auto_class)
     if new_head:

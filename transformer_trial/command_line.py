@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from transformer_trial import private
 from transformer_trial.errors import ConfigError, TrialError
-from transformer_trial.experiment import SearcherConfig
+from transformer_trial.experiment import SearcherConfig, check_spelling
 from transformer_trial.parsing import read_known
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ def read_config(options: Namespace) -> dict[str, Any]:
         config = private.override(config, options.overrides)
     except Exception as error:
         raise TrialError(f"--config: {explain_yaml(error)}") from error
+    check_spelling(config)
     return make_plain(config, "", [])
 
 
@@ -188,6 +189,11 @@ def choose_output_dir(project: Path, config: Mapping[str, Any], options: Namespa
 
 def check_output_dir(folder: Path, inputs: Mapping[str, Path], *, resumes: bool) -> None:
     """Refuse a folder that holds another run, another's files or inputs, or that each checkpoint would copy."""
+    if (folder / "metrics.jsonl").exists() and not resumes:
+        raise TrialError(
+            f"--output-dir: {folder} holds the results of another run. Choose another folder, or go on with that run: "
+            "--resume auto."
+        )
     is_ours = (folder / MARK).exists() or (resumes and (folder / "checkpoints" / "determined").is_dir())
     if (others := [name for name in OUTPUTS if (folder / name).exists()]) and not is_ours:
         found = f"{folder} holds {', '.join(others)}, which no training with this program has written there"
@@ -195,11 +201,6 @@ def check_output_dir(folder: Path, inputs: Mapping[str, Path], *, resumes: bool)
     for key, path in inputs.items():
         if folder == path or folder in path.parents or (path.is_dir() and path in folder.parents):
             raise TrialError(f"{key}: {path} and --output-dir {folder} lie in each other. Choose another folder.")
-    if (folder / "metrics.jsonl").exists() and not resumes:
-        raise TrialError(
-            f"--output-dir: {folder} holds the results of another run. Choose another folder, or go on with that run: "
-            "--resume auto."
-        )
     project = Path.cwd()
     if (folder == project or project in folder.parents) and not private.is_ignored(project, folder):
         raise TrialError(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from transformer_trial.errors import ConfigError, did_you_mean, explain_value
+from transformer_trial.errors import ConfigError, did_you_mean, explain_value, nearest
 from transformer_trial.parsing import Section, read_known, read_number
 
 LENGTH_UNITS = ("batches", "epochs", "records")
@@ -62,6 +62,34 @@ class ProfilingConfig(Section):
     """Collect system metrics, on a cluster."""
 
 
+# The keys of Determined 0.38, of the sections in which a misspelt one would have no effect off cluster.
+DETERMINED_KEYS = {
+    "": "bind_mounts checkpoint_policy checkpoint_storage data debug description entrypoint environment "
+    "hyperparameters integrations labels log_policies max_restarts min_checkpoint_period min_validation_period name "
+    "optimizations perform_initial_validation profiling project records_per_epoch reproducibility resources "
+    "retention_policy scheduling_unit searcher tensorboard_storage workspace",
+    "searcher": "name metric smaller_is_better max_length max_time time_metric max_trials max_concurrent_trials "
+    "num_rungs divisor mode max_rungs bracket_rungs stop_once source_trial_id source_checkpoint_uuid",
+    "optimizations": "aggregation_frequency average_aggregated_gradients average_training_metrics",
+    "resources": "slots_per_trial max_slots weight priority resource_pool native_parallel shm_size is_single_node",
+    "checkpoint_storage": "save_experiment_best save_trial_best save_trial_latest type host_path storage_path bucket",
+    "reproducibility": "experiment_seed",
+    "profiling": "enabled begin_on_batch end_after_batch sync_timings",
+}
+
+
+def check_spelling(config: Mapping[str, Any]) -> None:
+    """Raise a ConfigError where a key of Determined's own sections looks like a misspelt one."""
+    problems = []
+    for section, text in DETERMINED_KEYS.items():
+        values, known = config.get(section) if section else config, text.split()
+        for key in values if isinstance(values, Mapping) else ():
+            if key not in known and (close := nearest(str(key), known)):
+                problems.append(f"{section}.{key}: unknown key. Did you mean {close}?".lstrip("."))
+    if problems:
+        raise ConfigError(problems)
+
+
 @dataclass(frozen=True)
 class Length:
     """How long a training is, or how often something happens in it, in the units of Determined."""
@@ -79,6 +107,7 @@ class Length:
 def parse_length(key: str, value: Any, *, minimum: int = 0) -> Length:
     """`{epochs: 3}`, `{batches: 100}`, `{records: 800}` or a bare number of batches as a Length; `key` names it."""
     entries = value if isinstance(value, Mapping) else {"batches": value}
+    entries = {unit: amount for unit, amount in entries.items() if amount is not None} or entries
     with contextlib.suppress(ValueError):
         ((unit, amount),) = entries.items()
         number = read_number(amount)
@@ -86,6 +115,8 @@ def parse_length(key: str, value: Any, *, minimum: int = 0) -> Length:
             return Length(unit, number)
     accepted = f"one of {{batches: N}}, {{epochs: N}} and {{records: N}}, with a whole number N of at least {minimum}"
     advice = " ".join(did_you_mean(str(unit), LENGTH_UNITS) for unit in entries)
+    if len(entries) > 1:
+        advice = f"Set all units but one to null: --config {key}.{next(iter(entries))}=null."
     raise ConfigError([explain_value(key, value, accepted, advice)])
 
 
