@@ -34,7 +34,7 @@ from ner.formats.text import PACKED, STANDARD_INPUT, read_lines
 from ner.labels import OUTSIDE
 from ner.sentences import Sentence, write_predictions
 from transformer_trial.data import choose_evaluation_tokens, group_by_tokens
-from transformer_trial.errors import TrialError
+from transformer_trial.errors import TrialError, set_up_log
 from transformer_trial.parsing import import_named
 
 logger = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    set_up_log(logging.INFO)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     options = parse_arguments(arguments)

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import logging
+import os
 import pickle
 import platform
 import re
@@ -17,6 +18,7 @@ import torch
 from ruamel.yaml import YAML
 
 from transformer_trial.errors import TrialError, format_value, redact
+from transformer_trial.files import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +129,7 @@ def find_checkpoint(requested: str, output_dir: Path) -> Path | None:
     Determined writes metadata.json last: a checkpoint without it was being saved when the run was killed.
     """
     if requested != "auto":
-        checkpoint = Path(requested).expanduser().resolve()
+        checkpoint = resolve("--resume", requested)
         if (damage := find_damage(checkpoint)) is None:
             return checkpoint
         raise TrialError(
@@ -167,6 +169,10 @@ def export_model(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
     tokenizer.save_pretrained(folder)
     _make_readable_for_both(folder, tokenizer)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.iterdir():  # safetensors lets nobody else read
+        file.chmod(0o666 & ~umask)
 
 
 def _make_readable_for_both(folder: Path, tokenizer: Any) -> None:

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from transformer_trial import private
 from transformer_trial.errors import ConfigError, TrialError
 from transformer_trial.experiment import SearcherConfig, check_spelling
+from transformer_trial.files import resolve
 from transformer_trial.parsing import read_known
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ def read_config(options: Namespace) -> dict[str, Any]:
         raise TrialError("--config: found an argument without =; accepted is KEY=VALUE.")
     try:
         config = private.override(config, options.overrides)
+    except (TypeError, AttributeError, KeyError):
+        raise TrialError("--config: found a key within a value that is no mapping; accepted is KEY=VALUE.") from None
     except Exception as error:
         raise TrialError(f"--config: {explain_yaml(error)}") from error
     check_spelling(config)
@@ -176,9 +179,9 @@ def choose_output_dir(project: Path, config: Mapping[str, Any], options: Namespa
     if options.resume is not None and (options.test or options.inspect):
         raise TrialError("--resume: goes with neither --test nor --inspect.")
     if options.output_dir is not None:
-        return Path(options.output_dir).expanduser().resolve()
+        return resolve("--output-dir", options.output_dir)
     if options.resume is not None:
-        parents = Path(options.resume).expanduser().resolve().parents
+        parents = resolve("--resume", options.resume).parents
         if options.resume == "auto" or len(parents) < 3 or parents[1].name != "checkpoints":
             raise TrialError("--resume: needs --output-dir DIR here, the folder of the run that is to go on.")
         return parents[2]

@@ -137,7 +137,7 @@ class SchedulerConfig(Hyperparameters):
 class TrainingConfig(Hyperparameters):
     """Batch size and arithmetic."""
 
-    global_batch_size: int = Field(ge=1)
+    global_batch_size: int = Field(ge=1, le=10**6)
     """Rows of a training batch, over all slots together."""
     use_apex_amp: bool = False
     """Mixed precision by NVIDIA Apex, where the image has it."""
@@ -171,9 +171,9 @@ class DataConfig(Section):
     """Test rows, in the same format."""
     validation_split_percentage: float | None = Field(default=None, gt=0, lt=100)
     """Where there is no validation split: the first such part of the training rows becomes one."""
-    preprocessing_num_workers: int | None = Field(default=None, ge=1)
+    preprocessing_num_workers: int | None = Field(default=None, ge=1, le=1024)
     """Processes that tokenize."""
-    dataloader_num_workers: int = Field(default=0, ge=0)
+    dataloader_num_workers: int = Field(default=0, ge=0, le=1024)
     """Processes that collate batches, on each slot; 0 collates in the training process."""
     cache_dir: str | None = None
     """Where data sets are kept once read; by default where the datasets library keeps them."""

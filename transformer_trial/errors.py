@@ -1,6 +1,7 @@
 """The errors that a user's mistakes end in, and how a message shows a value: short, printable, without secrets."""
 
 import difflib
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -32,6 +33,20 @@ def printable(text: str) -> str:
         'a⟨U+001B⟩[1mb'
     """
     return "".join(c if c.isprintable() or c in JOINERS else f"⟨U+{ord(c):04X}⟩" for c in text)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Shows in a log what would act on a terminal, such as a name of a file, as its code point."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
+def set_up_log(level: int, text_format: str = "%(message)s") -> None:
+    """Log to standard error, whatever encoding that has."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter(text_format))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 class TrialError(ValueError):

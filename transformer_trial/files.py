@@ -5,6 +5,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from transformer_trial.errors import TrialError
+
+
+def resolve(key: str, path: str | Path) -> Path:
+    """The absolute path, without links and ~; `key` is what gave it."""
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a user who is not there, a zero byte
+        raise TrialError(f"{key}: {str(path)!r} leads nowhere: {error}. Give another path.") from None
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:

@@ -30,7 +30,7 @@ from determined import core, pytorch
 
 from transformer_trial import checkpoints, command_line, experiment, private
 from transformer_trial.callbacks import build_callbacks, keep_data_report
-from transformer_trial.errors import TrialError
+from transformer_trial.errors import TrialError, set_up_log
 from transformer_trial.experiment import Length
 from transformer_trial.parsing import import_named, read_known
 from transformer_trial.processes import get_cluster_task, join_torchrun
@@ -41,7 +41,19 @@ logger = logging.getLogger(__name__)
 SIGNAL_PERIOD = 10  # batches after which several processes ask each other again whether there was a signal
 PATIENCE = 25  # seconds that one of several processes has to end in after a SIGTERM; torchrun kills it after 30
 LOCK_PATIENCE = 10  # seconds to wait for an output folder: a killed run's data workers hold its lock until they notice
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR)
+UNWRITABLE = {
+    "ENOSPC",
+    "EDQUOT",
+    "EROFS",
+    "EACCES",
+    "EPERM",
+    "EEXIST",
+    "ENOTDIR",
+    "EISDIR",
+    "ENAMETOOLONG",
+    "ELOOP",
+    "EMFILE",
+}
 
 
 def run(
@@ -289,7 +301,7 @@ def lock_folder(folder: Path) -> contextlib.AbstractContextManager[Any]:
 
 
 def set_up_logging(on_cluster: bool) -> None:
-    logging.basicConfig(level=logging.INFO, format=det.LOG_FORMAT if on_cluster else "%(message)s", force=True)
+    set_up_log(logging.INFO, det.LOG_FORMAT if on_cluster else "%(message)s")
     if not on_cluster:
         logging.getLogger("determined").setLevel(logging.WARNING)
         logging.getLogger(private.STORAGE_LOGGER).setLevel(logging.ERROR)
@@ -324,7 +336,7 @@ def explain_failure(error: Exception) -> str | None:
         return f"Another process of this training has ended: see its error. This one ends with it ({text[:200]})."
     if isinstance(error, pyarrow.ArrowException):
         return f"A cached data set is damaged ({text[:200]}). Set data.overwrite_cache: true once, to reread it."
-    is_refused = isinstance(error, OSError) and error.errno in UNWRITABLE
+    is_refused = isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in UNWRITABLE
     if is_refused or re.search("No space left|PytorchStreamWriter|inline_container", text):
         return (
             f"Cannot write: {text[:200]}. The disk is full, or may not be written to, or a file is in the way. Make "

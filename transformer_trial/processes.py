@@ -44,6 +44,9 @@ def join_torchrun() -> Iterator[core.DistributedContext | None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield None
         return
+    names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in names if name not in os.environ]:
+        raise TrialError(f"WORLD_SIZE is set, but not {', '.join(missing)}. Start with torchrun, or unset WORLD_SIZE.")
     os.environ["USE_TORCH_DISTRIBUTED"] = "True"  # tells Determined to train data-parallel with torch
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
