@@ -93,8 +93,8 @@ class TaggerSettings(Section):
         try:
             found: TaggerSettings = parse_sections({"ner": (getattr(config, "ner", None) or {}, [cls])})[cls]
         except ConfigError as error:
-            problems = "\n  - ".join(error.problems)
-            raise TrialError(f"The model's config.json was changed; export it again:\n  - {problems}") from None
+            problems = " ".join(error.problems)
+            raise TrialError(f"The model's config.json was changed; export it again: {problems}") from None
         return found
 
     def conflicts(self) -> Iterator[str]:

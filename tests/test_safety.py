@@ -1,0 +1,269 @@
+"""Nothing is destroyed, and no wrong start goes unsaid; and the way from a data file to its yaml."""
+
+import datetime
+import functools
+import os
+import shutil
+import signal
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+import yaml
+from conftest import PROJECT, SAMPLE_DATA, SAMPLE_MODEL, Config, Fit, read_metrics, refuses, slow, write_config
+from training_process import Training
+
+from ner.config import TaggerSettings
+from transformer_trial import command_line
+from transformer_trial.builders import build_default_lr_scheduler, build_using_auto
+from transformer_trial.command_line import check_output_dir, find_data, make_plain, parse_arguments, read_config
+from transformer_trial.config import ModelConfig, SchedulerConfig
+from transformer_trial.errors import TrialError
+
+Train = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def config(config: Config) -> Config:
+    config["data"] |= {"max_train_samples": 40, "max_eval_samples": 20}
+    config["searcher"]["max_length"] = {"batches": 10}
+    return config | {"min_validation_period": {"batches": 4}, "scheduling_unit": 2}
+
+
+@pytest.fixture
+def train(config: Config, tmp_path: Path) -> Train:
+    """Train the configuration as it is then, in the folder `run`; returns the exit status and the log."""
+
+    def train(*arguments: str, **options: Any) -> tuple[int, str]:
+        log = tmp_path / "log"
+        log.unlink(missing_ok=True)
+        status = Training([*write_config(config, tmp_path), *arguments], log, **options).wait()
+        return status, log.read_text()
+
+    return train
+
+
+def contents_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ------------------------------------------------------------------------------------------------------ output folders
+
+
+@pytest.mark.parametrize("name", ["model", "report", "checkpoints", "test", "model.new"])
+def test_a_folder_with_files_of_others_is_left_alone(train: Train, tmp_path: Path, name: str) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / name / "precious").write_text("precious")
+    before = contents_of(tmp_path / "run")
+    status, log = train()
+    assert status == 1 and f"holds {name}, which no training with this program has written" in log
+    assert contents_of(tmp_path / "run") == before
+
+
+def test_inputs_and_output_never_lie_in_each_other(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "run" / "mine").mkdir(parents=True)
+    for path in (tmp_path / "run" / "mine", tmp_path / "run", tmp_path):
+        with refuses("hyperparameters.model_name", "lie in each other"):
+            check_output_dir(tmp_path / "run", {"hyperparameters.model_name": path}, resumes=False)
+    check_output_dir(tmp_path / "run", {"data.train_file": SAMPLE_DATA / "train.json"}, resumes=False)
+
+
+def test_the_name_of_an_experiment_stays_in_outputs(tmp_path: Path) -> None:
+    options = parse_arguments([])
+    folder = command_line.choose_output_dir(tmp_path, {"name": "../../x/\ny" + "z" * 300}, options)
+    assert folder.parent == tmp_path / "outputs" and len(folder.name) < 130
+
+
+def test_files_have_the_mode_that_the_umask_says(train: Train, tmp_path: Path) -> None:
+    assert train()[0] == 0
+    umask = os.umask(0)
+    os.umask(umask)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run" / "model").iterdir()}
+    assert set(modes.values()) == {0o666 & ~umask}
+
+
+# ------------------------------------------------------------------------------------------------------- values of yaml
+
+
+@pytest.mark.parametrize("value", [{1, 2}, b"x", [{"a": {3}}]])
+def test_values_that_json_cannot_hold_are_refused(value: Any) -> None:
+    with refuses("description", "accepted are texts, numbers, lists and mappings"):
+        make_plain({"description": value}, "", [])
+
+
+def test_dates_become_text_and_circles_are_refused(tmp_path: Path) -> None:
+    given = {"a": datetime.date(2024, 1, 1), "b": [(1, None)]}
+    assert make_plain(given, "", []) == {"a": "2024-01-01", "b": [[1, None]]}
+    circle: list[Any] = []
+    circle.append(circle)
+    deep: list[Any] = []
+    for _ in range(100):
+        deep = [deep]
+    for value, said in ((circle, "contains itself"), (deep, "more than 50 levels")):
+        with refuses(said):
+            make_plain({"x": value}, "", [])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hyperparamters.x=1", "hyperparamters: unknown key. Did you mean hyperparameters?"),
+        ("searcher.max_lenght=1", "searcher.max_lenght: unknown key. Did you mean max_length?"),
+        ("resources.slot_per_trial=1", "resources.slot_per_trial: unknown key. Did you mean slots_per_trial?"),
+        ("optimizations.agregation_frequency=2", "Did you mean aggregation_frequency?"),
+        ("name.a.b=1", "found a key within a value that is no mapping"),
+    ],
+)
+def test_a_misspelt_key_of_determined_is_told(config: Config, tmp_path: Path, override: str, message: str) -> None:
+    arguments = [write_config(config, tmp_path)[0], "--config", override]
+    with refuses(message):
+        read_config(parse_arguments(arguments))
+
+
+def test_a_period_can_change_its_unit(train: Train, tmp_path: Path) -> None:
+    status, log = train("--config", "min_validation_period.epochs=1")
+    assert status == 1 and "Set all units but one to null: --config min_validation_period.batches=null." in log
+    unit = ("--config", "min_validation_period.batches=null", "--config", "min_validation_period.epochs=1")
+    assert train(*unit)[0] == 0
+    assert [line["batches"] for line in read_metrics(tmp_path / "run", "validation")] == [5, 10]
+
+
+# ------------------------------------------------------------------------------------------ models, metrics, schedules
+
+
+def test_a_model_without_its_tokenizer_or_with_too_large_a_one_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    small = transformers.BertConfig(vocab_size=100, hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+    transformers.AutoModel.from_config(small).save_pretrained(tmp_path / "small")
+    shutil.copytree(tiny_model, tmp_path / "other")
+    weights = safetensors.torch.load_file(tiny_model / "model.safetensors")
+    names = {f"another.{name}": weight for name, weight in weights.items()}
+    safetensors.torch.save_file(names, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+    for name, tokenizer, said in [
+        ("bare", None, "there is no tokenizer"),
+        ("small", str(SAMPLE_MODEL), "entries, but the model knows 100"),
+        ("other", None, "none of the model's weights is there"),
+    ]:
+        model = ModelConfig(
+            model_mode="token-classification", model_name=str(tmp_path / name), config_name=str(tmp_path / name),
+            tokenizer_name=tokenizer or str(tmp_path / name),
+        )  # fmt: skip
+        with refuses(said):
+            build_using_auto(model, ["O", "B-X"])
+
+
+def test_a_validation_without_entities_lets_the_loss_choose(
+    config: Config, fit: Fit, tmp_path: Path, caplog: Any
+) -> None:
+    (tmp_path / "v.json").write_text('{"tokens": ["Ada", "slept"], "ner_tags": ["O", "O"]}\n' * 4)
+    config["data"]["validation_file"] = str(tmp_path / "v.json")
+    config["hyperparameters"]["learning_rate"] = 1e-3
+    trial = fit(config, validation_period=__import__("determined").pytorch.Batch(4))
+    assert "has no entity: f1 is always 0, and validation_loss chooses the model" in caplog.text
+    assert trial.callbacks["best_model"].best_batches > 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        ("polynomial", {"lr_end": 1e-4}),
+        ("cosine_with_min_lr", {"min_lr_rate": -0.5}),
+        ("inverse_sqrt", {"timescale": 0}),
+    ],
+)
+def test_a_schedule_of_impossible_rates_is_refused_before_training(kind: Any, arguments: dict[str, Any]) -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=5e-5)
+    schedule = SchedulerConfig(lr_scheduler_type=kind, lr_scheduler_kwargs=arguments)
+    with refuses("hyperparameters.lr_scheduler_kwargs"):
+        build_default_lr_scheduler(optimizer, schedule, 20)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_seq_length": -1}, {"doc_stride": "x"}, {"metric_options": {}}, {"new": 1}, 5]
+)
+def test_an_export_whose_settings_were_edited_is_refused(settings: Any) -> None:
+    config = transformers.BertConfig()
+    config.ner = settings
+    with refuses("config.json was changed"):
+        TaggerSettings.from_config(config)
+
+
+# --------------------------------------------------------------------------------------------------------------- resume
+
+
+def test_a_resume_with_another_metric_optimizer_or_data_says_so(config: Config, train: Train, tmp_path: Path) -> None:
+    config["searcher"] |= {"metric": "validation_loss", "smaller_is_better": True}
+    assert train("--batches", "4")[0] == 0
+    config["searcher"] |= {"metric": "accuracy_score", "smaller_is_better": False}
+    config["data"]["max_train_samples"] = 39
+    status, log = train("--resume", "auto")
+    assert status == 0
+    assert "searcher.metric was validation_loss; the best model is found anew, by accuracy_score" in log
+    assert "The training rows or their order are not those of the checkpoint" in log
+    config["hyperparameters"]["adafactor"] = True
+    status, log = train("--resume", "auto", "--batches", "12")
+    assert status == 1 and "the checkpoint holds the state of adafactor: false" in log
+
+
+def test_metrics_that_are_cut_are_told_and_hold_whole_lines(config: Config, train: Train, tmp_path: Path) -> None:
+    assert train("--batches", "4")[0] == 0
+    file = tmp_path / "run" / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-7])
+    status, log = train("--resume", "auto")
+    assert status == 0 and "is shorter than when the checkpoint was saved" in log
+    assert read_metrics(tmp_path / "run", "validation")[-1]["batches"] == 10
+
+
+@pytest.mark.parametrize(("ignores", "status"), [(False, 128 + signal.SIGHUP), slow(True, 0)])
+def test_a_closed_terminal_saves_a_checkpoint_unless_it_is_ignored(train: Train, ignores: bool, status: int) -> None:
+    changes = [functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN if ignores else signal.SIG_DFL)]
+    found, log = train(signals=[("training", 3, int(signal.SIGHUP))], changes=changes)
+    assert found == status and ("Stopped after batch 3 of 10" in log) == (not ignores), log
+
+
+# ----------------------------------------------------------------------------------------------- from a file to a yaml
+
+
+def test_a_data_file_or_a_folder_is_answered_with_the_yaml_to_write(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("en-train.conll", "en-dev.conll", "en-test.conll", "one.csv"):
+        (tmp_path / name).write_text("Ada\tB-PER\n\n")
+    with pytest.raises(TrialError) as raised:
+        read_config(parse_arguments(["one.csv"]))
+    lines = str(raised.value).split("\n\n")[1]
+    assert yaml.safe_load(lines)["data"] == {
+        "dataset_name": None, "train_file": "one.csv", "validation_split_percentage": 10,
+    }  # fmt: skip
+    found = {
+        f"{split}_file": f"en-{name}.conll"
+        for split, name in (("train", "train"), ("validation", "dev"), ("test", "test"))
+    }
+    assert find_data(parse_arguments(["."])) == found
+    given = parse_arguments(["--train-file", "a", "--validation-file", "b", "--inspect"])
+    assert read_config(given)["data"] == {"dataset_name": None, "train_file": "a", "validation_file": "b"}
+
+
+def test_a_data_file_is_inspected_at_once_and_without_weights(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "mine.csv").write_text("tokens;ner_tags\nAda slept;B-PER O\nNo one;O O\n")
+    arguments = [str(tmp_path / "mine.csv"), "--inspect", "--config"]
+    log = tmp_path / "log"
+    model = f"hyperparameters.pretrained_model_name_or_path={tmp_path / 'model'}"
+    assert Training([*arguments, model], log).wait() == 0, log.read_text()
+    assert "- PER" in log.read_text() and "Next: the same command without --inspect" in log.read_text()
+    assert "LOAD REPORT" not in log.read_text()
+
+
+def test_paths_lead_from_the_yaml_first_and_both_places_are_named(config: Config, train: Train, tmp_path: Path) -> None:
+    shutil.copy(SAMPLE_DATA / "train.json", tmp_path / "mine.json")
+    config["data"] |= {"train_file": "mine.json", "validation_file": "sample/data/validation.json"}
+    assert train("--test")[0] == 0
+    shutil.rmtree(tmp_path / "run")
+    config["data"]["train_file"] = "gone.json"
+    status, log = train("--test")
+    assert status == 1 and f"neither {tmp_path / 'gone.json'} nor {PROJECT / 'gone.json'} is there" in log
