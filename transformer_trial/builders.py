@@ -293,7 +293,7 @@ def build_default_lr_scheduler(
             num_training_steps=steps,
             scheduler_specific_kwargs=config.lr_scheduler_kwargs,
         )
-        for batch in range(num_training_steps):  # of the whole training, before it begins
+        for batch in range(num_training_steps + 1):  # of the whole training, before it begins
             if not 0 <= (rate := scheduler.lr_lambdas[0](batch)) < math.inf:
                 raise ValueError(f"it gives {rate:g} times the learning rate at batch {batch}")
         return scheduler
