@@ -170,7 +170,11 @@ def test_a_validation_without_entities_lets_the_loss_choose(
 
 @pytest.mark.parametrize(
     ("kind", "arguments"),
-    [("polynomial", {"lr_end": 1e-4}), ("warmup_stable_decay", {"num_decay_steps": 5, "min_lr_ratio": -0.5})],
+    [
+        ("polynomial", {"lr_end": 1e-4}),
+        ("polynomial", {"power": -1.0}),  # at the last batch
+        ("warmup_stable_decay", {"num_decay_steps": 5, "min_lr_ratio": -0.5}),
+    ],
 )
 def test_a_schedule_of_impossible_rates_is_refused_before_training(kind: Any, arguments: dict[str, Any]) -> None:
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=5e-5)

@@ -10,7 +10,7 @@ pass smtp_pass passphrase ssh_passphrase pwd DB_PWD secret client_secret secret_
 api_key apiKey access_key account_key openai_key OPENAI_KEY github_pat GITHUB_PAT pat bearer cookie cookies session
 session_id sas sas_url credential credentials aws_secret_access_key AWS_SESSION_TOKEN auth authorization
 connection_string connectionString
-""".split()
+""".split()  # noqa: SIM905
 VALUES = [
     "hf_abcdefghijklmnopqrst", "ghp_abcdefghijklmnopqrst", "github_pat_abcdefghijklmnopqrst", "sk-abcdefghijklmnopqrst",
     "AKIAABCDEFGHIJKLMNOP", "xoxb-1234567890-abc", "Bearer abcdefghijk", "https://user:pa55@example.org/data",
@@ -24,7 +24,7 @@ learning_rate weight_decay adam_beta1 lr_scheduler_type num_warmup_steps global_
 dataset_name train_file validation_file test_file text_column_name label_column_name sentence_column_name label_list
 label_scheme metric_mode metric_scheme encoding delimiter description labels workspace project entrypoint metric name
 path pathology keyboard passes bypass compass author authors patience pattern passage sessions_per_day key keys
-""".split()
+""".split()  # noqa: SIM905
 NO_VALUES = [
     "bert-base-cased", "sk-learn", "hf_short", "https://example.org/data", "a: b", "tokens: 5", "path=/data/train.json",
     "Bearer", "user@example.org", "B-PER", "time 12:30", "bearer bonds",

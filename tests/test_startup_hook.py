@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import distribution, distributions
@@ -361,3 +362,20 @@ def test_the_one_package_that_only_drawing_needs_comes_with_determined() -> None
     packages = {name.partition(".")[0] for name in imported(Path("figures/draw_metrics.py"))}
     assert packages - sys.stdlib_module_names == {"matplotlib"}
     assert "matplotlib" in (distribution("determined").requires or [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["22.0.2", "23.0.1"])  # of Ubuntu 22.04, and of Debian 12
+def test_the_command_of_requirements_txt_installs_what_has_no_wheel_with_an_old_pip(
+    tmp_path: Path, version: str
+) -> None:
+    """seqeval comes as source: of all requirements it is the one that an old pip fails at without an option."""
+    command = re.search(r"#     (pip install .*?)  ", (PROJECT / "requirements.txt").read_text())
+    assert command is not None and command[1].endswith("-r requirements.txt -c constraints.txt")
+    options = command[1].removeprefix("pip install ").removesuffix(" -r requirements.txt -c constraints.txt").split()
+    (pin,) = [line for line in (PROJECT / "constraints.txt").read_text().splitlines() if line.startswith("seqeval==")]
+    venv.create(tmp_path / "venv", with_pip=True)
+    pip = [str(tmp_path / "venv" / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    for arguments in ([f"pip=={version}"], ["--no-deps", *options, pin]):
+        result = subprocess.run([*pip, *arguments], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr

@@ -4,6 +4,7 @@ import datetime
 import glob
 import json
 import logging
+import os
 import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
@@ -134,16 +135,20 @@ def resolve_paths(config: Mapping[str, Any], folder: Path, project: Path) -> dic
         values: Any = config.get(section)
         for key in keys if isinstance(values, dict) else ():
             value = values.get(key)
-            if isinstance(value, str) and value and not Path(value).expanduser().is_absolute():
-                if (folder / value).exists() or glob.glob(str(folder / value), recursive=True):
+            if isinstance(value, str) and value and not value.startswith(("/", "~")):
+                found = [where for where in (folder, project) if _leads_somewhere(where / value)]
+                if found[:1] == [folder]:
                     values[key] = str(folder / value)
-                elif key.endswith("_file") and not glob.glob(str(project / value), recursive=True):
-                    if not (project / value).exists():
-                        looked = f"neither {folder / value} nor {project / value} is there"
-                        raise ConfigError([f"{section}.{key}: {looked}. Give the path of a file, or a glob."])
-            if isinstance(value, str) and value and (path := project / Path(str(values[key])).expanduser()).exists():
+                elif not found and key.endswith("_file"):
+                    looked = f"neither {folder / value} nor {project / value} is there"
+                    raise ConfigError([f"{section}.{key}: {looked}. Give the path of a file, or a glob."])
+            if isinstance(value, str) and value and os.path.exists(path := project / str(values[key])):
                 paths[f"{section}.{key}"] = path.resolve()
     return paths
+
+
+def _leads_somewhere(path: Path) -> bool:
+    return os.path.exists(path) or bool(glob.glob(str(path), recursive=True))
 
 
 def warn_of_ignored(options: Namespace) -> None:
