@@ -178,6 +178,10 @@ CASES = {
     "json lines": Case("json", lambda s: as_lines(rows_of(s))),
     "jsonl": Case("jsonl", lambda s: "\n" + as_lines(rows_of(s)).replace("\n", "\n\n")),
     "jsonl with BOM": Case("jsonl", lambda s: ("\ufeff" + as_lines(rows_of(s)).replace("\n", "\r\n")).strip()),
+    "jsonl in UTF-16": Case("jsonl", lambda s: as_lines(rows_of(s)).encode("utf-16")),
+    "jsonl in an encoding by name": Case(
+        "jsonl", lambda s: as_lines(rows_of(s)).encode("gb18030"), options={"encoding": "gb18030"}
+    ),
     "ndjson": Case("ndjson", lambda s: as_lines(rows_of(s)), file_format="jsonl"),
     "jsonl with numbers": Case(
         "jsonl", lambda s: as_lines([{"tokens": w, "tags": list(map(NAMES.index, t))} for w, t in s]),
@@ -388,7 +392,7 @@ def test_a_word_has_the_place_of_its_line_and_a_sentence_that_of_its_first(tmp_p
 
 
 def test_comments_that_could_be_words_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_file(tmp_path / "a.txt", "EU O\n\n# PER\nAda O\n\n# newdoc\nAda PER\n\n# PER\n\n# x = y\nBob PER\n\n")
+    write_file(tmp_path / "a.txt", "EU O\n\n# PER\nAda O\n\n# oldtag\nAda PER\n\n# PER\n\n# x = y\nBob PER\n\n")
     expected = [(["EU"], ["O"]), (["Ada"], ["O"]), (["Ada"], ["PER"]), (["#"], ["PER"]), (["Bob"], ["PER"])]
     assert read_files(tmp_path / "a.txt") == expected
     assert f"{tmp_path / 'a.txt'}, line 3: taken as a comment, as are 1 lines like it." in caplog.text
