@@ -121,7 +121,9 @@ JSON: list[Any] = [
     ("a list for an id", '{"sent_id": [1], "word": "EU", "tag": "O"}\n', "line 1: found [1] in the column"),
     ("no such column of tags", GOOD, "no column 'pos_tags'; found tokens", {"label_column_name": "pos_tags"}),
     ("an id for tags", '{"id": "1", "tokens": []}', "line 1: no column 'ner_tags'; found id, tokens"),
-    ("tags only", '{"ner_tags": ["O"]}', "'ner_tags' is the column of the words and of the tags; found ner_tags"),
+    ("tags only", '{"ner_tags": ["O"]}', "no column 'tokens'; found ner_tags. Set data.text_column_name"),
+    ("one column for both", GOOD, "'tokens' is the column of the words and of", {"label_column_name": "tokens"}),
+    ("another tag for O", GOOD, "no tag 'X' in the column 'ner_tags', but B-ORG, O.", {"outside_label": "X"}),
 ]  # fmt: skip
 SPANS: list[Any] = [
     ("overlapping spans", span(entity(0, 12), entity(4, 12)), "line 2: entity 2, 'Lovelace' (PER, 4 to 12), overlaps"),

@@ -311,8 +311,8 @@ def token_cases(project: Path) -> dict[str, list[str]]:
 
 def test_no_planted_text_is_run_or_ends_in_a_traceback(outcomes: dict[str, Outcome]) -> None:
     accepted = {
-        "data.cache_dir", "data.dataset_revision", "data.outside_label", "hyperparameters.cache_dir",
-        "hyperparameters.finetuning_task", "hyperparameters.model_name", "hyperparameters.revision",
+        "data.cache_dir", "data.dataset_revision", "hyperparameters.cache_dir", "hyperparameters.finetuning_task",
+        "hyperparameters.model_name", "hyperparameters.revision",
     }  # fmt: skip
     cases = [case for case, _ in planted_cases()]
     assert len(cases) > 70

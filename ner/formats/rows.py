@@ -103,7 +103,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _records(place: str, value: Any) -> Iterator[Record]:
     if isinstance(value, dict) and "classes" in value and isinstance(value.get("annotations"), list):
         for number, row in enumerate(value["annotations"], start=1):  # of an annotator for spaCy
-            yield from _records(f"{place}, annotation {number}", row)
+            if row is not None:  # a text that was passed over
+                yield from _records(f"{place}, annotation {number}", row)
         return
     match value:
         case [str(text), {"entities": list(entities)}]:  # spaCy's training data
