@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 from conftest import check_message, refuses
-from test_ner_formats import CASES, SENTENCES, class_label_features, to_parquet, write_file
+from test_ner_formats import CASES, SENTENCES, as_lines, class_label_features, to_parquet, write_file
 from test_predict import train_here
 
 import ner.data
@@ -147,10 +147,15 @@ SPANS: list[Any] = [
      "entity 1 has the text 'a', but from 7 to 8 there is ' '", "Count characters"),
     ("tags among spans", span("O", "O"), "found 2 entities that have no start, end and label", "entity 1 is 'O'; acc"),
     ("spans among tags", line("EU", ["O"]) + line("EU", [entity(0, 2)]), "line 2: tag 1 is {'start': 0"),
+    ("types with prefixes", span({"start": 0, "end": 3, "entity": "B-PER"}, {"start": 4, "end": 12, "entity": "I-PER"}),
+     "line 2: the entity's type B-PER begins with a prefix; found are B-PER, I-PER, PER", "Write types alone"),
+    ("two types with prefixes", as_lines([{"text": "EU", "spans": [[0, 2, kind]]} for kind in ("S-ORG", "B-X")]),
+     "line 1: the entity's type S-ORG begins with a prefix; found are B-X, S-ORG."),
     ("no text beside spans", span(entity(0, 3), text=None), "line 2: the words are None"),
     ("an empty text beside spans", span(text=" "), "line 2: found a text without words. Remove it"),
 ]  # fmt: skip
 COLUMNS: list[Any] = [
+    ("a dash for O", "EU\tORG\nis\t_\n", "line 2: tag 2 is '_'", "If it stands for O, set data.outside_label: '_'"),
     ("tags with brackets", "EU\t(ORG*)\nis\t*\n", "line 2: tag 2 is '*', which names no type"),
     ("an empty CoNLL file", "", "has no rows"),
     ("comments only", "# a = b\n# c\n\n", "has no rows"),
@@ -272,7 +277,7 @@ def test_a_bad_file_is_refused(file: str, case: tuple[Any, ...], tmp_path: Path)
 
 UNIFORM = [(["Ada", "met", "Bob"], ["B-PER", "O", "B-PER"])] * 6  # the same number of cells whatever one splits at
 
-FORMATS = ("json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu")
+FORMATS = ("json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu", "webanno")
 
 
 @pytest.mark.parametrize("sentences", [pytest.param(SENTENCES, id="sample"), pytest.param(UNIFORM, id="uniform")])
@@ -282,7 +287,12 @@ def test_another_file_format_than_the_file_has_is_refused(name: str, sentences: 
     content = case.write([sentence for sentence in sentences if case.holds(sentence[0])])
     write_file(tmp_path / "a", content)
     # With names for the columns, CoNLL-U and other columns are read alike. The first row of a table parts its cells.
-    alike = [{"json", "jsonl"}, {"csv", "tsv"}, {"conll", "conllu"} if "global.columns" in str(content) else set()]
+    alike = [
+        {"json", "jsonl"},
+        {"csv", "tsv"},
+        {"webanno", "conll"},
+        {"conll", "conllu"} if "global.columns" in str(content) else set(),
+    ]
     own = case.file_format or case.ending
     for file_format in set(FORMATS).difference({own}, *(formats for formats in alike if own in formats)):
         with refuses(str(tmp_path / "a")):
