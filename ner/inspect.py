@@ -37,8 +37,7 @@ def describe_data(
         splits[split] = counts = _count(rows[split], tokenized[split], entities.counts)
         counts |= _count_texts(rows[split], "notes")
         counts["duplicate sentences"] = len(found) - len(np.unique(found))
-        if documents[split]:
-            counts["documents"] = len(documents[split])
+        counts |= {"documents": len(documents[split])} if documents[split] else {}
         if unlearned := sorted(set(tags[split].names) - set(tags["train"].names)):
             warnings.append(f"{split} has tags that train has none of, which cannot be learned: {_listed(unlearned)}.")
         if split != "train":

@@ -238,14 +238,12 @@ BAD_SPANS = [[1, 9, "PER"], [22, 28, "LOC"], [22, 28, "X"], [4, 99, "Y"], [0, 13
 ERRORS: list[tuple[str, str, list[str], dict[str, Any]]] = [
     ("a.jsonl", as_lines([{"text": TEXT, "entities": BAD_SPANS[:4]}] * 3),
      ["found 3 entities that cut a word; 3 entities that overlap; 3 entities that are out of range.",
-      "by data.bad_spans: widen or drop", "line 1: entity 1, 'da Lovel' (PER, 1 to 9), cuts", "line 2: entity 3, 'London'"],
-     {}),
+      "by data.bad_spans: widen or drop", "line 1: entity 1, 'da Lovel' (PER, 1 to 9), cuts", "line 2: entity 3, 'Lo"], {}),
     ("a.jsonl", as_lines([{"tokens": ["a"], "tags": ["O"] * n} for n in (1, 2, 1, 0, 3)]),
      ["found 3 sentences with more words than tags, or fewer.", "line 2: found 1 words", "line 4: ", "line 5: "], {}),
     ("a.txt", "PER Ada\nNO met\nNO a\nNO b\nNO c\nLOC Rome\nNO f\nNO g\n",
-     ["column 0 has 3 different values, column 1 has 8, in 8 words", "text_column_name: 1 and data.label_column_name: 0"],
-     {}),
-    ("a.csv", "Ada slept,1\nBob came,2\n", ["line 1: found Ada slept, 1, none of them a usual name", "first row of names"],
+     ["column 0 has 3 different values, column 1 has 8, in 8 words", "text_column_name: 1 and data.label_column"], {}),
+    ("a.csv", "Ada slept,1\nBob came,2\n", ["line 1: found Ada slept, 1, none of them a usual", "first row of names"],
      {"needs_tags": False}),
     ("a.csv", "word,tag,sentence_id\n" + "ë,O,1\n" * 3,
      ["line 2: found the byte 0xeb", "(3 such lines)", "data.encoding: ", "cp1252 reads 'ë,O,1'"], {"encoding": None}),
@@ -254,7 +252,7 @@ ERRORS: list[tuple[str, str, list[str], dict[str, Any]]] = [
     ("1.ann", "T1\tPER 90 93\tAda\n", ["found an entity at 90, beyond the 30 characters of 1.txt"], {}),
     ("2.ann", "", ["there is no 2.txt beside it"], {}),
     ("a.tsv", "#FORMAT=WebAnno TSV 3.2\n#T_RL=x|y\n\n1-1\t0-1\ta\t_\n", ["names no layer of spans (#T_SP=...)"], {}),
-    ("a.tsv", f"#FORMAT=WebAnno TSV 3.2\n{LAYERS}\n1-1\t0-1\ta\t_\n", ["line 5: found 4 columns, but the head names 6"], {}),
+    ("a.tsv", f"#FORMAT=WebAnno TSV 3.2\n{LAYERS}\n1-1\t0-1\ta\t_\n", ["line 5: found 4 columns, but the head names"], {}),
     (".", "", ["holds files of different formats, such as 1.txt, a.json"], {}),
 ]  # fmt: skip
 
