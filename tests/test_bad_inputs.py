@@ -287,12 +287,8 @@ def test_another_file_format_than_the_file_has_is_refused(name: str, sentences: 
     content = case.write([sentence for sentence in sentences if case.holds(sentence[0])])
     write_file(tmp_path / "a", content)
     # With names for the columns, CoNLL-U and other columns are read alike. The first row of a table parts its cells.
-    alike = [
-        {"json", "jsonl"},
-        {"csv", "tsv"},
-        {"webanno", "conll"},
-        {"conll", "conllu"} if "global.columns" in str(content) else set(),
-    ]
+    alike = [{"json", "jsonl"}, {"csv", "tsv"}, {"webanno", "conll"}]
+    alike += [{"conll", "conllu"}] * ("global.columns" in str(content))
     own = case.file_format or case.ending
     for file_format in set(FORMATS).difference({own}, *(formats for formats in alike if own in formats)):
         with refuses(str(tmp_path / "a")):
