@@ -101,12 +101,12 @@ def parse_tags(
     tags: list[str] = []
     for place, tag in enumerate(read_list(cell, "tags"), start=1):
         tag = tag.strip(BLANKS) if isinstance(tag, str) else tag
-        if isinstance(tag, str) and re.fullmatch(r"-?\d+", tag) and tag not in (names or ()):
-            tag = int(tag)  # as csv and CoNLL columns write it
         try:
             tag = respell(tag) if isinstance(tag, str) and tag else tag
         except ValueError as error:
             raise WordError(place, f"tag {place} is {error}") from None
+        if isinstance(tag, str) and re.fullmatch(r"-?\d+", tag) and tag not in (names or ()):
+            tag = int(tag)  # as csv and CoNLL columns write it
         if problem := _tag_problem(tag, names, label_list):
             raise WordError(place, f"tag {place} is {problem}")
         tags.append(names[tag] if isinstance(tag, int) and names is not None else tag)
@@ -127,7 +127,8 @@ def _tag_problem(tag: Any, names: Sequence[str] | None, label_list: str) -> str:
     if names is not None and tag not in names:
         return f"{format_value('', tag)}; accepted are {join_names(names)}. Correct it, or add it to {label_list}."
     if not re.search(r"[^\W_]", tag) or re.fullmatch(r"[BIESLUMW]-\s*", tag):
-        return f"{tag!r}, which names no type; accepted are O, B-PER and the like."
+        advice = f"If it stands for O, set data.outside_label: {tag!r} in training."
+        return f"{tag!r}, which names no type; accepted are O, B-PER and the like. {advice}"
     return f"{format_value('', tag)}, which looks like a piece of a list or a table." if NO_TAG.search(tag) else ""
 
 

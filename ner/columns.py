@@ -16,7 +16,9 @@ LABEL_NAMES = ("tags", "tag", "labels", "label", "ner", "entities", "spans")  # 
 SENTENCE_NAMES = ("sentence #", "sentence_id", "sentence_idx", "sent_id", "sentence_number")
 DOCUMENT_NAMES = ("document_id", "doc_id", "document")
 SPAN_NAMES = ("entities", "spans")
-NO_DATA = re.compile(r"(?i)|unnamed: .*|id|uuid|meta(data)?|lang(uage)?|source|url|answer|score|.*_(id|hash|at|by)")
+NO_DATA = re.compile(
+    r"(?i)|unnamed: .*|id|uuid|meta(data)?|lang(uage)?|source|url|answer|score|annotator|lead_time|.*_(id|hash|at|by)"
+)
 """Names of columns that are never taken for words or tags because of their place."""
 
 # Ways to write a prefix and a type that are not B-PER, by their look.
@@ -127,7 +129,7 @@ def find_columns(records: Sequence[Record], options: ReadOptions, task: str, lik
     text_names, label_names = list(TEXT_NAMES), [f"{task}_tags", *LABEL_NAMES]
     if like is not None and not like.text.isdigit() and not _is_numbered(first):
         text_names, label_names, others = [like.text.strip().lower()], [str(like.label).strip().lower()], []
-    guess = _guess_text(records, others, options)
+    guess = _guess_text(records, [name for name in others if name.lower() not in label_names], options)
     text = str(choose(settings.text_column, options.text_column, text_names, guess))
     guess, nested = _guess_label(records, others, text, needs_tags=options.needs_tags)
     label = choose(settings.label_column, options.label_column, label_names, guess, required=options.needs_tags)
@@ -138,12 +140,15 @@ def find_columns(records: Sequence[Record], options: ReadOptions, task: str, lik
         advice = f"Set {settings.text_column} and {settings.label_column} to two columns."
         raise TrialError(f"{first.place}: {found}. {advice}")
     items = [] if label is None else _items(records, label)
+    if options.outside_label not in (None, *items) and options.needs_tags and like is None:
+        found = f"no tag {options.outside_label!r} in the column {label!r}, but {join_names(sorted({*items}))}"
+        raise TrialError(f"{first.place}: {found}. Set data.outside_label to the tag that stands for O, or to null.")
     outside = options.outside_label or ("o" if "o" in items and "O" not in items else None)
     cells = [(record.cells.get(text), record.cells.get(str(label))) for record in records]
     one_word = all(is_word(word) and is_tag(word if label is None else tag) for word, tag in cells)
     if options.sentence_column is None and not one_word:
         sentence = None  # a row is a sentence, and this is its number
-    has_spans = holds_spans(*next((pair for pair in cells if pair[1] != []), cells[0]))
+    has_spans = holds_spans(*next((pair for pair in cells if pair[1] not in (None, [], "")), cells[0]))
     return Columns(
         text, label, sentence, document, has_spans, outside, _find_spelling(items), nested if label == guess else None,
         num_unnamed=len(names) if _is_numbered(first) else 0,
@@ -232,8 +237,8 @@ def _guess_label(
 ) -> tuple[str | None, str | None]:
     """Guess the second column unless only others hold tags; of CoNLL columns the last with tags, or with anything.
 
-    Where an earlier column has tags of the same types, or the last one none, in a file that counts its words, the
-    earlier one holds the outer entities, as in GermEval. Returns the column, and the one of inner entities.
+    In a file that counts its words, an earlier column with tags of other than phrases (NP) holds the outer entities, as
+    in GermEval. Returns the column, and the one of inner entities.
     """
     is_conll = bool(records[0].places)
     rest = [name for name in names if name != text]
@@ -244,7 +249,7 @@ def _guess_label(
         return guess if needs_tags else None, None
     if len(tagged) > 1 and all(str(cell).isdigit() for cell in items.get(names[0], ["no count"])):
         types = [{item[2:] for item in items[name] if PREFIXED.match(item)} for name in tagged]
-        if outer := [name for name, found in zip(tagged[:-1], types) if found & types[-1] or not types[-1]]:
+        if outer := [n for n, found in zip(tagged[:-1], types) if n != names[0] and "NP" not in found]:
             return outer[0], tagged[-1]
     used = [name for name, found in items.items() if any(re.search(r"[^\W_]", item) for item in found)]
     used = [name for name in used if names.index(name) > names.index(text)] if text in names else used

@@ -334,7 +334,7 @@ def _parse_record(
         name = options.names.label_list
         notes = list[str]()
         if columns.has_spans and isinstance(text, str):
-            spans = [] if label is None else read_list(label, "entities")
+            spans = [] if label in (None, "") else read_list(label, "entities")
             words, gold, notes = read_spans(text, spans, options.bad_spans)
         else:
             as_written = functools.partial(respell, columns=columns)

@@ -5,15 +5,17 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
 import pyarrow.compute as compute
 
-from ner.labels import EncodedTags, EntityMarks, encode_tags, find_entity_types
+from ner.labels import OUTSIDE, EncodedTags, EntityMarks, encode_tags, find_entity_types
 from ner.report import format_table
 from ner.windows import NO_POSITION
 from transformer_trial.errors import printable
 
 RARE_ENTITIES = 10  # a type that training has fewer of is hard to learn
 LONG_WORD = 100  # characters of a word that looks like lost blanks
+MAX_TYPES, MAX_NAMES = 50, 20  # that a table and a line show
 
 
 def describe_data(
@@ -24,14 +26,18 @@ def describe_data(
     `rows` are checked, with the columns `tokens`, `tags` and `place`; `tokenized` are the same, tokenized. `labels` are
     all tags, in the order of their ids, also those of rows that are not trained on.
     """
-    tags = {split: encode_tags(rows[split]) for split in rows}
-    hashes = {split: _hash_sentences(rows[split]) for split in rows}
+    order = [split for split in dict.fromkeys(["train", "validation", "test", *rows]) if split in rows]
+    tags = {split: encode_tags(rows[split]) for split in order}
+    hashes = {split: _hash_sentences(rows[split]) for split in order}
+    documents = {split: _count_texts(rows[split], "document") for split in order}
     splits: dict[str, dict[str, Any]] = {}
     warnings: list[str] = []
     for split, found in hashes.items():
         entities = tags[split].entities(label_scheme)
         splits[split] = counts = _count(rows[split], tokenized[split], entities.counts)
+        counts |= _count_texts(rows[split], "notes")
         counts["duplicate sentences"] = len(found) - len(np.unique(found))
+        counts |= {"documents": len(documents[split])} if documents[split] else {}
         if unlearned := sorted(set(tags[split].names) - set(tags["train"].names)):
             warnings.append(f"{split} has tags that train has none of, which cannot be learned: {_listed(unlearned)}.")
         if split != "train":
@@ -39,11 +45,19 @@ def describe_data(
             if shared:
                 which = f"{shared} of {counts['sentences']} sentences of {split}"
                 warnings.append(f"{which} are in train too: scores on them say little about new text.")
+            if parted := documents[split].keys() & documents["train"]:
+                which = f"{len(parted)} of {len(documents[split])} documents of {split}"
+                warnings.append(f"{which} are in train too, by their names: {_listed(sorted(parted))}.")
         if counts["long words"]:
             warnings.append(f"{split} has {counts['long words']} words of more than {LONG_WORD} characters.")
         warnings += _odd_tags(split, tags[split], entities, label_scheme)
     if duplicates := splits["train"]["duplicate sentences"]:
         warnings.append(f"{duplicates} sentences of train are there more than once.")
+    number_of = np.bincount(tags["train"].ids)
+    name, share = tags["train"].names[number_of.argmax()], number_of.max() / number_of.sum()
+    if label_scheme == "plain" and name != OUTSIDE and share > 0.5:
+        advice = f"If it stands for no entity, set data.outside_label: {name}."
+        warnings.append(f"{share:.0%} of the words of train have the tag {name}, which counts as a type. {advice}")
     types = find_entity_types(labels, label_scheme)  # those included that no split has an entity of
     if rare := [name for name in types if splits["train"]["entities"].get(name, 0) < RARE_ENTITIES]:
         warnings.append(f"train has fewer than {RARE_ENTITIES} entities of these types: {_listed(rare)}.")
@@ -51,7 +65,15 @@ def describe_data(
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _count_texts(rows: datasets.Dataset, column: str) -> dict[str, int]:
+    """Count each text in a column of texts or of lists of these, if there is one, empty ones left out."""
+    texts = rows.with_format("arrow")[:][column] if column in rows.column_names else pyarrow.array([], pyarrow.string())
+    counts = compute.value_counts(texts if pyarrow.types.is_string(texts.type) else compute.list_flatten(texts))
+    return {count["values"]: count["counts"] for count in counts.to_pylist() if count["values"]}
 
 
 def _count(rows: datasets.Dataset, tokenized: datasets.Dataset, entities: dict[str, int]) -> dict[str, Any]:
@@ -103,9 +125,13 @@ def format_data(description: Mapping[str, Any]) -> str:
     rows = [["", *splits]]
     rows += [[name, *(f"{counts[name]:,}" if name in counts else "-" for counts in splits.values())] for name in names]
     rows.append(["entities", *(f"{sum(entities.values()):,}" for entities in found)])
-    types = sorted(set().union(*found))
+    types = sorted(set().union(*found), key=lambda name: -sum(entities.get(name, 0) for entities in found))
+    types, more = sorted(types[:MAX_TYPES]), types[MAX_TYPES:]
     rows += [[f"- {name}", *(f"{entities.get(name, 0):,}" for entities in found)] for name in types]
+    if more:
+        others = (sum(entities.get(name, 0) for name in more) for entities in found)
+        rows.append([f"- and {len(more):,} more", *(f"{number:,}" for number in others)])
     lines = format_table([[printable(cell) for cell in row] for row in rows]).split("\n")
-    lines.append(f"The labels' scheme is {description['label_scheme']}: {', '.join(description['labels'])}")
+    lines.append(f"The labels' scheme is {description['label_scheme']}: {_listed(description['labels'])}")
     lines += [f"Warning: {warning}" for warning in description["warnings"]]
     return "\n".join(map(printable, lines))

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute
 from seqeval import scheme as seqeval_schemes
 
+from ner.cells import join_names
 from transformer_trial.errors import ConfigError, TrialError
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,15 @@ def find_label_scheme(splits: Mapping[str, EncodedTags], requested: str | None) 
     if requested is None and {"B", "I"} <= plain:
         tag, place = _find_first(splits, set("BI"))
         advice = "Write a type after each, as B-PER and I-PER, or set data.label_scheme: plain if they are types."
-        raise TrialError(f"{place}: the tag {tag} names no type; found are {', '.join(sorted(names))}. {advice}")
+        raise TrialError(f"{place}: the tag {tag} names no type; found are {join_names(sorted(names))}. {advice}")
+    types = {name[2:] for name in names - plain}
+    prefixed = {name for name in types if PREFIXED.match(name)}
+    both = {f"B-{name[2:]}" for name in prefixed if name[0] == "I"} & prefixed
+    if requested is None and (both or (len(types) > 1 and types == prefixed)):
+        tag, place = _find_first(splits, {name for name in names if name[2:] in prefixed})
+        found = f"the entity's type {tag[2:]} begins with a prefix; found are {join_names(sorted(types))}"
+        advice = "Write types alone, such as PER, for whole entities; or name the scheme with data.label_scheme."
+        raise TrialError(f"{place}: {found}. {advice}")
     if requested == "plain" or (plain and requested is None and plain == names):
         return "plain"
     letters = {name[0] for name in names - plain}
@@ -147,7 +156,7 @@ def find_label_scheme(splits: Mapping[str, EncodedTags], requested: str | None) 
     if plain or not schemes or requested not in (None, *schemes):
         odd = plain or {name for name in names if name[0] not in PREFIXES[requested or "IOB2"]}
         tag, place = _find_first(splits, odd)
-        found = f"the tag {tag} does not go with {requested or 'the others'}; found are {', '.join(sorted(names))}"
+        found = f"the tag {tag} does not go with {requested or 'the others'}; found are {join_names(sorted(names))}"
         advice = "or name the scheme with data.label_scheme; plain takes tags as types, whatever they begin with"
         accepted = f"Accepted are tags of one scheme ({', '.join(PREFIXES)}). Write them alike, {advice}."
         raise TrialError(f"{place}: {found}. {accepted}")
@@ -195,7 +204,7 @@ def choose_metric_scheme(label_list: Sequence[str], label_scheme: str, requested
             raise ValueError(f"they are {label_scheme}")  # seqeval might read them, and find no entity in any
         find_entities([entity_tag(label, label_scheme) for label in label_list], "strict", scheme)
     except (ValueError, KeyError) as error:
-        what = f"{requested or 'null'} does not suit the tags {', '.join(label_list)} ({error})"
+        what = f"{requested or 'null'} does not suit the tags {join_names(label_list)} ({error})"
         advice = "Name the scheme that they follow, or set metric_mode: default."
         raise ConfigError([f"data.metric_scheme: {what}. {advice}"]) from None
     return scheme

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 from conftest import check_message, refuses
-from test_ner_formats import CASES, SENTENCES, class_label_features, to_parquet, write_file
+from test_ner_formats import CASES, SENTENCES, as_lines, class_label_features, to_parquet, write_file
 from test_predict import train_here
 
 import ner.data
@@ -114,13 +114,16 @@ JSON: list[Any] = [
     ("rows within an object", f'{{"data": [{GOOD}]}}', "line 1: no column 'ner_tags'; found data", "data.label_column"),
     ("lists without end", "[" * 100_000, "line 1: not readable as json: lists within lists"),
     ("a number of 5,000 digits", f'{{"tokens": {"1" * 5000}}}', "line 1: not readable as json: Exceeds"),
-    ("Latin-1", (GOOD + '{"a": "ü"}').encode("latin-1"), "line 2: found the byte 0xfc", UTF8, "iconv -f latin1"),
-    ("UTF-16", GOOD.encode("utf-16"), "line 1: found the byte 0xff", UTF8, "iconv -f utf-16 -t utf-8"),
-    ("UTF-16 without BOM", GOOD.encode("utf-16-le"), "line 1: found a zero byte", UTF8, "-f utf-16"),
+    ("Latin-1", (GOOD + '{"a": "ü"}').encode("latin-1"), "line 2: found the byte 0xfc", UTF8, "cp1252 reads"),
+    ("half of UTF-16", GOOD.encode("utf-16")[:-1], "is no text in utf-16", "truncated data", "by data.encoding"),
+    ("UTF-16 without BOM", GOOD.encode("utf-16-le"), "line 1: found a zero byte", "by data.encoding: utf-16-le"),
+    ("no such encoding", GOOD, "found data.encoding: latin-15x", "such as utf-8", {"encoding": "latin-15x"}),
     ("a list for an id", '{"sent_id": [1], "word": "EU", "tag": "O"}\n', "line 1: found [1] in the column"),
     ("no such column of tags", GOOD, "no column 'pos_tags'; found tokens", {"label_column_name": "pos_tags"}),
-    ("one column for both", '{"id": "1", "tokens": []}', "line 1: 'tokens' is the column of the words and of the tags"),
-    ("tags only", '{"ner_tags": ["O"]}', "'ner_tags' is the column of the words and of the tags; found ner_tags"),
+    ("an id for tags", '{"id": "1", "tokens": []}', "line 1: no column 'ner_tags'; found id, tokens"),
+    ("tags only", '{"ner_tags": ["O"]}', "no column 'tokens'; found ner_tags. Set data.text_column_name"),
+    ("one column for both", GOOD, "'tokens' is the column of the words and of", {"label_column_name": "tokens"}),
+    ("another tag for O", GOOD, "no tag 'X' in the column 'ner_tags', but B-ORG, O.", {"outside_label": "X"}),
 ]  # fmt: skip
 SPANS: list[Any] = [
     ("overlapping spans", span(entity(0, 12), entity(4, 12)), "line 2: entity 2, 'Lovelace' (PER, 4 to 12), overlaps"),
@@ -142,13 +145,17 @@ SPANS: list[Any] = [
     ("a list of two", span([0, 3]), "line 2: entity 1 is [0, 3]; accepted are start, end and label"),
     ("a span counted in bytes", span(entity(7, 8, text="a"), text="üüü a b c"),
      "entity 1 has the text 'a', but from 7 to 8 there is ' '", "Count characters"),
-    ("tags among spans", span("O", "O"), "line 2: entity 1 is 'O'; accepted are start, end and label"),
+    ("tags among spans", span("O", "O"), "found 2 entities that have no start, end and label", "entity 1 is 'O'; acc"),
     ("spans among tags", line("EU", ["O"]) + line("EU", [entity(0, 2)]), "line 2: tag 1 is {'start': 0"),
+    ("types with prefixes", span({"start": 0, "end": 3, "entity": "B-PER"}, {"start": 4, "end": 12, "entity": "I-PER"}),
+     "line 2: the entity's type B-PER begins with a prefix; found are B-PER, I-PER, PER", "Write types alone"),
+    ("two types with prefixes", as_lines([{"text": "EU", "spans": [[0, 2, kind]]} for kind in ("S-ORG", "B-X")]),
+     "line 1: the entity's type S-ORG begins with a prefix; found are B-X, S-ORG."),
     ("no text beside spans", span(entity(0, 3), text=None), "line 2: the words are None"),
     ("an empty text beside spans", span(text=" "), "line 2: found a text without words. Remove it"),
-    ("null instead of spans", span() + '{"text": "EU", "entities": null}', "line 3: the tags are None"),
 ]  # fmt: skip
 COLUMNS: list[Any] = [
+    ("a dash for O", "EU\tORG\nis\t_\n", "line 2: tag 2 is '_'", "If it stands for O, set data.outside_label: '_'"),
     ("tags with brackets", "EU\t(ORG*)\nis\t*\n", "line 2: tag 2 is '*', which names no type"),
     ("an empty CoNLL file", "", "has no rows"),
     ("comments only", "# a = b\n# c\n\n", "has no rows"),
@@ -177,8 +184,9 @@ COLUMNS: list[Any] = [
 TABLES: list[Any] = [
     ("an empty csv file", "", "has no rows"),
     ("a header only", HEADER, "has no rows. Give a file with at least one"),
-    ("semicolons", "tokens;ner_tags\n", "line 1: found one column, 'tokens;ner_tags'; accepted are cells with commas"),
-    ("TABs in csv", "tokens\tner_tags\nEU\tO\n", "found one column", "data.file_format: tsv for TABs"),
+    ("colons", "tokens:ner_tags\n", "line 1: found one column, 'tokens:ner_tags'; accepted are cells with commas"),
+    ("another delimiter", HEADER, "found one column", "semicolons", "data.delimiter", {"delimiter": ";"}),
+    ("a quote that separates", HEADER, "data.delimiter", {"delimiter": '"'}),
     ("no header", "EU,B-ORG\nrejects,O\n", "line 2: the line before holds 'EU, B-ORG'", "data"),
     ("no header but lists", ROW * 2, "line 2: the line before holds \"['EU'], ['O']\"", "looks like"),
     ("no header but lines", "EU rejects,B-ORG O\n" * 2, "line 2: the line before holds 'EU rejects, B-ORG"),
@@ -193,8 +201,9 @@ TABLES: list[Any] = [
     ("quotes over lines of text", HEADER + 'EU a,O O\n",O\n",O\n', "line 3: the words are ',O\\n'", "a line"),
     ("a column that stands twice", "tokens,ner_tags,tokens\nEU,O,a\n", "the column 'tokens' stands there twice"),
     ("an empty cell", HEADER + ROW + ",\"['O']\"\n", "line 3: the words are ''", LIST),
-    ("printed NumPy texts", HEADER + f"{np.array(['EU', 'a'])},O O\n", "line 2: the words are", "['EU' 'a']", LIST),
-    ("printed NumPy numbers", HEADER + f"\"['EU', 'a']\",{np.array([3, 0])}\n", "the tags are '[3 0]'", LIST),
+    ("a cut NumPy list", HEADER + f"{np.array(['EU'] * 2000)},O O\n", "line 2: the words are", "['EU' 'EU'", LIST),
+    ("printed NumPy numbers", HEADER + f"\"['EU', 'a']\",{np.array([3, 0])}\n", "tag 1 is the number 3", "label_list"),
+    ("half a list", HEADER + "['a',O\n", "line 2: the words are \"['a'\"", LIST),
     ("doubled quotes", HEADER + "\"['don''t']\",\"['O']\"\n", "the words are", "['don''t']", LIST),
     ("a dictionary in csv", HEADER + "\"{'EU': 'a'}\",\"['O']\"\n", "the words are", "{'EU': 'a'}", LIST),
     ("Latin-1 in csv", (KAGGLE + "1,a,O,O\n1,Zürich,O,O\n").encode("latin-1"), "line 3: found", "0xfc"),
@@ -228,13 +237,11 @@ BAD = {
     "a.csv": TABLES,
     "a.parquet": PARQUETS,
     "a.tsv": [
-        ("commas in tsv", HEADER + ROW, "line 1: found one column, 'tokens,ner_tags'"),
         ("no header in explicit tsv", "EU\tO\na\tO\n", "line 2: the line before holds", {"file_format": "tsv"}),
         ("a header and blank lines", "word\ttag\nEU\tO\n\na\tO\n", "every row is a single word"),
         ("ids of sentences", "1\tEU\tO\n1\ta\tO\n2\tb\tO\n", "line 1: no column 'tokens'; found 0, 1, 2"),
     ],
     "a.txt": [
-        ("commas in explicit tsv", HEADER + ROW, "one column", "file_format: csv for commas", {"file_format": "tsv"}),
         ("a zip file", b"PK\x03\x04\x14\x00\x06\xff", "line 1: found the byte 0xff", "data.file_format is"),
     ],
     "a.conllu": [
@@ -270,7 +277,7 @@ def test_a_bad_file_is_refused(file: str, case: tuple[Any, ...], tmp_path: Path)
 
 UNIFORM = [(["Ada", "met", "Bob"], ["B-PER", "O", "B-PER"])] * 6  # the same number of cells whatever one splits at
 
-FORMATS = ("json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu")
+FORMATS = ("json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu", "webanno")
 
 
 @pytest.mark.parametrize("sentences", [pytest.param(SENTENCES, id="sample"), pytest.param(UNIFORM, id="uniform")])
@@ -279,8 +286,9 @@ def test_another_file_format_than_the_file_has_is_refused(name: str, sentences: 
     case = CASES[name]
     content = case.write([sentence for sentence in sentences if case.holds(sentence[0])])
     write_file(tmp_path / "a", content)
-    # With names for the columns, CoNLL-U and other columns are read alike.
-    alike = [{"json", "jsonl"}, {"conll", "conllu"} if "global.columns" in str(content) else set()]
+    # With names for the columns, CoNLL-U and other columns are read alike. The first row of a table parts its cells.
+    alike = [{"json", "jsonl"}, {"csv", "tsv"}, {"webanno", "conll"}]
+    alike += [{"conll", "conllu"}] * ("global.columns" in str(content))
     own = case.file_format or case.ending
     for file_format in set(FORMATS).difference({own}, *(formats for formats in alike if own in formats)):
         with refuses(str(tmp_path / "a")):
@@ -307,7 +315,7 @@ def test_a_file_that_is_not_there_is_named_with_its_key(name: str, said: str, sp
     (tmp_path / "link_to_itself").symlink_to("link_to_itself")
     (tmp_path / "good.jsonl").write_text(GOOD)
     files: Any = {"train_file": str(tmp_path / "good.jsonl"), f"{split}_file": str(tmp_path / name)}
-    with refuses(f"data.{split}_file: ", said, "Give a file, or a glob such as data/*.json"):
+    with refuses(f"data.{split}_file: ", said, "Give a file, a folder, or a glob such as data/*.json"):
         ner.data.load_splits(ner.config.NERDataConfig(**files))
 
 

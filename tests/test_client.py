@@ -18,9 +18,9 @@ from conftest import PROJECT
 from determined.common import util
 
 NEEDED = (
-    "ner_*.py", "train.py", "predict.py", "ner/*.py", "ner/*.j2", "transformer_trial/*.py", "requirements.txt",
-    "startup-hook.sh", "ner_config.yaml", "ner_search.yaml", "sample/ner_config.yaml", "sample/data/*",
-    "sample/model/*",
+    "ner_*.py", "train.py", "predict.py", "ner/*.py", "ner/*.j2", "ner/formats/*.py", "transformer_trial/*.py",
+    "requirements.txt", "startup-hook.sh", "ner_config.yaml", "ner_search.yaml", "sample/ner_config.yaml",
+    "sample/data/*", "sample/model/*",
 )  # fmt: skip
 """The project's files that a trial, its search, or the sample's trial reads: these travel, and no others."""
 

@@ -101,14 +101,14 @@ MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
         *(("learning_rate", {"type": x}, f"found {{'type': {x!r}}}; {NUMBER} {RANGE}") for x in ("logg", "double")),
     ],
     "data": [
-        (8, "eight", "unknown key (found 'eight'). Remove it. Accepted: cache_dir, dataloader_num_workers, "),
+        (8, "eight", "unknown key (found 'eight'). Remove it. Accepted: bad_spans, cache_dir, dataloader_num_w"),
         ("dataset_name", False, f"found False; {TEXT} {NOT_BOOLEAN}"),
         ("text_column_name", True, f"found True; {TEXT_OR_NUMBER} {NOT_BOOLEAN}"),
         ("text_column_name", [0], f"found [0]; {TEXT_OR_NUMBER}"),
         ("label_column_name", 1.5, f"found 1.5; {TEXT_OR_NUMBER} Put it in quotes: YAML reads it as something else"),
         ("label_column_name", "None", f"found 'None'; {TEXT_OR_NUMBER} Did you mean null?"),
         ("sentence_column_name", 0, f"found 0; {TEXT} Put it in quotes: YAML reads it as something else than a text."),
-        ("file_format", "CoNLL", "found 'CoNLL'; accepted is one of json, jsonl, csv, tsv, parquet, conll, conllu or "),
+        ("file_format", "CoNLL", "found 'CoNLL'; accepted is one of json, jsonl, csv, tsv, parquet, conll, conllu, "),
         ("cache_dir", "", f"found ''; {TEXT}"),
         ("label_list", "O", f"found 'O'; {TEXTS}"),
         ("label_list", [], f"found []; {TEXTS}"),
@@ -216,7 +216,8 @@ VALUES: dict[str, dict[str, Any]] = {
         "dataloader_num_workers": 2, "overwrite_cache": True, "max_seq_length": 128, "doc_stride": 32,
         "pad_to_max_length": True, "label_all_tokens": True, "group_by_length": True, "max_train_samples": 100,
         "max_eval_samples": 50, "return_entity_level_metrics": True, "metric_mode": "strict", "metric_scheme": "BILOU",
-        "label_scheme": "plain",
+        "label_scheme": "plain", "document_column_name": "doc_id", "outside_label": "OTHER", "bad_spans": "widen",
+        "encoding": "cp1252", "delimiter": ";",
     },
 }  # fmt: skip
 COMPANIONS: dict[str, Values] = {

@@ -246,13 +246,26 @@ def test_splits_keep_their_first_rows(options: dict[str, Any], expected: dict[st
     }
 
 
-def test_the_first_rows_of_train_become_the_validation_split() -> None:
-    config = DataConfig(dataset_name="d", validation_split_percentage=20, max_train_samples=5, max_eval_samples=1)
-    found = make_splits(train=10)
-    selected = select_splits(found, config)
-    assert selected["validation"]["number"][:] == ["train0"]
-    assert selected["train"]["number"][:] == ["train2", "train3", "train4", "train5", "train6"]
+@given(
+    documents=st.none() | st.lists(st.sampled_from(["", "a", "b", "c", "d"]), min_size=3, max_size=40),
+    percentage=st.integers(20, 80),
+)
+def test_a_sample_of_train_becomes_the_validation_split(documents: list[str] | None, percentage: int) -> None:
+    config = DataConfig(dataset_name="d", validation_split_percentage=percentage)
+    found = make_splits(train=len(documents or [0] * 40))
+    if documents is not None:
+        found["train"] = found["train"].add_column("document", documents)
+    selected = [select_splits(found, config) for _ in range(2)]
     assert list(found) == ["train"]  # what was handed over is left as it was
+    train, validation = ([*split["number"]] for split in (selected[0]["train"], selected[0]["validation"]))
+    assert [*selected[1]["validation"]["number"]] == validation  # the same whenever it is taken
+    assert sorted(train + validation) == sorted(found["train"]["number"])
+    if documents is None:
+        assert len(validation) == round(len(train + validation) * percentage / 100)
+        assert validation != found["train"]["number"][: len(validation)]
+    else:  # rows of a document stay together
+        parts = [{documents[int(name[5:])] for name in names} - {""} for names in (train, validation)]
+        assert train and validation and not parts[0] & parts[1]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The same sentences in every format and shape are the same rows; any words that a format holds survive."""
 
 import ast
+import bz2
 import csv
 import dataclasses
 import gzip
 import io
 import json
+import lzma
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 from conftest import PROJECT, SAMPLE_DATA
 from hypothesis import HealthCheck, example, given, settings
@@ -41,6 +44,12 @@ SENTENCES: list[Sentence] = [
 ]
 
 NAMES = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "B-MISC", "I-MISC"]
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
+    ".zst": lambda data: pyarrow.compress(data, codec="zstd", asbytes=True),
+}  # fmt: skip
 
 
 def rows_of(sentences: list[Sentence]) -> list[dict[str, Any]]:
@@ -99,6 +108,22 @@ def spans_of(sentence: Sentence) -> tuple[str, list[list[Any]]]:
 
 def span_rows(row: Callable[[str, list[list[Any]]], dict[str, Any]]) -> Callable[[list[Sentence]], str]:
     return lambda sentences: as_lines([row(*spans_of(sentence)) for sentence in sentences])
+
+
+def webanno(sentences: list[Sentence]) -> str:
+    text = "#FORMAT=WebAnno TSV 3.2\n#T_SP=mine.Other|kind\n#T_SP=a.NamedEntity|identifier|value\n\n"
+    for number, (words, tags) in enumerate(sentences, start=1):
+        text += f"\n#Text={' '.join(words)}\n"
+        for i, (word, tag) in enumerate(zip(words, tags), start=1):
+            entity = sum(other[0] == "B" for other in tags[:i])
+            value = f"*[{entity}]\t{tag[2:]}[{entity}]" if tag != "O" else "_\t_"
+            text += f"{number}-{i}\t{i}-{i + 1}\t{word}\t_\t{value}\t\n"
+    return text
+
+
+def label_studio(text: str, spans: list[list[Any]]) -> dict[str, Any]:
+    results = [{"type": "labels", "value": {"start": a, "end": b, "labels": [c]}} for a, b, c in spans]
+    return {"id": 1, "data": {"text": text}, "annotations": [{"was_cancelled": False, "result": results}]}
 
 
 def dict_rows(text: str, spans: list[list[Any]]) -> dict[str, Any]:
@@ -178,6 +203,10 @@ CASES = {
     "json lines": Case("json", lambda s: as_lines(rows_of(s))),
     "jsonl": Case("jsonl", lambda s: "\n" + as_lines(rows_of(s)).replace("\n", "\n\n")),
     "jsonl with BOM": Case("jsonl", lambda s: ("\ufeff" + as_lines(rows_of(s)).replace("\n", "\r\n")).strip()),
+    "jsonl in UTF-16": Case("jsonl", lambda s: as_lines(rows_of(s)).encode("utf-16")),
+    "jsonl in an encoding by name": Case(
+        "jsonl", lambda s: as_lines(rows_of(s)).encode("gb18030"), options={"encoding": "gb18030"}
+    ),
     "ndjson": Case("ndjson", lambda s: as_lines(rows_of(s)), file_format="jsonl"),
     "jsonl with numbers": Case(
         "jsonl", lambda s: as_lines([{"tokens": w, "tags": list(map(NAMES.index, t))} for w, t in s]),
@@ -211,6 +240,9 @@ CASES = {
         "csv", lambda s: kaggle_frame(s).rename(columns={"word": "mot", "label": "type"}).to_csv(), in_cells,
         {"label_column_name": "type"},
     ),
+    "csv, semicolons": Case("csv", kaggle(delimiter=";"), in_cells),
+    "csv, pipes": Case("csv", list_table(json.dumps, delimiter="|")),
+    "csv, a delimiter by name": Case("csv", list_table(json.dumps, delimiter="~"), options={"delimiter": "~"}),
     "tsv, Python text": Case("tsv", list_table(repr, delimiter="\t")),
     "tsv, JSON text": Case("tsv", list_table(json.dumps, delimiter="\t")),
     "tsv, lines of text": Case("tsv", list_table(" ".join, delimiter="\t"), in_line),
@@ -255,6 +287,14 @@ CASES = {
             for text, spans in map(spans_of, s)
         ]), in_text,
     ),
+    "spans by Label Studio, with annotations": Case(
+        "json", lambda s: json.dumps([label_studio(*spans_of(sentence)) for sentence in s]), in_text
+    ),
+    "spans by doccano 1.0": Case("jsonl", span_rows(lambda text, spans: {"data": text, "label": spans}), in_text),
+    "spans for spaCy": Case(
+        "json", lambda s: json.dumps([[text, {"entities": spans}] for text, spans in map(spans_of, s)]), in_text
+    ),
+    "WebAnno": Case("tsv", webanno, in_cells, file_format="webanno"),
     "spans as lists": Case("jsonl", span_rows(lambda text, spans: {"text": text, "label": spans}), in_text),
     "spans in parquet": Case(
         "parquet", lambda s: to_parquet(pd.DataFrame([dict_rows(*spans_of(pair)) for pair in s])), in_text
@@ -264,7 +304,7 @@ CASES = {
 
 def write_file(path: Path, content: Any) -> None:
     data = content if isinstance(content, bytes) else content.encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    path.write_bytes(PACKERS.get(path.suffix, bytes)(data))
 
 
 def read_files(pattern: Path, *, needs_tags: bool = True, **options: Any) -> list[Sentence]:
@@ -349,8 +389,9 @@ def test_any_words_survive_every_format(case: Case, data: st.DataObject, tmp_pat
     sentences = [s for s in sentences if s[0][0][:1] != "\ufeff"]
     # Lines of one word each could be words of sentences, and are refused.
     if any(len(words) > 1 for words, _ in sentences):
-        write_file(tmp_path / f"a.{case.ending}", case.write(sentences))
-        assert read_files(tmp_path / f"a.{case.ending}", **case.options) == sentences
+        file = tmp_path / f"a.{case.ending}{data.draw(st.sampled_from(['', *PACKERS]))}"
+        write_file(file, case.write(sentences))
+        assert read_files(file, **case.options) == sentences
 
 
 @given(cell=st.text() | st.text(alphabet="[]{}()'\", 1:\\\n-O"))
@@ -388,7 +429,7 @@ def test_a_word_has_the_place_of_its_line_and_a_sentence_that_of_its_first(tmp_p
 
 
 def test_comments_that_could_be_words_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_file(tmp_path / "a.txt", "EU O\n\n# PER\nAda O\n\n# newdoc\nAda PER\n\n# PER\n\n# x = y\nBob PER\n\n")
+    write_file(tmp_path / "a.txt", "EU O\n\n# PER\nAda O\n\n# oldtag\nAda PER\n\n# PER\n\n# x = y\nBob PER\n\n")
     expected = [(["EU"], ["O"]), (["Ada"], ["O"]), (["Ada"], ["PER"]), (["#"], ["PER"]), (["Bob"], ["PER"])]
     assert read_files(tmp_path / "a.txt") == expected
     assert f"{tmp_path / 'a.txt'}, line 3: taken as a comment, as are 1 lines like it." in caplog.text

@@ -172,6 +172,32 @@ def test_types_seen_fewer_than_ten_times_are_warned_of(num_entities: int) -> Non
     assert found["warnings"] == [f"train has fewer than 10 entities of these types: {rare}."]
 
 
+@pytest.mark.parametrize(("tags", "share"), [("OTHER OTHER PER", "67%"), ("OTHER PER LOC", ""), ("O O PER", "")])
+def test_plain_tags_that_most_words_have_are_warned_of(tags: str, share: str) -> None:
+    warnings = describe(dict(train=[(["a", "b", "c"], tags.split())], validation=[(["d"], ["PER"])]))["warnings"]
+    found = [text for text in warnings if "data.outside_label: OTHER" in text]
+    assert [text.split()[0] for text in found] == [share] * bool(share)
+
+
+def test_documents_and_notes_are_counted_and_long_lists_are_cut() -> None:
+    def change(rows: datasets.Dataset) -> datasets.Dataset:
+        documents = ["", "a", *(f"{rows.num_rows}" for _ in range(rows.num_rows))]
+        notes = [["widened"] * rows.num_rows, [], *([] for _ in documents)]
+        return rows.add_column("document", documents[:-2]).add_column("notes", notes[: rows.num_rows])
+
+    train: Split = [([f"a{i}", "b"], [f"B-T{i % 60}", "O"]) for i in range(110)]
+    found = describe({"test": train[:2], "train": train, "validation": train[:3]}, change=change)
+    assert [*found["splits"]] == ["train", "validation", "test"]
+    lines = [line.split("  ") for line in format_data(found).splitlines()]
+    table = {line[0]: "".join(line[1:]).split() for line in lines}
+    expected = {"documents": "2 2 1", "widened": "110 3 2", "- T49": "2 0 0", "- and 10 more": "10 0 0"}
+    assert {name: " ".join(table[name]) for name in expected} == expected
+    assert "- T50" not in table and lines[-1][0] != ""
+    labels = next(line[0] for line in lines if line[0].startswith("The labels' scheme"))
+    assert labels.endswith(", B-T26 and 41 more")
+    assert "1 of 2 documents of validation are in train too, by their names: a." in found["warnings"]
+
+
 def test_splits_without_an_entity_and_sentences_of_one_word_are_described() -> None:
     found = describe(dict(train=[(["a"], ["O"])], validation=[(["b"], ["O"])], test=[(["a"], ["O"])]))
     assert [counts["entities"] for counts in found["splits"].values()] == [{}, {}, {}]

@@ -164,13 +164,13 @@ class DataConfig(Section):
     dataset_revision: str | None = None
     """Branch, tag or commit of that data set on the hub."""
     train_file: str | None = None
-    """Training rows: a file, or several by a glob such as data/*.json; plain or .gz."""
+    """Training rows: a file, or several by a glob such as data/*.json; for NER also a folder. Packed or not."""
     validation_file: str | None = None
     """Validation rows, in the same format."""
     test_file: str | None = None
     """Test rows, in the same format."""
     validation_split_percentage: float | None = Field(default=None, gt=0, lt=100)
-    """Where there is no validation split: the first such part of the training rows becomes one."""
+    """Where there is no validation split: a sample of the training rows becomes one; documents stay whole."""
     preprocessing_num_workers: int | None = Field(default=None, ge=1, le=1024)
     """Processes that tokenize."""
     dataloader_num_workers: int = Field(default=0, ge=0, le=1024)

@@ -135,11 +135,16 @@ def _sample(rows: datasets.Dataset, size: int) -> np.ndarray[Any, Any]:
     They are the same for every seed of a training, so that models can be compared. Returns a mask, (rows,).
     """
     documents = rows["document"][:] if "document" in rows.column_names else []
-    units = np.unique([name or i for i, name in enumerate(documents)] or range(rows.num_rows), return_inverse=True)[1]
+    units = np.arange(rows.num_rows)
+    if len({*documents}) > 1 or documents[:1] == [""]:  # else all rows are one document, which has to be cut
+        units = np.unique([name or f"\0{i}" for i, name in enumerate(documents)], return_inverse=True)[1]
     counts = np.bincount(units)
-    order = np.random.default_rng(0).permutation(len(counts))
-    chosen = order[: max(np.searchsorted(np.cumsum(counts[order]), size, side="right"), 1)]
-    return np.isin(units, chosen)
+    chosen, room = list[int](), size
+    for unit in np.random.default_rng(0).permutation(len(counts)):
+        if counts[unit] <= room:
+            chosen.append(unit)
+            room -= counts[unit]
+    return np.isin(units, chosen or [counts.argmin()])
 
 
 def as_datasets(splits: Mapping[str, Any]) -> datasets.DatasetDict:

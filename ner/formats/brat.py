@@ -30,7 +30,7 @@ def read_brat(path: Path, options: ReadOptions) -> Iterator[Record]:
         of_line = [[first - start, last - start, kind] for first, last, kind in entities if start <= first < end]
         if text.strip() or of_line:
             place = f"{text_file}, line {number}"
-            yield Record(place, {"text": text, "entities": of_line}, (), path.stem)
+            yield Record(place, {"text": text, "entities": of_line}, (), str(path.with_suffix("")))
         start = end
     if odd := [entity for entity in entities if entity[0] >= start]:
         raise TrialError(f"{path}: found an entity at {odd[0][0]}, beyond the {start} characters of {text_file.name}.")

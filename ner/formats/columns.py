@@ -48,7 +48,7 @@ def read_columns(path: Path, lines: Iterator[str], options: ReadOptions, *, is_c
             if begins_document:
                 num_documents += 1
                 document = line.partition("=")[2].strip() if line[0] == "#" else ""
-                document = document or f"{path.name}, document {num_documents}"
+                document = document or f"{path}, document {num_documents}"
             continue
         cells = line.split("\t") if tabs else re.split(" +", line)
         if line.startswith("#") and not words and _is_comment(line, cells, names, last_cells, tabs=tabs):

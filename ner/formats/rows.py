@@ -1,6 +1,7 @@
 """Rows: json and parquet, and what annotation tools export in them."""
 
 import contextlib
+import io
 import itertools
 import json
 import re
@@ -23,7 +24,7 @@ def read_parquet(path: Path) -> Iterator[Record]:
     number = 0
     try:
         with open_binary(path) as file:
-            table = parquet.ParquetFile(file)
+            table = parquet.ParquetFile(file if file.seekable() else io.BytesIO(file.read()))  # zstd is not
             refuse_twice(path, table.schema_arrow.names)
             for batch in table.iter_batches(1000):
                 batch.validate(full=True)
@@ -39,7 +40,7 @@ def read_parquet(path: Path) -> Iterator[Record]:
 def class_names(path: Path, column: str) -> tuple[str, ...]:
     """Return what the numbers of a parquet file's column stand for, if the datasets library wrote it there."""
     with open_binary(path) as file:
-        schema = parquet.read_schema(file)
+        schema = parquet.read_schema(file if file.seekable() else io.BytesIO(file.read()))
     try:
         features = datasets.Features.from_arrow_schema(schema) if b"huggingface" in (schema.metadata or {}) else {}
     except Exception as error:  # whatever its json holds
@@ -103,7 +104,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _records(place: str, value: Any) -> Iterator[Record]:
     if isinstance(value, dict) and "classes" in value and isinstance(value.get("annotations"), list):
         for number, row in enumerate(value["annotations"], start=1):  # of an annotator for spaCy
-            yield from _records(f"{place}, annotation {number}", row)
+            if row is not None:  # a text that was passed over
+                yield from _records(f"{place}, annotation {number}", row)
         return
     match value:
         case [str(text), {"entities": list(entities)}]:  # spaCy's training data

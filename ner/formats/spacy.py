@@ -21,4 +21,4 @@ def read_spacy(path: Path) -> Iterator[Record]:
             tags = [t.ent_iob_ if t.ent_iob_ in ("", "O") else f"{t.ent_iob_}-{t.ent_type_}" for t in words]
             cells = {"tokens": [token.text for token in words], "tags": [tag or "O" for tag in tags]}
             if words:
-                yield Record(f"{path}, document {number}", cells, (), f"{path.name}, document {number}")
+                yield Record(f"{path}, document {number}", cells, (), f"{path}, document {number}")

@@ -20,7 +20,11 @@ def read_table(path: Path, lines: Iterator[str], options: ReadOptions, usual: st
     """Read the rows of a table. Its first row tells what separates the cells, where no setting does."""
     first = next(lines, "")
     delimiter = options.delimiter or _find_delimiter(first, options, usual)
-    rows = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
+    try:
+        rows = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
+    except (TypeError, ValueError):
+        found = f"{path}: found {options.names.delimiter}: {delimiter!r}"
+        raise TrialError(f"{found}; accepted is one character that separates cells, such as ';'.") from None
     header: list[str] | None = None
     while True:
         place = f"{path}, line {rows.line_num + 1}"
@@ -63,7 +67,7 @@ def _find_delimiter(first: str, options: ReadOptions, usual: str) -> str:
     """The character that parts the first row into most of the names that columns usually have, or into most cells."""
 
     def rate(delimiter: str) -> tuple[int, bool, int]:
-        cells = next(csv.reader([first], delimiter=delimiter), [])
+        cells = next(csv.reader([first.replace("\r", " ")], delimiter=delimiter), [])
         return options.count_column_names(cells), delimiter == usual and len(cells) > 1, len(cells)
 
     return max([usual, *DELIMITERS], key=rate)

@@ -57,13 +57,17 @@ def read_lines(path: Path, options: ReadOptions) -> Iterator[str]:
                     raise TrialError(f"{path}, line {number}: found a zero byte; accepted is text. {advice}")
                 yield line
         except UnicodeError as error:
-            raise TrialError(_explain_encoding(path, str(encoding), options.names.encoding, error)) from None
+            raise TrialError(_explain_encoding(path, str(encoding), options, error)) from None
+        except LookupError:
+            accepted = "one that Python knows, such as utf-8, utf-16, cp1252 or gb18030"
+            found = f"{path}: found {options.names.encoding}: {encoding}"
+            raise TrialError(f"{found}; accepted is {accepted}.") from None
 
 
-def _explain_encoding(path: Path, encoding: str, setting: str, error: UnicodeError) -> str:
+def _explain_encoding(path: Path, encoding: str, options: ReadOptions, error: UnicodeError) -> str:
     """Say where a file is not of its encoding, and which encodings would read all of that."""
-    bad = []
-    if path != STANDARD_INPUT:
+    setting, bad = options.names.encoding, []
+    if path != STANDARD_INPUT and not re.match(r"(?i)utf.?(16|32)", encoding):  # whose lines bytes do not tell
         with open_binary(path) as file:
             for number, line in enumerate(file, start=1):
                 try:
@@ -75,11 +79,15 @@ def _explain_encoding(path: Path, encoding: str, setting: str, error: UnicodeErr
     number, line, start = bad[0]
     sample = b"".join(line for _, line, _ in bad)[: 1 << 16]
     others = charset_normalizer.from_bytes(sample, cp_isolation=ENCODINGS)
-    looks = [f"{m.encoding} reads {line.decode(m.encoding, 'replace').strip()[:40]!r}" for m in others][:3]
+    # Of several that read the same, the most usual one.
+    names = [min(m.could_be_from_charset, key=[*ENCODINGS, m.encoding].index) for m in others][:3]
+    looks = [f"{name} reads {line.decode(name, 'replace').strip()[:40]!r}" for name in names]
     found = f"{path}, line {number}: found the byte 0x{line[start]:02x}, which is not {encoding}"
-    advice = f"Name the encoding that makes sense by {setting}: {'; '.join(looks)}." if looks else ""
+    advice = f"If it is no text, its ending or {options.names.file_format} is wrong."
+    if looks:
+        advice = f"Name the encoding that makes sense by {setting}: {'; '.join(looks)}."
     others_too = f" ({len(bad):,} such lines)" if len(bad) > 1 else ""
-    return f"{found}{others_too}; accepted is text in UTF-8. {advice or 'If it is no text, its ending is wrong.'}"
+    return f"{found}{others_too}; accepted is text in UTF-8. {advice}"
 
 
 def unreadable(place: str, kind: str, error: Any) -> TrialError:

@@ -24,7 +24,7 @@ def read_webanno(path: Path, lines: Iterator[str]) -> Iterator[Record]:
             features += [(layer if kind == "#T_SP" else "", name) for name in names or [""]]
         elif not line.strip():
             if words:
-                yield _sentence(words)
+                yield _sentence(words, f"{path}")
             words = {}
         elif not line.startswith("#"):
             cells = line.split("\t")
@@ -46,11 +46,11 @@ def _choose_feature(path: str, features: list[tuple[str, str]]) -> int:
     return names.get("value", min(names.values()))
 
 
-def _sentence(words: dict[str, tuple[str, str, str]]) -> Record:
+def _sentence(words: dict[str, tuple[str, str, str]], document: str) -> Record:
     tags, before = list[str](), ("", "")
     for _, kind, identity in words.values():
         prefix = "I-" if (kind, identity) == before else "B-"
         tags.append("O" if kind == "_" else prefix + kind)
         before = (kind, identity)
     places = list(words)
-    return Record(places[0], {"tokens": [word for word, *_ in words.values()], "tags": tags}, places)
+    return Record(places[0], {"tokens": [word for word, *_ in words.values()], "tags": tags}, places, document)
