@@ -111,14 +111,14 @@ class NERTrial(BaseTransformerTrial):
             num_workers=data.preprocessing_num_workers,
             overwrite_cache=data.overwrite_cache,
         )
-        names, options = list(self.label_names) if self.label_names else None, self.metric_options
-        lengths = (max_seq_length, doc_stride)
-        settings = TaggerSettings(self.metadata.label_scheme, names, *lengths, data.outside_label, options)
+        names, lengths = list(self.label_names) if self.label_names else None, (max_seq_length, doc_stride)
+        settings = TaggerSettings(self.metadata.label_scheme, names, *lengths, data.outside_label, self.metric_options)
         self.config.ner = dataclasses.asdict(settings)  # goes into checkpoints and exports
         if self.context.distributed.rank == 0:
             labels = (self.metadata.label_list, self.metadata.label_scheme)
             self.data_report = ner.inspect.describe_data(self.rows, self.tokenized_datasets, *labels)
             logger.info("%s", ner.inspect.format_data(self.data_report))
+            self.training_entities = ner.labels.encode_tags(self.rows["train"]).entity_keys(labels[1])
 
     @property
     def tagger_settings(self) -> TaggerSettings:
@@ -162,15 +162,15 @@ class NERTrial(BaseTransformerTrial):
     def score(self, collected: dict[str, list[Array]]) -> dict[str, float]:
         """Count the words of a validation, each batch of which is (4, words), see `BatchOfWords.words`."""
         words = np.concatenate(collected["words"], axis=1)
-        rows, self.validation_report = self.rows["validation"], self.tagger_settings.build_report()
+        self.validation_report = self.tagger_settings.build_report(self.training_entities)
+        rows = self.rows["validation"].with_format("arrow")[:]
+        words_of, places = rows["tokens"], rows["place"]
 
         def describe(number: int) -> tuple[list[str], str]:
-            return rows[number]["tokens"], rows[number]["place"]
+            return words_of[number].as_py(), places[number].as_py()
 
-        sentences = (
-            (gold, predicted, functools.partial(describe, number))
-            for number, gold, predicted, _ in ner_utils.iterate_sentences(words, self.label_list)
-        )
+        found = ner_utils.iterate_sentences(words, self.label_list)
+        sentences = ((gold, predicted, functools.partial(describe, number)) for number, gold, predicted, _ in found)
         return ner_utils.compute_metrics(sentences, self.validation_report, entity_types=self.entity_types)
 
     def evaluate_best(self, folder: Path, max_rows: int | None = None) -> dict[str, float]:
@@ -183,7 +183,7 @@ class NERTrial(BaseTransformerTrial):
         write_report(self.reports["validation"], folder / "report", f"{title}: validation")
         if tagged is None:
             return {}
-        report = self.tagger_settings.build_report()
+        report = self.tagger_settings.build_report(self.training_entities)
         (folder / "test").mkdir(parents=True, exist_ok=True)
         with replacing(folder / "test" / "predictions.jsonl") as new, new.open("wb", buffering=0) as output:
             write_predictions(self._sentences("test", *tagged), output, report)

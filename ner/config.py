@@ -1,6 +1,6 @@
 """What the configuration says of named-entity recognition, and what the config of an exported model keeps of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -92,6 +92,8 @@ class TaggerSettings:
         """Read the settings from a model's config; a model of another origin has the defaults."""
         return cls(**(getattr(config, "ner", None) or {}))
 
-    def build_report(self) -> ErrorReport:
+    def build_report(self, training_entities: Set[int] | None = None) -> ErrorReport:
         """An empty report that counts entities as these settings say."""
-        return ErrorReport(self.label_scheme, self.metric_options["mode"], self.metric_options["scheme"])
+        report = ErrorReport(self.label_scheme, self.metric_options["mode"], self.metric_options["scheme"])
+        report.training_entities = training_entities
+        return report
