@@ -163,8 +163,7 @@ class NERTrial(BaseTransformerTrial):
         """Count the words of a validation, each batch of which is (4, words), see `BatchOfWords.words`."""
         words = np.concatenate(collected["words"], axis=1)
         self.validation_report = self.tagger_settings.build_report(self.training_entities)
-        rows = self.rows["validation"].with_format("arrow")[:]
-        words_of, places = rows["tokens"], rows["place"]
+        words_of, places = self.rows["validation"].with_format("arrow")[:].select(["tokens", "place"]).columns
 
         def describe(number: int) -> tuple[list[str], str]:
             return words_of[number].as_py(), places[number].as_py()

@@ -218,8 +218,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     code = "run the Python code that the model's folder brings, with your rights"
     parser.add_argument("--trust-remote-code", action="store_true", help=code)
     parser.add_argument("--batch-size", type=int, metavar="N", help="sentences to tag at once, at most; same tags")
-    lowest = "leave out entities whose score is below X, from 0 to 1; the report says what that does"
-    parser.add_argument("--min-score", type=float, default=0.0, metavar="X", help=lowest)
+    parser.add_argument("--min-score", type=float, default=0, metavar="X", help="leave out spans that score below X")
     options = parser.parse_args(arguments)
     if not 0 <= options.min_score <= 1:
         parser.error(f"--min-score: found {options.min_score}; accepted is a number from 0 to 1")

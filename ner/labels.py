@@ -103,8 +103,8 @@ class EncodedTags:
         words = tokens.filter(pyarrow.array(inside)).to_pylist()
         starts = np.flatnonzero(marks.begins[inside]).tolist()
         type_ids = marks.type_ids[marks.begins].tolist()
-        spans = zip(type_ids, starts, [*starts[1:], len(words)])
-        return {entity_key(words, (types[type_id - 1], start, end - 1)) for type_id, start, end in spans}
+        ends = [*starts[1:], len(words)]
+        return {entity_key(words, (types[i - 1], start, end - 1)) for i, start, end in zip(type_ids, starts, ends)}
 
     def place_of(self, words: Array) -> str:
         """The place of the sentence that holds the first of these words, a mask of (words,)."""

@@ -95,8 +95,7 @@ class ErrorReport:
         self.transitions: dict[str, Counter[tuple[str, str]]] = {"predicted": Counter(), "gold": Counter()}
         self.seen: dict[str, Counter[bool]] = {"seen": Counter(), "unseen": Counter()}  # how many are correct
         self.kept: dict[float, Counter[str]] = defaultdict(Counter)  # at each threshold, by "predicted" and "correct"
-        # A heap: the least bad sentence comes first.
-        self.worst: list[tuple[int, int, int, Description, Tags, Tags, Scores | None]] = []
+        self.worst: list[tuple[int, int, int, Description, Tags, Tags, Scores | None]] = []  # a heap: least bad first
 
     def add(
         self, gold: Tags, predicted: Tags, describe: Description = lambda: ((), ""), scores: Scores | None = None
@@ -251,10 +250,7 @@ def summarize(report: Mapping[str, Any]) -> str:
 
 
 def build_tables(report: Mapping[str, Any]) -> list[tuple[str, int, list[list[str]], str]]:
-    """Name, number of columns that name things, and rows of each table; the first row names the columns.
-
-    The last item is what to say where there is no other row.
-    """
+    """Of each table name, number of columns that name things, rows with a head, and what to say without other rows."""
     types = [*report["types"].items(), ("all types", report["overall"])]
     scores, thresholds = (
         [
@@ -321,7 +317,6 @@ def build_heat_map(report: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
 
 def report_html(report: Mapping[str, Any], title: str) -> str:
     """The report as a page that refers to no other file."""
-    texts = {"title": title, "summary": summarize(report), "tables": build_tables(report)}
     sentences = [
         sentence
         | {"place": printable(sentence["place"])}
@@ -330,14 +325,11 @@ def report_html(report: Mapping[str, Any], title: str) -> str:
     ]
     tags = {tag for sentence in report["worst_sentences"] for side in ("gold", "predicted") for tag in sentence[side]}
     types = {printable(tag): printable(entity_tag(tag, report["scheme"])[2:]) for tag in tags - {OUTSIDE}}
-    data = {"page": PAGE_SENTENCES, "types": types, "sentences": sentences}
-    counts = {"num_wrong": report["sentences_with_errors"], "heat_map": build_heat_map(report)}
-    return render_template("report.html.j2", printable, **texts, **counts, data=data, sha256=_sha256, zip=zip)
-
-
-def _sha256(text: str) -> str:
-    """The hash by which a Content-Security-Policy allows a script."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    data = {"page": PAGE_SENTENCES, "errors": report["sentences_with_errors"], "types": types, "sentences": sentences}
+    tables, heat_map = build_tables(report), build_heat_map(report)
+    texts = {"title": title, "summary": summarize(report), "tables": tables, "heat_map": heat_map, "data": data}
+    functions = {"zip": zip, "sha256": hashlib.sha256, "base64": base64.b64encode}
+    return render_template("report.html.j2", printable, **texts, **functions)
 
 
 def render_template(name: str, escape: Callable[[str], str], **values: Any) -> str:

@@ -85,9 +85,7 @@ class Sentence:
 def write_predictions(
     tagged: Iterable[Sentence], output: Any, report: ErrorReport, *, as_columns: bool = False, min_score: float = 0.0
 ) -> None:
-    """Write tagged sentences as json lines or CoNLL columns, and count in the report those that have gold tags.
-
-    Entities whose score is below `min_score` are left out first.
+    """Write tagged sentences, without spans below `min_score`, and count in the report those that have gold tags.
 
     The output is an unbuffered binary file. It gets each sentence in a call of its own, so that an interruption leaves
     whole lines. (Linux itself may cut one, at the end of a page, if SIGKILL comes while it copies the line.)
