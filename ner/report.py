@@ -19,7 +19,7 @@ from ner.labels import OUTSIDE, Entity, entity_key, entity_tag, find_entities
 from transformer_trial.errors import printable
 from transformer_trial.files import replacing
 
-NUM_WORST_SENTENCES, NUM_WORST_WORDS = 2000, 100_000  # that a report keeps at most
+NUM_WORST_SENTENCES, NUM_WORST_CHARACTERS = 2000, 1_000_000  # of words and tags, that a report keeps at most
 PAGE_SENTENCES = 50
 NUM_COMMONEST = 10  # rows of the tables of confusions and of invalid transitions
 MAX_DRAWN_TYPES = 60  # of the heat map, the most frequent ones: with more, nothing could be found
@@ -90,20 +90,20 @@ class ErrorReport:
     def __init__(self, scheme: str | None = None, mode: str = "default", strict_scheme: str | None = None) -> None:
         self.scheme, self.mode, self.strict_scheme = scheme, mode, strict_scheme
         self.training_entities: Set[int] | None = None
-        self.num_sentences = self.num_words = self.num_wrong_words = self.num_wrong_sentences = self.num_worst_words = 0
+        self.num_sentences = self.num_words = self.num_wrong_words = self.num_wrong_sentences = self.worst_size = 0
         self.outcomes: Counter[tuple[str | None, str | None, bool]] = Counter()  # gold type, predicted, same span
         self.transitions: dict[str, Counter[tuple[str, str]]] = {"predicted": Counter(), "gold": Counter()}
         self.seen: dict[str, Counter[bool]] = {"seen": Counter(), "unseen": Counter()}  # how many are correct
         self.kept: dict[float, Counter[str]] = defaultdict(Counter)  # at each threshold, by "predicted" and "correct"
-        self.worst: list[tuple[int, int, int, Description, Tags, Tags, Scores | None]] = []  # a heap: least bad first
+        self.worst: list[tuple[int, int, int, int, dict[str, Any]]] = []  # a heap: the least bad one comes first
 
     def add(
         self, gold: Tags, predicted: Tags, describe: Description = lambda: ((), ""), scores: Scores | None = None
     ) -> None:
         """Add a sentence by the gold and the predicted tag of each word, and the score of each, for all or none.
 
-        `describe` returns the words and where they are from. It is called at once only for the words of gold entities
-        that are to be looked up in the training split, and in the end for the worst sentences.
+        `describe` returns the words and where they are from. It is called only where there is an error, or a gold
+        entity to be looked up in the training split, so that the rows of all others need not be read.
         """
         gold_tags = [entity_tag(tag, self.scheme) for tag in gold]
         predicted_tags = gold_tags if predicted == gold else [entity_tag(tag, self.scheme) for tag in predicted]
@@ -117,23 +117,27 @@ class ErrorReport:
         for side, tags in (("predicted", predicted), ("gold", gold)):
             if tags.count(OUTSIDE) < len(tags):
                 self.transitions[side].update(itertools.pairwise([START, *tags, END]))
-        if gold_entities and self.training_entities is not None:
-            words, _ = describe()
+        known = self.training_entities
+        words, place = describe() if num_wrong_words or (gold_entities and known is not None) else ((), "")
+        if known is not None:
             for g, p in pairs[: len(gold_entities)]:
-                is_seen = g and entity_key(words, g) in self.training_entities
-                self.seen["seen" if is_seen else "unseen"][g == p] += 1
+                self.seen["seen" if g and entity_key(words, g) in known else "unseen"][g == p] += 1
         for g, p in pairs if scores else ():
             score = span_score(scores or (), p[1], p[2]) if p else 0
             for threshold in THRESHOLDS if p else ():
                 if score is None or score >= threshold:
                     self.kept[threshold].update(("predicted", "correct") if g == p else ("predicted",))
-        if num_wrong_words:
-            badness = (sum(g != p for g, p in pairs), num_wrong_words, -self.num_sentences)
-            heapq.heappush(self.worst, (*badness, describe, gold, predicted, scores))
-            self.num_worst_words += len(gold)
-            while len(self.worst) > (1 if self.num_worst_words > NUM_WORST_WORDS else NUM_WORST_SENTENCES):
-                self.num_worst_words -= len(heapq.heappop(self.worst)[4])
-            self.num_wrong_sentences += 1
+        badness = (sum(g != p for g, p in pairs), num_wrong_words, -self.num_sentences)
+        if num_wrong_words and (len(self.worst) < NUM_WORST_SENTENCES or badness > self.worst[0][:3]):
+            sentence = {"place": place, "wrong_entities": badness[0], "wrong_words": num_wrong_words}
+            sentence |= {"words": [*words], "gold": [*gold], "predicted": [*predicted]}
+            sentence["scores"] = scores and [None if score is None else round(score, 3) for score in scores]
+            size = sum(map(len, [*words, *gold, *predicted]))
+            heapq.heappush(self.worst, (*badness, size, sentence))
+            self.worst_size += size
+            while len(self.worst) > (1 if self.worst_size > NUM_WORST_CHARACTERS else NUM_WORST_SENTENCES):
+                self.worst_size -= heapq.heappop(self.worst)[3]
+        self.num_wrong_sentences += num_wrong_words > 0
         self.num_sentences += 1
         self.num_words += len(gold)
         self.num_wrong_words += num_wrong_words
@@ -212,15 +216,7 @@ class ErrorReport:
                 for threshold in (THRESHOLDS if self.kept else ())
             },
             "sentences_with_errors": self.num_wrong_sentences,
-            "worst_sentences": [
-                {"place": place, "wrong_entities": wrong_entities, "wrong_words": wrong_words, "words": [*words]}
-                | {"gold": [*gold], "predicted": [*predicted]}
-                | {"scores": scores and [None if score is None else round(score, 3) for score in scores]}
-                for wrong_entities, wrong_words, _, describe, gold, predicted, scores in sorted(
-                    self.worst, reverse=True
-                )
-                for words, place in [describe()]
-            ],
+            "worst_sentences": [sentence for *_, sentence in sorted(self.worst, reverse=True)],
         }
 
 
@@ -272,7 +268,7 @@ def build_tables(report: Mapping[str, Any]) -> list[tuple[str, int, list[list[st
         ("Entities by type", 1, ["type", *SCORES, *COUNTS], scores, ""),
         ("Confusions of types, commonest first", 2, pair, confusions, confused),
         (f"Invalid transitions: {number}", 3, step, transitions, broken),
-        ("Gold entities by type and words", 1, ["type and words", "recall", "support"], seen, ""),
+        ("Gold entities, by whether training has them", 1, ["type and words", "recall", "support"], seen, ""),
         (without, 1, ["score", *SCORES, *COUNTS[:3]], thresholds, ""),
     ]
     return [
