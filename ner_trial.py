@@ -108,16 +108,14 @@ class NERTrial(BaseTransformerTrial):
             overwrite_cache=data.overwrite_cache,
         )
         settings: dict[str, Any] = {"max_seq_length": max_seq_length, "doc_stride": doc_stride}
-        settings |= {
-            "label_scheme": self.metadata.label_scheme,
-            "label_names": self.label_names and [*self.label_names],
-        }
-        settings |= {"outside_label": data.outside_label, "metric_options": self.metric_options}
+        settings |= {"label_scheme": self.metadata.label_scheme, "outside_label": data.outside_label}
+        settings |= {"label_names": self.label_names and [*self.label_names], "metric_options": self.metric_options}
         self.config.ner = TaggerSettings(**settings).model_dump()  # goes into checkpoints and exports
         if self.context.distributed.rank == 0:
             labels = (self.metadata.label_list, self.metadata.label_scheme)
             self.data_report = ner.inspect.describe_data(self.rows, self.tokenized_datasets, *labels)
             logger.info("%s", ner.inspect.format_data(self.data_report))
+            self.training_entities = ner.labels.encode_tags(self.rows["train"]).entity_keys(labels[1])
 
     @property
     def tagger_settings(self) -> TaggerSettings:
@@ -161,15 +159,14 @@ class NERTrial(BaseTransformerTrial):
     def score(self, collected: dict[str, list[Array]]) -> dict[str, float]:
         """Count the words of a validation, each batch of which is (4, words), see `BatchOfWords.words`."""
         words = np.concatenate(collected["words"], axis=1)
-        rows, self.validation_report = self.rows["validation"], self.tagger_settings.build_report()
+        self.validation_report = self.tagger_settings.build_report(self.training_entities)
+        words_of, places = self.rows["validation"].with_format("arrow")[:].select(["tokens", "place"]).columns
 
         def describe(number: int) -> tuple[list[str], str]:
-            return rows[number]["tokens"], rows[number]["place"]
+            return words_of[number].as_py(), places[number].as_py()
 
-        sentences = (
-            (gold, predicted, functools.partial(describe, number))
-            for number, gold, predicted, _ in ner_utils.iterate_sentences(words, self.label_list)
-        )
+        found = ner_utils.iterate_sentences(words, self.label_list)
+        sentences = ((gold, predicted, functools.partial(describe, number)) for number, gold, predicted, _ in found)
         return ner_utils.compute_metrics(sentences, self.validation_report, entity_types=self.entity_types)
 
     def evaluate_best(self, folder: Path, max_rows: int | None = None) -> dict[str, float]:
@@ -182,7 +179,7 @@ class NERTrial(BaseTransformerTrial):
         write_report(self.reports["validation"], folder / "report", f"{title}: validation")
         if tagged is None:
             return {}
-        report = self.tagger_settings.build_report()
+        report = self.tagger_settings.build_report(self.training_entities)
         (folder / "test").mkdir(parents=True, exist_ok=True)
         with replacing(folder / "test" / "predictions.jsonl") as new, new.open("wb", buffering=0) as output:
             write_predictions(self._sentences("test", *tagged), output, report)

@@ -218,7 +218,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     code = "run the Python code that the model's folder brings, with your rights"
     parser.add_argument("--trust-remote-code", action="store_true", help=code)
     parser.add_argument("--batch-size", type=int, metavar="N", help="sentences to tag at once, at most; same tags")
+    parser.add_argument("--min-score", type=float, default=0, metavar="X", help="leave out spans that score below X")
     options = parser.parse_args(arguments)
+    if not 0 <= options.min_score <= 1:
+        parser.error(f"--min-score: found {options.min_score}; accepted is a number from 0 to 1")
     if options.batch_size is not None and options.batch_size < 1:
         parser.error(f"--batch-size: found {options.batch_size}; accepted is at least 1")
     return options
@@ -261,7 +264,8 @@ def tag_file(options: argparse.Namespace) -> None:
     try:
         target: Any = sys.stdout.fileno() if to_stdout else path
         with open(target, "wb", buffering=0, closefd=not to_stdout) as output:
-            write_predictions(itertools.chain(first, tagged), output, report, as_columns=as_columns)
+            whole = itertools.chain(first, tagged)
+            write_predictions(whole, output, report, as_columns=as_columns, min_score=options.min_score)
         if report.num_sentences:
             found = report.as_dict()
             print(ner.report.report_text(found), file=sys.stderr if to_stdout else sys.stdout)

@@ -1,7 +1,8 @@
 """Draw a run's metrics.jsonl: loss above, accuracy and F1 below, over batches; each marker is a validation.
 
-python3 figures/draw_metrics.py RUN/metrics.jsonl [--output figures/ner.png]
+python3 figures/draw_metrics.py DIR [--output FILE.png]
 
+DIR is a run's folder, or its metrics.jsonl; the image goes beside that, as metrics.png.
 It needs matplotlib, which determined requires; nothing else of the project does.
 """
 
@@ -63,15 +64,18 @@ def draw(reports: Sequence[dict[str, Any]]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw the loss, accuracy and F1 that a run reported.")
-    parser.add_argument("metrics", type=Path, metavar="RUN/metrics.jsonl")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("ner.png"), metavar="FILE.png")
+    parser.add_argument("metrics", type=Path, metavar="DIR", help="a run's folder, or its metrics.jsonl")
+    parser.add_argument("--output", type=Path, metavar="FILE.png", help="by default metrics.png beside metrics.jsonl")
     options = parser.parse_args(arguments)
+    metrics = options.metrics / "metrics.jsonl" if options.metrics.is_dir() else options.metrics
+    output = options.output or metrics.with_name("metrics.png")
     try:
-        draw(read_reports(options.metrics)).savefig(options.output, format="png", dpi=150)
+        draw(read_reports(metrics)).savefig(output, format="png", dpi=150)
+        print(f"The figure is {output}")
     except OSError as error:
         sys.exit(f"{error.filename}: {error.strerror}.")
     except ValueError as error:
-        sys.exit(f"{options.metrics}: {error}")
+        sys.exit(f"{metrics}: {error}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the configuration says of named-entity recognition, and what the config of an exported model keeps of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any, Literal, get_args
 
 from pydantic import Field
@@ -104,6 +104,8 @@ class TaggerSettings(Section):
         if self.metric_options not in accepted:
             yield explain_value("metric_options", self.metric_options, f"such as {accepted[0]}")
 
-    def build_report(self) -> ErrorReport:
+    def build_report(self, training_entities: Set[int] | None = None) -> ErrorReport:
         """An empty report that counts entities as these settings say."""
-        return ErrorReport(self.label_scheme, self.metric_options["mode"], self.metric_options["scheme"])
+        report = ErrorReport(self.label_scheme, self.metric_options["mode"], self.metric_options["scheme"])
+        report.training_entities = training_entities
+        return report

@@ -45,6 +45,12 @@ def entity_tag(label: str, label_scheme: str | None = None) -> str:
     return SEQEVAL_PREFIXES.get(label[0], label[0]) + label[1:]
 
 
+def entity_key(words: Sequence[str], entity: Entity) -> int:
+    """What the same type and words have in common, in this process."""
+    entity_type, first, last = entity
+    return hash((entity_type, *words[first : last + 1]))
+
+
 def find_entity_types(label_list: Sequence[str], label_scheme: str | None = None) -> list[str]:
     return sorted({entity_tag(label, label_scheme)[2:] for label in label_list if label != OUTSIDE})
 
@@ -91,7 +97,18 @@ class EncodedTags:
         continues = (type_ids > 0) & (type_ids == before_type)
         begins = (type_ids > 0) & (~continues | np.isin(prefixes, ["B", "S"]) | np.isin(before, ["E", "S"]))
         counts = np.bincount(type_ids[begins], minlength=len(types) + 1)[1:]
-        return EntityMarks(dict(zip(types, counts.tolist())), prefixes, before, continues)
+        return EntityMarks(dict(zip(types, counts.tolist())), prefixes, before, continues, type_ids, begins)
+
+    def entity_keys(self, label_scheme: str | None) -> set[int]:
+        """The keys of the entities that `entities` finds, see `entity_key`."""
+        marks = self.entities(label_scheme)
+        types, inside = [*marks.counts], marks.type_ids > 0
+        tokens = pyarrow.compute.list_flatten(self.rows.with_format("arrow")[:]["tokens"])
+        words = tokens.filter(pyarrow.array(inside)).to_pylist()
+        starts = np.flatnonzero(marks.begins[inside]).tolist()
+        type_ids = marks.type_ids[marks.begins].tolist()
+        ends = [*starts[1:], len(words)]
+        return {entity_key(words, (types[i - 1], start, end - 1)) for i, start, end in zip(type_ids, starts, ends)}
 
     def place_of(self, words: Array) -> str:
         """The place of the sentence that holds the first of these words, a mask of (words,)."""
@@ -107,6 +124,8 @@ class EntityMarks:
     prefixes: Array  # the first letter of each word's tag, (words,)
     before: Array  # the first letter of the tag before each word; O at the beginning of a sentence, (words,)
     continues: Array  # whether the word before has a tag of the same type, (words,)
+    type_ids: Array  # the place of each word's type in `counts`, from 1; 0 outside of entities, (words,)
+    begins: Array  # whether an entity begins with the word, (words,)
 
 
 def encode_tags(rows: datasets.Dataset) -> EncodedTags:

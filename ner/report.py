@@ -3,27 +3,33 @@
 Sentences come one by one; only counts and the worst ones are kept. Text of the data is shown through `printable`.
 """
 
+import base64
+import hashlib
 import heapq
 import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import tabulate
 
-from ner.labels import OUTSIDE, Entity, entity_tag, find_entities
+from ner.labels import OUTSIDE, Entity, entity_key, entity_tag, find_entities
 from transformer_trial.errors import printable
 from transformer_trial.files import replacing
 
-NUM_WORST_SENTENCES = 50
+NUM_WORST_SENTENCES, NUM_WORST_CHARACTERS = 2000, 1_000_000  # of words and tags, that a report keeps at most
+PAGE_SENTENCES = 50
 NUM_COMMONEST = 10  # rows of the tables of confusions and of invalid transitions
 MAX_DRAWN_TYPES = 60  # of the heat map, the most frequent ones: with more, nothing could be found
 START, END = "(start)", "(end)"  # what stands before the first tag of a sentence and after its last one
 SCORES = ("precision", "recall", "f1")
 COUNTS = ("support", "predicted", "correct", "boundary", "confused", "missed", "spurious")
+THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
+Tags = Sequence[str]
+Scores = Sequence[float | None]
 Description = Callable[[], tuple[Sequence[str], str]]
 
 # For each scheme, in the prefixes that `entity_tag` writes: those that must follow B or I of their type, and those that
@@ -67,25 +73,37 @@ def is_invalid(tag: str, next_tag: str, scheme: str | None) -> bool:
     return (next_tag[0] in must_follow and not follows) or (tag[0] in must_be_followed and not is_followed)
 
 
+def span_score(scores: Scores, first: int, last: int) -> float | None:
+    """The mean score of the words of an entity, as far as they have one."""
+    known = [score for score in scores[first : last + 1] if score is not None]
+    return round(sum(known) / len(known), 6) if known else None
+
+
 class ErrorReport:
     """The one counter of entities and errors; what it keeps does not grow with the number of sentences.
 
     `scheme` is that of the tags, as `ner.labels.find_label_scheme` names it, None where it is unknown; `mode` and
-    `strict_scheme` say how seqeval finds entities, see `ner.labels.find_entities`.
+    `strict_scheme` say how seqeval finds entities, see `ner.labels.find_entities`; `training_entities` may be
+    set to what `EncodedTags.entity_keys` returns of the training split, to tell seen entities from new ones.
     """
 
     def __init__(self, scheme: str | None = None, mode: str = "default", strict_scheme: str | None = None) -> None:
         self.scheme, self.mode, self.strict_scheme = scheme, mode, strict_scheme
-        self.num_sentences = self.num_words = self.num_wrong_words = 0
+        self.training_entities: Set[int] | None = None
+        self.num_sentences = self.num_words = self.num_wrong_words = self.num_wrong_sentences = self.worst_size = 0
         self.outcomes: Counter[tuple[str | None, str | None, bool]] = Counter()  # gold type, predicted, same span
         self.transitions: dict[str, Counter[tuple[str, str]]] = {"predicted": Counter(), "gold": Counter()}
-        self.worst: list[tuple[int, int, int, dict[str, Any]]] = []  # a heap: the least bad one comes first
+        self.seen: dict[str, Counter[bool]] = {"seen": Counter(), "unseen": Counter()}  # how many are correct
+        self.kept: dict[float, Counter[str]] = defaultdict(Counter)  # at each threshold, by "predicted" and "correct"
+        self.worst: list[tuple[int, int, int, int, dict[str, Any]]] = []  # a heap: the least bad one comes first
 
-    def add(self, gold: Sequence[str], predicted: Sequence[str], describe: Description = lambda: ((), "")) -> None:
-        """Add a sentence by the gold and the predicted tag of each word.
+    def add(
+        self, gold: Tags, predicted: Tags, describe: Description = lambda: ((), ""), scores: Scores | None = None
+    ) -> None:
+        """Add a sentence by the gold and the predicted tag of each word, and the score of each, for all or none.
 
-        `describe` returns the words and where they are from. It is called only if the sentence is among the worst ones
-        so far, so that the rows of all others need not be read.
+        `describe` returns the words and where they are from. It is called only where there is an error, or a gold
+        entity to be looked up in the training split, so that the rows of all others need not be read.
         """
         gold_tags = [entity_tag(tag, self.scheme) for tag in gold]
         predicted_tags = gold_tags if predicted == gold else [entity_tag(tag, self.scheme) for tag in predicted]
@@ -99,14 +117,27 @@ class ErrorReport:
         for side, tags in (("predicted", predicted), ("gold", gold)):
             if tags.count(OUTSIDE) < len(tags):
                 self.transitions[side].update(itertools.pairwise([START, *tags, END]))
+        known = self.training_entities
+        words, place = describe() if num_wrong_words or (gold_entities and known is not None) else ((), "")
+        if known is not None:
+            for g, p in pairs[: len(gold_entities)]:
+                self.seen["seen" if g and entity_key(words, g) in known else "unseen"][g == p] += 1
+        for g, p in pairs if scores else ():
+            score = span_score(scores or (), p[1], p[2]) if p else 0
+            for threshold in THRESHOLDS if p else ():
+                if score is None or score >= threshold:
+                    self.kept[threshold].update(("predicted", "correct") if g == p else ("predicted",))
         badness = (sum(g != p for g, p in pairs), num_wrong_words, -self.num_sentences)
         if num_wrong_words and (len(self.worst) < NUM_WORST_SENTENCES or badness > self.worst[0][:3]):
-            words, place = describe()
             sentence = {"place": place, "wrong_entities": badness[0], "wrong_words": num_wrong_words}
             sentence |= {"words": [*words], "gold": [*gold], "predicted": [*predicted]}
-            heapq.heappush(self.worst, (*badness, sentence))
-            if len(self.worst) > NUM_WORST_SENTENCES:
-                heapq.heappop(self.worst)
+            sentence["scores"] = scores and [None if score is None else round(score, 3) for score in scores]
+            size = sum(map(len, [*words, *gold, *predicted]))
+            heapq.heappush(self.worst, (*badness, size, sentence))
+            self.worst_size += size
+            while len(self.worst) > (1 if self.worst_size > NUM_WORST_CHARACTERS else NUM_WORST_SENTENCES):
+                self.worst_size -= heapq.heappop(self.worst)[3]
+        self.num_wrong_sentences += num_wrong_words > 0
         self.num_sentences += 1
         self.num_words += len(gold)
         self.num_wrong_words += num_wrong_words
@@ -153,6 +184,7 @@ class ErrorReport:
     def as_dict(self) -> dict[str, Any]:
         """The report, ready for json."""
         types, transitions = self.count_by_type(), self.find_invalid_transitions()
+        overall = sum(types.values(), Counter[str]())
         confusion: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: {"same_span": 0, "other_span": 0})
         for (gold, predicted, same_span), number in self.outcomes.items():
             if gold is not None and predicted is not None:
@@ -163,7 +195,7 @@ class ErrorReport:
             "words": self.num_words,
             **{name: getattr(self, name) for name in ("scheme", "mode", "strict_scheme")},
             "accuracy": self.accuracy,
-            "overall": score_type(sum(types.values(), Counter())),
+            "overall": score_type(overall),
             "types": {name: score_type(types[name]) for name in sorted(types)},
             "confusion": [{"gold": g, "predicted": p, **confusion[g, p]} for (g, p), _ in rank(confusion_counts)],
             "invalid_transitions": {side: counts.total() for side, counts in transitions.items()},
@@ -172,6 +204,18 @@ class ErrorReport:
                 for side, counts in transitions.items()
                 for (tag, next_tag), number in rank(counts)[:NUM_COMMONEST]
             ],
+            "seen": {
+                name: {"recall": number[True] / max(number.total(), 1), "support": number.total()}
+                for name, number in self.seen.items()
+                if self.training_entities is not None
+            },
+            "thresholds": {
+                str(threshold): dict(
+                    [*score_type(Counter(support=overall["support"], **self.kept[threshold])).items()][:6]
+                )
+                for threshold in (THRESHOLDS if self.kept else ())
+            },
+            "sentences_with_errors": self.num_wrong_sentences,
             "worst_sentences": [sentence for *_, sentence in sorted(self.worst, reverse=True)],
         }
 
@@ -201,31 +245,44 @@ def summarize(report: Mapping[str, Any]) -> str:
     return f"{size}: accuracy {report['accuracy']:.3f}. Entities, {rules}: {scores}."
 
 
-def build_tables(report: Mapping[str, Any]) -> list[tuple[str, int, list[list[str]]]]:
-    """Name, number of the columns that name things, and rows of each table; the first row names the columns."""
+def build_tables(report: Mapping[str, Any]) -> list[tuple[str, int, list[list[str]], str]]:
+    """Of each table name, number of columns that name things, rows with a head, and what to say without other rows."""
     types = [*report["types"].items(), ("all types", report["overall"])]
-    scores = [[name, *(f"{row[key]:.3f}" for key in SCORES), *(row[key] for key in COUNTS)] for name, row in types]
+    scores, thresholds = (
+        [
+            [name, *(f"{row[key]:.3f}" for key in SCORES), *(row[key] for key in COUNTS if key in row)]
+            for name, row in part
+        ]
+        for part in (types, report["thresholds"].items())
+    )
     confusions = [[*cell.values()] for cell in report["confusion"] if cell["gold"] != cell["predicted"]][:NUM_COMMONEST]
     transitions = [[*row.values()] for row in report["commonest_invalid_transitions"]]
     number = ", ".join(f"{count:,} in {side} tags" for side, count in report["invalid_transitions"].items())
     if report["scheme"] not in TRANSITION_RULES:
         number = "no rules are known for these tags"
-    tables: list[tuple[str, int, list[str], list[list[Any]]]] = [
-        ("Entities by type", 1, ["type", *SCORES, *COUNTS], scores),
-        ("Confusions of types, commonest first", 2, ["gold", "predicted", "same span", "other span"], confusions),
-        (f"Invalid transitions: {number}", 3, ["tags", "tag", "next tag", "count"], transitions),
+    seen = [[f"{name} in training", f"{row['recall']:.3f}", row["support"]] for name, row in report["seen"].items()]
+    without = "Without the entities below a score, as predict.py --min-score leaves them out"
+    confused, broken = "No entity was taken for one of another type.", "There is none to show."
+    pair, step = ["gold", "predicted", "same span", "other span"], ["tags", "tag", "next tag", "count"]
+    tables: list[tuple[str, int, list[str], list[list[Any]], str]] = [
+        ("Entities by type", 1, ["type", *SCORES, *COUNTS], scores, ""),
+        ("Confusions of types, commonest first", 2, pair, confusions, confused),
+        (f"Invalid transitions: {number}", 3, step, transitions, broken),
+        ("Gold entities, by whether training has them", 1, ["type and words", "recall", "support"], seen, ""),
+        (without, 1, ["score", *SCORES, *COUNTS[:3]], thresholds, ""),
     ]
     return [
-        (name, names, [[printable(f"{x:,}" if isinstance(x, int) else x) for x in row] for row in [head, *rows]])
-        for name, names, head, rows in tables
+        (name, names, [[printable(f"{x:,}" if isinstance(x, int) else x) for x in row] for row in [head, *rows]], empty)
+        for name, names, head, rows, empty in tables
+        if rows or empty  # what is unknown has no table
     ]
 
 
 def report_text(report: Mapping[str, Any]) -> str:
     """The report for a terminal, without its sentences."""
     lines = [summarize(report)]
-    for name, num_names, rows in build_tables(report):
-        lines += ["", name, *([format_table(rows, num_names)] if len(rows) > 1 else [])]
+    for name, num_names, rows, empty in build_tables(report):
+        lines += ["", name, format_table(rows, num_names) if len(rows) > 1 else empty]
     return "\n".join(lines) + "\n"
 
 
@@ -256,9 +313,19 @@ def build_heat_map(report: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
 
 def report_html(report: Mapping[str, Any], title: str) -> str:
     """The report as a page that refers to no other file."""
-    texts = {"title": title, "summary": summarize(report), "tables": build_tables(report)}
-    heat_map, sentences = build_heat_map(report), report["worst_sentences"]
-    return render_template("report.html.j2", printable, **texts, heat_map=heat_map, sentences=sentences, zip=zip)
+    sentences = [
+        sentence
+        | {"place": printable(sentence["place"])}
+        | {key: [*map(printable, sentence[key])] for key in ("words", "gold", "predicted")}
+        for sentence in report["worst_sentences"]
+    ]
+    tags = {tag for sentence in report["worst_sentences"] for side in ("gold", "predicted") for tag in sentence[side]}
+    types = {printable(tag): printable(entity_tag(tag, report["scheme"])[2:]) for tag in tags - {OUTSIDE}}
+    data = {"page": PAGE_SENTENCES, "errors": report["sentences_with_errors"], "types": types, "sentences": sentences}
+    tables, heat_map = build_tables(report), build_heat_map(report)
+    texts = {"title": title, "summary": summarize(report), "tables": tables, "heat_map": heat_map, "data": data}
+    functions = {"zip": zip, "sha256": hashlib.sha256, "base64": base64.b64encode}
+    return render_template("report.html.j2", printable, **texts, **functions)
 
 
 def render_template(name: str, escape: Callable[[str], str], **values: Any) -> str:

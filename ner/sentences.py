@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ner.cells import split_text
-from ner.labels import entity_tag, find_entities
-from ner.report import ErrorReport
+from ner.labels import OUTSIDE, entity_tag, find_entities
+from ner.report import ErrorReport, span_score
 from transformer_trial.errors import TrialError
 
 # What a word of CoNLL columns does not hold or begin with: readers would take it for something else.
@@ -43,15 +43,26 @@ class Sentence:
         """The entities that the predicted tags mark, as seqeval's default mode reads them."""
         spans = []
         for entity_type, first, last in find_entities([entity_tag(tag, label_scheme) for tag in self.tags or []]):
-            scores = [score for score in (self.scores or [])[first : last + 1] if score is not None]
             span: dict[str, Any] = {"type": entity_type, "first_word": first, "last_word": last}
             if self.text is None or self.offsets is None:
                 span["text"] = " ".join(self.words[first : last + 1])
             else:
                 span["start"], span["end"] = self.offsets[first][0], self.offsets[last][1]
                 span["text"] = self.text[span["start"] : span["end"]]
-            spans.append({**span, "score": round(sum(scores) / len(scores), 6) if scores else None})
+            spans.append({**span, "score": span_score(self.scores or [], first, last)})
         return spans
+
+    def leave_out(self, label_scheme: str | None, min_score: float) -> None:
+        """Tag the words of spans whose score is lower as O; the scores stay."""
+        tags = self.tags or []
+        for span in self.spans(label_scheme) if min_score else []:
+            if span["score"] is not None and span["score"] < min_score:
+                first, last = span["first_word"], span["last_word"]
+                tags[first : last + 1] = [OUTSIDE] * (last + 1 - first)
+                # IOB1 writes B-, and IOE1 E-, only beside another entity of the type.
+                for near in {"IOB1": [last + 1], "IOE1": [first - 1]}.get(str(label_scheme), []):
+                    if 0 <= near < len(tags) and tags[near] != OUTSIDE:
+                        tags[near] = f"I{tags[near][1:]}"
 
     def as_json(self, label_scheme: str | None) -> dict[str, Any]:
         """What a line of json holds of a tagged sentence."""
@@ -72,16 +83,17 @@ class Sentence:
 
 
 def write_predictions(
-    tagged: Iterable[Sentence], output: Any, report: ErrorReport, *, as_columns: bool = False
+    tagged: Iterable[Sentence], output: Any, report: ErrorReport, *, as_columns: bool = False, min_score: float = 0.0
 ) -> None:
-    """Write tagged sentences as json lines or CoNLL columns, and count in the report those that have gold tags.
+    """Write tagged sentences, without spans below `min_score`, and count in the report those that have gold tags.
 
     The output is an unbuffered binary file. It gets each sentence in a call of its own, so that an interruption leaves
     whole lines. (Linux itself may cut one, at the end of a page, if SIGKILL comes while it copies the line.)
     """
     for sentence in tagged:
+        sentence.leave_out(report.scheme, min_score)
         if sentence.gold is not None:
-            report.add(sentence.gold, sentence.tags or [], sentence.describe)
+            report.add(sentence.gold, sentence.tags or [], sentence.describe, sentence.scores)
         # A terminal would act on what some words hold.
         row = sentence.as_columns() if as_columns else sentence.as_json(report.scheme)
         text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=output.isatty())

@@ -193,6 +193,8 @@ def test_the_card_has_the_scores_that_were_reported(small: Config, fit: Fit, tmp
     reports = {split: json.loads(file.read_text()) for split, file in files.items()}
     check_scores(card, reports)
     for split, report in reports.items():
+        assert sum(row["support"] for row in report["seen"].values()) == report["overall"]["support"]
+        assert bool(report["thresholds"]) == bool(report["worst_sentences"][0]["scores"]) == (split == "test")
         (line,) = read_metrics(folder, split)
         for name in ("precision", "recall", "f1"):
             assert report["overall"][name] == pytest.approx(line[name], abs=1e-12)

@@ -3,7 +3,6 @@
 import json
 import operator
 import runpy
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -64,10 +63,15 @@ def test_draws_what_a_short_run_has(report: int, names: list[str], tmp_path: Pat
     assert (tmp_path / "figure.png").stat().st_size > 0
 
 
-def test_command_writes_an_image_beside_the_script(tmp_path: Path) -> None:
-    path, script = write_metrics(tmp_path, REPORTS), shutil.copy(SCRIPT, tmp_path)
-    subprocess.run([sys.executable, script, path], check=True)
-    image = matplotlib.image.imread(tmp_path / "ner.png")
+@pytest.mark.parametrize("named", ["", "metrics.jsonl"])
+def test_command_draws_a_run_into_its_folder(named: str, tmp_path: Path) -> None:
+    write_metrics(tmp_path, REPORTS)
+    tracked = SCRIPT.with_name("ner.png").read_bytes()
+    command: list[str | Path] = [sys.executable, SCRIPT, tmp_path / named]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert found.stdout == f"The figure is {tmp_path / 'metrics.png'}\n"
+    assert SCRIPT.with_name("ner.png").read_bytes() == tracked
+    image = matplotlib.image.imread(tmp_path / "metrics.png")
     assert image.shape[:2] == (750, 1200)
     assert image.min() < 0.3  # something is drawn
     assert image[..., :3].mean() > 0.9  # on white
@@ -85,15 +89,18 @@ WHOLE = json.dumps(REPORTS[0]) + "\n"
         pytest.param("[1]", "b", "a: line 1 is not a whole report of a run: '[1]'.", id="no object"),
         pytest.param('{"loss": 1}', "b", "a: line 1 is not a whole report of a run: '{\"loss\": 1}'.", id="no group"),
         pytest.param(None, "b", "a: No such file or directory.", id="no file"),
+        pytest.param(Path, "b", "a/metrics.jsonl: No such file or directory.", id="folder of no run"),
         pytest.param(WHOLE, "gone/b", "gone/b: No such file or directory.", id="no folder"),
     ],
 )
 def test_a_mistake_ends_in_a_sentence(
-    content: str | None, output: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: str | type[Path] | None, output: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if content is not None:
+    if isinstance(content, str):
         Path("a").write_text(content)
+    elif content:
+        Path("a").mkdir()
     with pytest.raises(SystemExit) as exit_:
         main(["a", "--output", output])
     assert exit_.value.code == message

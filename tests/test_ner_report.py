@@ -1,11 +1,15 @@
 """The error report: numbers against seqeval, matching and rules against cases made by hand, hostile text."""
 
+import base64
 import functools
+import hashlib
 import html.parser
+import io
 import itertools
 import json
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -14,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from conftest import PROJECT, needs_wnut
@@ -38,18 +43,9 @@ from test_ner_labels import (
 )
 
 import ner.report
-from ner.labels import PREFIXES, Entity, choose_metric_scheme, entity_tag
-from ner.report import (
-    COUNTS,
-    NUM_WORST_SENTENCES,
-    SCORES,
-    ErrorReport,
-    is_invalid,
-    match_entities,
-    report_html,
-    report_text,
-    write_report,
-)
+import ner.sentences
+from ner.labels import PREFIXES, Entity, choose_metric_scheme, encode_tags, entity_tag
+from ner.report import COUNTS, SCORES, ErrorReport, is_invalid, match_entities, report_html, report_text, write_report
 from transformer_trial.errors import JOINERS, printable
 
 HOSTILE = [
@@ -206,19 +202,19 @@ def test_without_an_entity_nothing_warns(recwarn: pytest.WarningsRecorder) -> No
     assert not recwarn.list
 
 
-def test_a_sentence_is_described_only_where_it_is_among_the_worst() -> None:
-    report, described = ErrorReport("IOB2"), list[int]()
+def test_a_sentence_is_described_only_for_its_errors_and_for_gold_entities_to_look_up() -> None:
+    described = list[int]()
 
     def describe(number: int) -> tuple[list[str], str]:
         described.append(number)
         return ["word"], f"line {number}"
 
-    for i in range(200):
-        length = i % 100 + 1
-        predicted = "O" if i % 2 else "B-PER"
-        report.add(["B-PER"] * length, [predicted] * length, functools.partial(describe, i))
-    # The first fifty wrong sentences, and of the others those that are worse than one of the fifty worst so far.
-    assert described == [*range(1, 100, 2), *range(103, 200, 2)]
+    for known in (None, set[int]()):
+        report = ErrorReport("IOB2")
+        report.training_entities = known
+        for i, (gold, predicted) in enumerate([("O", "O"), ("O", "B-A"), ("B-A", "B-A"), ("B-A", "O")]):
+            report.add([gold], [predicted], functools.partial(describe, i))
+    assert described == [1, 3, 1, 2, 3]
 
 
 @given(st.lists(st.tuples(*[st.sampled_from(["O", "B-A", "I-A", "B-B", "I-B", "B-C"])] * 2), max_size=30))
@@ -249,6 +245,41 @@ def test_errors_are_told_apart() -> None:
         {"gold": "PER", "predicted": "LOC", "same_span": 0, "other_span": 1},
     ]
     assert report["accuracy"] == 5 / 12
+
+
+@pytest.mark.parametrize("mode", ["default", "strict"])
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "IOE1"])  # seqeval misses some, strictly
+@given(st.lists(st.tuples(st.integers(1, 2), type_or_none, type_or_none, st.sampled_from([0, 0.3, 0.9])), min_size=1))
+def test_thresholds_count_the_tags_that_are_left(scheme: str, mode: str, rows: list[tuple[int, Any, Any, Any]]) -> None:
+    gold, tags = (write_tags(place_spans([(n, names[i]) for n, *names, _ in rows]), scheme) for i in (0, 1))
+    scores: list[float | None] = [score for length, *_, score in rows for _ in range(length)]
+    words, name = [f"w{i % 3}" for i in range(len(gold))], NAMES[scheme]
+    keys = encode_tags(datasets.Dataset.from_dict({"tokens": [words], "tags": [gold]})).entity_keys(name)
+
+    def count_without(min_score: float) -> dict[str, Any]:
+        report = ErrorReport(name, mode, choose_metric_scheme(labels_of([gold], [tags]), name, None))
+        report.training_entities = keys
+        sentence = ner.sentences.Sentence(words, gold=gold, tags=[*tags], scores=[*scores])
+        ner.sentences.write_predictions([sentence], io.BytesIO(), report, min_score=min_score)
+        return report.as_dict()
+
+    whole = count_without(0)
+    for threshold, found in whole["thresholds"].items():
+        assert found.items() <= count_without(float(threshold))["overall"].items()
+    assert whole["seen"]["seen"].items() <= whole["overall"].items() and whole["seen"]["unseen"]["support"] == 0
+
+
+def test_entities_are_seen_where_training_has_their_type_and_words() -> None:
+    rows = {"tokens": [["Ada", "B", "x"], ["Rome"]], "tags": [["B-PER", "I-PER", "O"], ["B-LOC"]]}
+    report = ErrorReport("IOB2")
+    report.training_entities = encode_tags(datasets.Dataset.from_dict(rows)).entity_keys("IOB2")
+    for words, gold, predicted in [
+        ("Ada B", "B-PER I-PER", "B-PER I-PER"), ("Ada B", "B-PER B-PER", "B-PER B-PER"), ("Rome", "B-LOC", "O"),
+        ("Rome", "B-ORG", "O"), ("rome", "B-LOC", "O"), ("x", "O", "B-LOC"),
+    ]:  # fmt: skip
+        report.add(gold.split(), predicted.split(), describing(words.split(), ""))
+    text = report_text(report.as_dict())
+    assert "\nseen in training     0.500        2\nunseen in training   0.500        4\n" in text
 
 
 A, B = "A", "B"
@@ -332,7 +363,9 @@ def test_the_worst_sentences_come_first() -> None:
     assert (sentence["gold"], sentence["predicted"]) == (["B-PER", "I-PER", "O"], ["B-PER", "O", "O"])
 
 
-def test_what_is_kept_does_not_grow_with_the_number_of_sentences() -> None:
+@pytest.mark.parametrize(("limit", "value"), [("NUM_WORST_SENTENCES", 50), ("NUM_WORST_CHARACTERS", 50 * 98)])
+def test_what_is_kept_does_not_grow(limit: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ner.report, limit, value)
     report, sizes = ErrorReport("IOB2"), []
     for i in range(3000):
         describe = describing([f"word{i:05}"] * 6, f"line {i:05}")
@@ -340,8 +373,10 @@ def test_what_is_kept_does_not_grow_with_the_number_of_sentences() -> None:
         if i in (999, 2999):
             sizes.append(len(pickle.dumps(vars(report))))
     assert sizes[1] < sizes[0] * 1.05
-    places = [sentence["place"] for sentence in report.as_dict()["worst_sentences"]]
-    assert places == [f"line {i:05}" for i in range(NUM_WORST_SENTENCES)]
+    as_dict = report.as_dict()
+    assert [sentence["place"] for sentence in as_dict["worst_sentences"]] == [f"line {i:05}" for i in range(50)]
+    text = Page(report_html(as_dict, "Report")).text_of("p")
+    assert any(line.startswith("3,000 sentences have errors; this page holds the worst 50 of them") for line in text)
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
@@ -379,6 +414,10 @@ def test_a_report_of_nothing_or_no_error_is_whole(sentences: list[tuple[str, str
     assert ("no rules are known" in report_text(report)) == (scheme != "IOB2")
     page = Page(report_html(report, "Report"))
     assert not page.find("li") and bool(page.find("figure")) == bool(report["types"])
+    empty = {"No sentence has an error.", "No entity was taken for one of another type.", "There is none to show."}
+    assert empty <= {*page.text_of("p")}
+    assert ("There is no entity, neither a gold nor a predicted one." in page.text_of("p")) != bool(report["types"])
+    assert "another type.\n\nInvalid" in report_text(report)
     if scheme != "IOB2":  # without rules none is broken
         report = make_report([("O I-PER B-LOC", "I-LOC O E-LOC")], scheme)
         assert report["invalid_transitions"] == {"predicted": 0, "gold": 0}
@@ -416,7 +455,7 @@ def make_hostile_report() -> dict[str, Any]:
     for text, other in zip(HOSTILE, [*HOSTILE[1:], *HOSTILE]):
         rest = ["O"] * (len(HOSTILE) - 2)
         gold, predicted = [f"B-{text}!", f"I-{text}!", *rest], [f"B-{other}!", "O", f"I-{text}!", *rest[1:]]
-        report.add(gold, predicted, describing(HOSTILE, text))
+        report.add(gold, predicted, describing(HOSTILE, text), [0.25, None] + [0.5] * (len(gold) - 2))
     return report.as_dict()
 
 
@@ -436,7 +475,7 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag != "meta":
+        if tag not in ("meta", "input"):
             self.open.append(tag)
             self.texts.append((tag, ""))
         if tag == "table":
@@ -467,12 +506,19 @@ def test_hostile_text_is_in_the_page_only_as_text() -> None:
     source = report_html(report, "<b>report</b> \x1b[1m\u202e")
     page = Page(source)
     allowed = "html head meta title style body h1 h2 h3 p div figure figcaption table thead tbody tr th td ol li"
-    assert {tag for tag, _ in page.elements} == {*allowed.split(), "span", "bdi"}
+    allowed += " span bdi small fieldset legend label input button script"
+    assert {tag for tag, _ in page.elements} == {*allowed.split()}
     allowed_attributes = "lang charset name content http-equiv class style role aria-label tabindex scope dir"
+    allowed_attributes += " id hidden type"
     assert {name for _, attrs in page.elements for name in attrs} == set(allowed_attributes.split())
     assert all(re.fullmatch("--[a-z]+: [0-9.]+", attrs.get("style", "--none: 0")) for _, attrs in page.elements)
     (policy,) = page.find("meta", **{"http-equiv": "Content-Security-Policy"})
-    assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
+    data, script = page.text_of("script")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    rules = f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    assert policy["content"] == f"default-src 'none'; {rules}"
+    assert source.count("<script") == 2 and not any(text in data for text in "<>&'") and "innerHTML" not in script
+    assert [s["words"] for s in json.loads(data)["sentences"]] == [[*map(printable, HOSTILE)]] * len(HOSTILE)
     assert "url(" not in "".join(page.text_of("style")) and "@import" not in "".join(page.text_of("style"))
     assert is_harmless(source)
     assert page.text_of("h1") == page.text_of("title") == ["<b>report</b> ⟨U+001B⟩[1m⟨U+202E⟩"]
@@ -525,6 +571,66 @@ def test_page_can_be_used_without_seeing_it_or_its_colors() -> None:
     assert [attrs.get("class") for attrs in page.find("li")] == [None, "wrong", None, "wrong", "wrong"]
     assert page.text_of("bdi")[:8] == ["B-PER", "B-PER", "I-PER", "✗ O", "O", "O", "B-LOC", "✗ B-PER"]
     assert page.text_of("span")[4:] == ["word0", "word1", "word2", "word3", "word0"]
+
+
+# ------------------------------------------------------------------------------------------------------------- browser
+
+
+def run_in_browser(source: str, code: str, folder: Path) -> tuple[Page, Any]:
+    """What Chromium makes of a page, and what `code` finds in it; `ran` lists the alerts."""
+    if shutil.which("chromium") is None:
+        pytest.skip("there is no chromium")
+    run = f"onload = () => {{ {code}; document.title = JSON.stringify(found); }}"
+    script = f"const found = [], ran = []; alert = (x) => ran.push(x); {run}"
+    source = source.replace("script-src", "script-src 'nonce-test'", 1)
+    source = source.replace("<style>", f"<script nonce=test>{script}</script><style>", 1)
+    (folder / "page.html").write_text(source, encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
+    command = ["chromium", *options, (folder / "page.html").as_uri()]
+    page = Page(subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=100).stdout)
+    return page, json.loads(page.text_of("title")[0])
+
+
+def test_a_browser_pages_through_hostile_text_and_runs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ner.report, "PAGE_SENTENCES", 13)
+    report = make_hostile_report()
+    source = report_html(report, HOSTILE[0])
+    code = """for (const button of [after, before]) {
+            found.push(shown.textContent, before.disabled, after.disabled, document.images.length);
+            found.push(Array.from(document.querySelectorAll("#sentences span"), (element) => element.textContent));
+            button.click();
+        }
+        document.body.append(Object.assign(document.createElement("script"), {textContent: "alert(1)"}));
+        found.push(ran)"""
+    page, found = run_in_browser(source, code, tmp_path)
+    words = [printable(word) for sentence in report["worst_sentences"] for word in sentence["words"]]
+    half, number = len(words) // 2, len(HOSTILE)
+    assert found[:5] == [f"Sentences 1 to 13 of {number}.", True, False, 0, words[:half]]
+    assert found[5:] == [f"Sentences 14 to {number} of {number}.", False, True, 0, words[half:], []]
+    plain = Page(source)
+    for tag in ("h3", "li", "span", "bdi", "small"):
+        first = plain.text_of(tag)
+        assert page.text_of(tag)[-len(first) :] == first and page.find(tag)[-len(first) :] == plain.find(tag)
+    assert plain.text_of("small")[0] == "0.250" and page.find("ol") == plain.find("ol")
+
+
+def test_a_browser_filters_sentences_by_text_and_type(tmp_path: Path) -> None:
+    report = ErrorReport("plain")
+    for i, (gold, predicted) in enumerate([("A O O", "O O O"), ("O O A", "O O B-A"), ("A B-A C", "A B-A O")]):
+        report.add(gold.split(), predicted.split(), describing(["Ada", f"Word{i}", "<b>"], f"line {i}"))
+    rows = [
+        ("", "", "012"), ("WORD1", "", "1"), ("ada word", "", "012"), ("<b", "", "012"), ("line 2", "", "2"),
+        ("", "A", "01"), ("", "B-A", "1"), ("", "C", "2"), ("", "A C", "012"), ("word0", "C", ""),
+    ]  # fmt: skip
+    code = f"""for (const [text, chosen] of {json.dumps(rows)}) {{
+        words.value = text;
+        types.querySelectorAll("input").forEach((box) => {{ box.checked = chosen.split(" ").includes(box.value); }});
+        words.dispatchEvent(new Event("input"));
+        found.push(Array.from(document.querySelectorAll("h3"), (element) => element.textContent[5]).sort().join(""));
+    }}"""
+    page, found = run_in_browser(report_html(report.as_dict(), "Title"), code, tmp_path)
+    assert found == [lines for *_, lines in rows] and "No sentence here has such an error." in page.text_of("p")
+    assert [box["value"] for box in page.find("input", type="checkbox")] == ["A", "B-A", "C"]
 
 
 # --------------------------------------------------------------------------------------------------------------- files

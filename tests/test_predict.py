@@ -368,6 +368,19 @@ def test_the_report_of_a_training_is_not_replaced(run: Path, tag: Tag) -> None:
     assert json.loads(Path("out-report/report.json").read_text())["sentences"] == 200
 
 
+def test_spans_below_a_score_are_left_out_as_the_report_says(tag: Tag) -> None:
+    whole = tag(SAMPLE_DATA / "validation.json")
+    thresholds = json.loads(Path("report/report.json").read_text())["thresholds"]
+    kept = tag(SAMPLE_DATA / "validation.json", None, "--min-score", "0.7")
+    for before, after in zip(whole, kept):
+        left = [span for span in before["spans"] if span["score"] >= 0.7]
+        inside = {i for span in left for i in range(span["first_word"], span["last_word"] + 1)}
+        tags = [name if i in inside else "O" for i, name in enumerate(before["tags"])]
+        assert after == {**before, "tags": tags, "spans": left}
+    overall = json.loads(Path("report/report.json").read_text())["overall"]
+    assert thresholds["0.7"].items() <= overall.items() and 0 < overall["predicted"] < thresholds["0.0"]["predicted"]
+
+
 def test_text_that_begins_like_a_list_is_text(tag: Tag) -> None:
     texts = ["[sic] Ada", "[deleted]", "['a' list", "(a, b)", "# Ada", "[]", '["Ada", "slept"]']
     assert [row["text"] for row in tag("a.txt", "\n".join(texts))] == texts
@@ -544,10 +557,10 @@ def test_a_mistake_ends_in_one_paragraph(
     assert Path("in.jsonl").read_text() == good
 
 
-@pytest.mark.parametrize("batch_size", ["0", "-1", "x"])
-def test_a_wrong_batch_size_is_a_wrong_command(batch_size: str, command: Command) -> None:
+@pytest.mark.parametrize("option", [*(f"batch-size={n}" for n in ("0", "-1", "x")), "min-score=1.1", "min-score=nan"])
+def test_a_wrong_number_is_a_wrong_command(option: str, command: Command) -> None:
     with pytest.raises(SystemExit) as stopped:
-        command("--model", "m", "--input", "i", "--output", "o", "--batch-size", batch_size)
+        command("--model", "m", "--input", "i", "--output", "o", f"--{option}")
     assert stopped.value.code == 2
 
 
