@@ -266,10 +266,10 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
     problems, notes = list[tuple[str, str]](), list[str]()
     waiting: Sentence | None = None  # until it is known what was left out behind it
     for record in records:
-        num_sentences += 1
         if needs_tags and record.cells.get("answer") in ("reject", "ignore"):  # as Prodigy and others have it
             notes.append(NOT_ACCEPTED)
             continue
+        num_sentences += 1
         if missing := [name for name in needed if name not in record.cells]:
             found = join_names(record.cells)
             raise TrialError(f"{record.place}: no column {missing[0]!r} as in the first row; found {found}.")
@@ -292,9 +292,12 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
         waiting = sentence
     if problems:
         raise TrialError(_summarize(source.name, problems, source.options.names.bad_spans))
-    if waiting is not None:
-        waiting.notes = [*waiting.notes, *notes]
-        yield waiting
+    if waiting is None:
+        raise TrialError(
+            f"{source.name}: none of its {len(notes):,} rows is one that an annotator accepted. Accept some."
+        )
+    waiting.notes = [*waiting.notes, *notes]
+    yield waiting
     if only_words and num_sentences > 1:
         advice = f"name the column of the sentence's id with {source.options.names.sentence_column}"
         other = "without one, write CoNLL columns with a blank line between sentences"

@@ -151,6 +151,8 @@ SPANS: list[Any] = [
      "line 2: the entity's type B-PER begins with a prefix; found are B-PER, I-PER, PER", "Write types alone"),
     ("two types with prefixes", as_lines([{"text": "EU", "spans": [[0, 2, kind]]} for kind in ("S-ORG", "B-X")]),
      "line 1: the entity's type S-ORG begins with a prefix; found are B-X, S-ORG."),
+    ("nothing accepted", as_lines([{"text": "EU", "spans": [], "answer": "reject"}] * 2),
+     "none of its 2 rows is one that an annotator accepted"),
     ("no text beside spans", span(entity(0, 3), text=None), "line 2: the words are None"),
     ("an empty text beside spans", span(text=" "), "line 2: found a text without words. Remove it"),
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 import ner.cells
 import ner.data
 import ner.formats
+import ner.sentences
 from ner.columns import ReadOptions, find_columns
 from ner.data import read_sentences
 
@@ -307,14 +308,18 @@ def write_file(path: Path, content: Any) -> None:
     path.write_bytes(PACKERS.get(path.suffix, bytes)(data))
 
 
-def read_files(pattern: Path, *, needs_tags: bool = True, **options: Any) -> list[Sentence]:
-    """As `read_splits` and `predict.py` read them, but past the cache."""
+def read_whole(pattern: Path, *, needs_tags: bool = True, **options: Any) -> list[ner.sentences.Sentence]:
+    """As `read_splits` and `predict.py` read files, but past the cache."""
     config = ner.config.NERDataConfig(train_file=str(pattern), **options)
     how = dataclasses.replace(ner.data.read_options(config), needs_tags=needs_tags)
     source = ner.data.source_of_files("data.train_file", str(pattern), how)
     columns = find_columns(source.first_records(), source.options, "ner")
     names = source.label_names(str(columns.label)) or config.label_list
-    return [(sentence.words, sentence.gold or []) for sentence in read_sentences(source, columns, names)]
+    return list(read_sentences(source, columns, names))
+
+
+def read_files(pattern: Path, **options: Any) -> list[Sentence]:
+    return [(sentence.words, sentence.gold or []) for sentence in read_whole(pattern, **options)]
 
 
 @pytest.mark.parametrize(
