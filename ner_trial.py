@@ -13,7 +13,7 @@ import functools
 import logging
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class NERTrial(BaseTransformerTrial):
     # Of the best model so far: the errors of each split that it was evaluated on, and how long it was trained.
     reports: Mapping[str, dict[str, Any]] = types.MappingProxyType({})
     reports_batches = -1
+    training_entities: Set[int] | None = None  # keys of train's entities, on the first slot, whose report counts
 
     def load_datasets(self) -> Mapping[str, Any]:
         """The splits of the data set or the files that `data` names.

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 from ner_trial import NERTrial  # noqa: E402
 from transformer_trial.callbacks import build_callbacks  # noqa: E402
-from transformer_trial.errors import TrialError  # noqa: E402
+from transformer_trial.errors import PrintableFormatter, TrialError  # noqa: E402
 
 for name, max_examples in (("fast", 25), ("full", 60)):
     settings.register_profile(
@@ -99,6 +100,15 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # tiny models gain nothing by more
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """Let no log of a test go to what was standard error then: it is closed."""
+    yield
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler.formatter, PrintableFormatter)]:
+        root.removeHandler(handler)
 
 
 def save_tiny_model(folder: Path, **shape: Any) -> Path:

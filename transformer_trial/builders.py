@@ -82,14 +82,7 @@ def build_using_auto(
     model, loaded = load(
         auto_class, "model_name", config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
-    body = {name for name in model.state_dict() if name.startswith(f"{model.base_model_prefix}.")}
-    if body and body <= {*loaded["missing_keys"]}:
-        found = "none of the model's weights is there, but for those of a head"
-        raise TrialError(f"hyperparameters.model_name (or pretrained_model_name_or_path): {found}.")
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        found = f"it has {len(tokenizer)} entries, but the model knows {rows}"
-        raise TrialError(f"hyperparameters.tokenizer_name: {found}. Take model and tokenizer of one origin.")
+    _check_loaded(model, tokenizer, set(loaded["missing_keys"]))
     _check_mismatched(model, loaded["mismatched_keys"], model_config, new_head=new_head)
     _freeze_what_is_fixed(model, auto_class)
     if new_head:
@@ -185,6 +178,18 @@ def _name_labels(config: transformers.PretrainedConfig, label_names: Sequence[st
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: i for i, name in enumerate(label_names)}
     return True
+
+
+def _check_loaded(model: Any, tokenizer: Any, missing: set[str]) -> None:
+    """Refuse a model without any weight of its own, and a tokenizer with more entries than the model knows."""
+    body = {name for name in model.state_dict() if name.startswith(f"{model.base_model_prefix}.")}
+    if body and body <= missing:
+        found = "none of the model's weights is there, but for those of a head"
+        raise TrialError(f"hyperparameters.model_name (or pretrained_model_name_or_path): {found}.")
+    known = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > known:
+        found = f"it has {len(tokenizer)} entries, but the model knows {known}"
+        raise TrialError(f"hyperparameters.tokenizer_name: {found}. Take model and tokenizer of one origin.")
 
 
 def _check_mismatched(model: Any, mismatched: Iterable[Any], model_config: ModelConfig, *, new_head: bool) -> None:
