@@ -25,6 +25,7 @@ import transformers
 import ner.data
 import ner.formats
 import ner.report
+import ner.sources
 import ner.windows
 import ner_utils
 from ner.cells import TAGGED_LINE, join_names
@@ -149,11 +150,11 @@ def predict(
     return (sentence.as_json(tagger.settings.label_scheme) for sentence in tagger.tag(as_sentences))
 
 
-def open_source(options: argparse.Namespace) -> ner.data.Source:
+def open_source(options: argparse.Namespace) -> ner.sources.Source:
     """Open what `--input` names: files as in training, lines of text, or standard input."""
     stdin, output = STANDARD_INPUT, Path(options.output).expanduser()
     has_files = options.input != "-" and options.loader is None
-    paths = ner.data.find_files("--input", options.input) if has_files else [stdin]
+    paths = ner.sources.find_files("--input", options.input) if has_files else [stdin]
     if has_files and options.output != "-" and output.exists() and any(map(output.samefile, paths)):
         raise TrialError(f"--output: {output} is the input too. Name another file.")
     given = {name: getattr(options, name) for name in COLUMN_OPTIONS}
@@ -162,12 +163,12 @@ def open_source(options: argparse.Namespace) -> ner.data.Source:
         how = dataclasses.replace(how, file_format="text")
     if options.loader is not None:
         rows = functools.partial(import_named("--loader", options.loader), options.input)
-        return ner.data.source_of_rows(options.input, rows, how)
+        return ner.sources.source_of_rows(options.input, rows, how)
     if has_files:
-        return ner.data.source_of_files("--input", options.input, how)
+        return ner.sources.source_of_files("--input", options.input, how)
     records = ner.formats.read_records(stdin, how)
-    first = list(itertools.islice(records, ner.data.NUM_FIRST))  # which the source begins with each time
-    return ner.data.Source(str(stdin), how, lambda: itertools.chain(first, records))
+    first = list(itertools.islice(records, ner.sources.NUM_FIRST))  # which the source begins with each time
+    return ner.sources.Source(str(stdin), how, lambda: itertools.chain(first, records))
 
 
 def is_plain_text(path: Path, options: ReadOptions) -> bool:
@@ -176,7 +177,7 @@ def is_plain_text(path: Path, options: ReadOptions) -> bool:
         return False
     lines = (line.rstrip() for line in read_lines(path, options))
     words = (line for line in lines if line and not line.startswith(("#", "-DOCSTART-")))
-    first = list(itertools.islice(words, ner.data.NUM_FIRST))
+    first = list(itertools.islice(words, ner.sources.NUM_FIRST))
     has_tabs = bool(first) and all("\t" in line for line in first)
     is_text = not has_tabs and 2 * sum(bool(TAGGED_LINE.search(line)) for line in first) <= len(first)
     kind = "text, a sentence a line" if is_text else "CoNLL columns"

@@ -1,17 +1,13 @@
 """Files and hub data sets in, checked sentences out, for training and for prediction. Nothing here knows of models."""
 
 import functools
-import glob
-import hashlib
-import inspect
 import itertools
 import logging
-import os
 import re
+import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +17,17 @@ from datasets.fingerprint import Hasher
 import ner.cells
 import ner.columns
 import ner.formats
+import ner.sources
 from ner.cells import BLANKS, SpanErrors, join_names, parse_cells, read_list, read_spans, read_words
 from ner.columns import Columns, ReadOptions, Record, find_columns, is_tag, is_word, respell
 from ner.config import NERDataConfig
-from ner.formats.rows import class_names, names_of_feature
 from ner.sentences import Sentence
+from ner.sources import Source, agree, source_of_files, source_of_rows
 from transformer_trial.data import configured_files, default_load_dataset
 from transformer_trial.errors import TrialError, format_value
 
 logger = logging.getLogger(__name__)
 
-NUM_FIRST = 100  # records that tell which columns there are
 # A cell that writes down a list of words, as csv does; "[sic]" is text.
 LIST_TEXT = re.compile(r"""[ \t\r\n]*\[\s*(['"].*)?\]\s*$""", re.DOTALL)
 TEXT = datasets.Value("string")
@@ -49,117 +45,12 @@ def read_options(config: NERDataConfig) -> ReadOptions:
     return ReadOptions(**columns, **given, document_column=config.document_column_name)
 
 
-@dataclass(frozen=True)
-class Source:
-    """The origin of a split: files, rows that the datasets library has loaded, or standard input."""
-
-    name: str  # in messages
-    options: ReadOptions  # how to read it
-    records: Callable[[], Iterator[Record]]  # returns the records from the beginning
-    fingerprint: Callable[[], str] = str  # returns a text that changes when the contents change, or "" if none does
-    label_names: Callable[[str], tuple[str, ...]] = lambda column: ()  # what a column's numbers stand for, if known
-
-    def first_records(self) -> list[Record]:
-        """Read the records that show which columns there are. Raise a TrialError if there is none."""
-        first = list(itertools.islice(self.records(), NUM_FIRST))
-        if not first:
-            raise TrialError(f"{self.name}: has no rows. Give at least one.")
-        return first
-
-
 def load_splits(config: NERDataConfig) -> Mapping[str, Any]:
     """Load the splits train, validation and test that exist: each a `Source` for files, else a `Dataset`."""
     if config.dataset_name is not None:
         return default_load_dataset(config)
     files, options = configured_files(config).items(), read_options(config)
     return {split: source_of_files(f"data.{split}_file", file, options) for split, file in files}
-
-
-def find_files(key: str, pattern: str) -> list[Path]:
-    """Find the files that a path, a folder or a glob such as data/*.conll names, in the order of their names."""
-    whole = Path(pattern).expanduser()
-    # Not `whole.exists`: without permission it raises an error.
-    paths = [whole] if os.path.exists(whole) else [Path(name) for name in sorted(glob.glob(str(whole), recursive=True))]
-    if os.path.isdir(whole):
-        paths = [*ner.formats.list_folder(whole, key)]
-    for path in paths or [whole]:
-        if not os.path.isfile(path):
-            exists = "is no file" if os.path.exists(path) else "does not exist, or lies where this user may not look"
-            what = "is a folder without files of a known format" if os.path.isdir(path) else exists
-            looked = "" if path.is_absolute() else f" (looked for {path.absolute()})"
-            advice = (
-                "on a cluster, copy it into the folder that is uploaded, mount its disk, or name a data set of the hub"
-            )
-            accepted = "Give a file, a folder, or a glob such as data/*.json"
-            raise TrialError(f"{key}: {path} {what}{looked}. {accepted}; {advice}.")
-    return paths
-
-
-def source_of_files(key: str, pattern: str, options: ReadOptions) -> Source:
-    """Make a source of the files that a path or a glob names. `key` is the setting that named them."""
-    paths = find_files(key, pattern)
-
-    def records() -> Iterator[Record]:
-        for path in paths:
-            has_rows = False
-            for record in ner.formats.read_records(path, options):
-                has_rows = True
-                yield record
-            if not has_rows:
-                raise TrialError(f"{path}: has no rows. Give a file with at least one.")
-
-    def label_names(column: str) -> tuple[str, ...]:
-        tables = [path for path in paths if (options.file_format or ner.formats.format_of(path)) == "parquet"]
-        return _agree({str(path): class_names(path, column) for path in tables}, options)
-
-    return Source(pattern, options, records, lambda: _hash_files(key, paths, repr(options)), label_names)
-
-
-def _hash_files(key: str, paths: Sequence[Path], options: str) -> str:
-    digest = hashlib.sha256(options.encode())
-    for path in paths:
-        digest.update(str(path).encode())
-        try:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            reason = f"cannot be read: {error.strerror}. Check its owner and permissions."
-            raise TrialError(f"{key}: {path}: {reason}") from None
-    return digest.hexdigest()
-
-
-def source_of_rows(name: str, rows: Any, options: ReadOptions) -> Source:
-    """Make a source of the rows of a split: of a `Dataset`, a list of dicts, or a function that yields dicts.
-
-    A dict of the latter two may say under `place` where it is from. Rows of a `functools.partial` of a function and the
-    paths of files are cached, until the function's module or a file changes.
-    """
-    is_data_set = isinstance(rows, datasets.Dataset)
-
-    def records() -> Iterator[Record]:
-        for number, cells in enumerate(rows() if callable(rows) else rows, start=1):
-            place = f"{name}, row {number}"
-            if not isinstance(cells, Mapping):
-                raise TrialError(f"{place}: found {format_value('', cells)}; accepted is a dict of columns.")
-            if not is_data_set and "place" in cells:
-                cells = dict(cells)
-                place = str(cells.pop("place"))
-            yield Record(place, dict(cells))
-
-    def label_names(column: str) -> tuple[str, ...]:
-        return names_of_feature(rows.features.get(column)) if is_data_set else ()
-
-    def fingerprint() -> str:
-        if is_data_set:
-            return str(rows._fingerprint)
-        paths = [Path(text) for text in getattr(rows, "args", ()) if isinstance(text, (str, Path))]
-        if not paths or not all(map(os.path.isfile, paths)):
-            return ""
-        code = Path(inspect.getfile(rows.func)).read_text(encoding="utf-8")
-        return _hash_files(name, paths, repr([code, rows.func.__qualname__, rows.keywords, options]))
-
-    return Source(name, options, records, fingerprint, label_names)
 
 
 def read_splits(
@@ -188,33 +79,36 @@ def read_splits(
         columns[split] = find_columns(source.first_records(), options, task, columns.get("train"))
     named = {source.name: source.label_names(str(columns[split].label)) for split, source in sources.items()}
     named["data.label_list"] = tuple(config.label_list or ())
-    label_names = tuple(respell(name, columns["train"]) for name in _agree(named, options)) or None
+    label_names = tuple(respell(name, columns["train"]) for name in agree(named, options)) or None
     rows = {}
     for split, source in sources.items():
         where = columns[split]
         logger.info("%s: %s", source.name, describe_columns(where))
         arguments = {"source": source, "columns": where, "label_names": label_names}
-        if fingerprint := source.fingerprint():
-            rows[split] = _build_rows(split, config, [fingerprint, where, label_names], arguments)
+        if source.fingerprint():
+            rows[split] = _build_unchanged_rows(split, config, source, [where, label_names], arguments)
         else:
             rows[split] = datasets.Dataset.from_list([*_generate_rows(**arguments)], features=SENTENCE_FEATURES)
     return datasets.DatasetDict(rows), label_names
 
 
-def _agree(named: Mapping[str, tuple[str, ...]], options: ReadOptions) -> tuple[str, ...]:
-    """Return what numbers stand for. Raise a TrialError if two sources disagree."""
-    sources = {names: name for name, names in named.items() if names}
-    if len(sources) > 1:
-        different = "; ".join(f"{name} has {join_names(names)}" for names, name in list(sources.items())[:2])
-        advice = f"Save all splits with the same ClassLabel, and remove {options.names.label_list}."
-        raise TrialError(f"The numbers among the tags stand for different tags: {different}. {advice}")
-    return next(iter(sources), ())
+def _build_unchanged_rows(
+    split: str, config: NERDataConfig, source: Source, key: list[Any], arguments: dict[str, Any]
+) -> datasets.Dataset:
+    """Build the rows anew where the source changes meanwhile: the cache would hold them under what it was before."""
+    for _ in range(3):
+        before, fingerprint = source.signature(), source.fingerprint()
+        rows = _build_rows(split, config, [fingerprint, *key], arguments)
+        if source.signature() == before:
+            return rows
+        shutil.rmtree(Path(rows.cache_files[0]["filename"]).parent)
+    raise TrialError(f"{source.name}: changes again and again while it is read. Read it when nobody writes to it.")
 
 
 def _build_rows(split: str, config: NERDataConfig, key: list[Any], arguments: dict[str, Any]) -> datasets.Dataset:
     """Generate the rows of a split, or find them in the cache under a hash of `key` and of the code that reads them."""
     formats = sorted(Path(ner.formats.__file__).parent.glob("*.py"))
-    modules = (__file__, ner.cells.__file__, ner.columns.__file__, *formats)
+    modules = (__file__, ner.cells.__file__, ner.columns.__file__, ner.sources.__file__, *formats)
     fingerprint = Hasher.hash([split, key, [Path(str(file)).read_bytes() for file in modules]])
 
     def build(cache_dir: str | None) -> datasets.Dataset:

@@ -380,3 +380,24 @@ def test_wnut_is_the_same_as_columns_and_as_json(split: str, num_sentences: int,
     assert (len(rows), sum(len(words) for words, _ in rows)) == (num_sentences, num_words)
     lines = [line.split("\t") for line in files[0].read_text(encoding="utf-8").splitlines() if line.strip()]
     assert Counter(tag for _, tag in lines) == Counter(tag for _, tags in rows for tag in tags)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again_and_poisons_no_cache(
+    count_reads: CountReads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, parse = tmp_path / "a.jsonl", ner.cells.parse_cells
+    file.write_text('{"tokens": ["old"], "ner_tags": ["O"]}\n')
+    old = file.read_text()
+
+    def replace_once(*arguments: Any, **options: Any) -> Any:
+        if file.read_text() == old:
+            file.with_suffix(".new").write_text(old.replace("old", "new"))
+            file.with_suffix(".new").replace(file)
+            return ["changed"], ["O"]
+        return parse(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ner.data, "parse_cells", replace_once)
+        assert count_reads(file)[1] == [(["new"], ["O"])]
+    file.write_text(old)
+    assert count_reads(file)[1] == [(["old"], ["O"])]

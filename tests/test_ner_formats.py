@@ -26,6 +26,7 @@ import ner.cells
 import ner.data
 import ner.formats
 import ner.sentences
+import ner.sources
 from ner.columns import ReadOptions, find_columns
 from ner.data import read_sentences
 
@@ -312,7 +313,7 @@ def read_whole(pattern: Path, *, needs_tags: bool = True, **options: Any) -> lis
     """As `read_splits` and `predict.py` read files, but past the cache."""
     config = ner.config.NERDataConfig(train_file=str(pattern), **options)
     how = dataclasses.replace(ner.data.read_options(config), needs_tags=needs_tags)
-    source = ner.data.source_of_files("data.train_file", str(pattern), how)
+    source = ner.sources.source_of_files("data.train_file", str(pattern), how)
     columns = find_columns(source.first_records(), source.options, "ner")
     names = source.label_names(str(columns.label)) or config.label_list
     return list(read_sentences(source, columns, names))

@@ -276,7 +276,7 @@ def test_inspect_shows_the_data_and_trains_nothing(
     run_module.run(NERTrial, [str(odd_config), "--inspect", "--output-dir", str(folder)])
     assert "batch " not in caplog.text
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    assert files == ["report/data.json"]
+    assert sorted(files) == [".training", "report/data.json"]
     report = json.loads((folder / "report" / "data.json").read_text())
     assert report["splits"]["train"]["entities"] == {"LOC": 5, "PER": 5}
     assert len(report["warnings"]) == 6

@@ -186,8 +186,8 @@ def _check_loaded(model: Any, tokenizer: Any, missing: set[str]) -> None:
     if body and body <= missing:
         found = "none of the model's weights is there, but for those of a head"
         raise TrialError(f"hyperparameters.model_name (or pretrained_model_name_or_path): {found}.")
-    known = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > known:
+    known = getattr(model.config, "vocab_size", None)
+    if known is not None and len(tokenizer) > known:
         found = f"it has {len(tokenizer)} entries, but the model knows {known}"
         raise TrialError(f"hyperparameters.tokenizer_name: {found}. Take model and tokenizer of one origin.")
 

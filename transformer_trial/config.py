@@ -137,7 +137,7 @@ class SchedulerConfig(Hyperparameters):
 class TrainingConfig(Hyperparameters):
     """Batch size and arithmetic."""
 
-    global_batch_size: int = Field(ge=1, le=10**6)
+    global_batch_size: int = Field(ge=1)
     """Rows of a training batch, over all slots together."""
     use_apex_amp: bool = False
     """Mixed precision by NVIDIA Apex, where the image has it."""

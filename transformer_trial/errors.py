@@ -10,7 +10,7 @@ from typing import Any
 # whatever it is called: tokens of known services, keys, and the password of an address.
 _NAME = (
     r"(?:(?<![a-z])|(?<=[a-z])(?=[A-Z]))(?<!(?:pad|eos|bos|sep|cls|unk)_)(?<!mask_)(?i:token|passw(?:or)?d|passphrase|pass|"
-    r"pwd|pat|bearer|cookies?|session|sas|secrets?|credentials?|auth|authorization|connection_?string|aws_\w+|"
+    r"pwd|pat|hf_tokens|bearer|cookies?|session|sas|secrets?|credentials?|auth|authorization|connection_?string|aws_\w+|"
     r"(?:\w+_)?(?:api|access|private|account|secret|openai|hf)_?key)(?![a-z])"
 )
 SECRET_NAME = re.compile(_NAME)
@@ -68,8 +68,9 @@ class ConfigError(TrialError):
 def format_value(key: str, value: Any) -> str:
     """`value` as a message repeats it: on one line, not at length, and without secrets."""
     text = repr(value)
-    is_plain = value is None or isinstance(value, (bool, int, float))
-    if not is_plain and (SECRET_NAME.search(key) or redact(value) != value):
+    searched = f"{key} {text}" if isinstance(value, (Mapping, list)) else key
+    is_secret = SECRET_NAME.search(searched) or SECRET_VALUE.search(text) or repr(redact(value)) != text
+    if is_secret and not (value is None or isinstance(value, bool)):
         return "a value that is not repeated here (secrets belong in the environment, such as HF_TOKEN)"
     return text if len(text) <= 80 else text[:77] + "..."
 
