@@ -214,13 +214,13 @@ def fail(rank: int) -> None:
 
 def find_a_checkpoint_on_the_first_node_only() -> None:
     found = None if os.environ["RANK"] == "1" else Path("found")
-    pytest.MonkeyPatch().setattr(local, "find_checkpoint", lambda *_: found)
+    pytest.MonkeyPatch().setattr(local.checkpoints, "find_checkpoint", lambda *_: found)
 
 
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        slow(None, ["--config", "data.train_file=gone.csv"], "gone.csv does not exist", id="a mistake"),
+        slow(None, ["--config", "data.train_file=gone.csv"], "gone.csv is there", id="a mistake"),
         pytest.param(functools.partial(fail, 0), [], "ValueError: no such thing", id="the first"),
         pytest.param(functools.partial(fail, 1), [], "Process 1 failed, and this one with it: Val", id="another"),
         slow(
