@@ -533,7 +533,9 @@ def test_a_mistake_ends_in_one_paragraph(
     no_head, cut, no_tokenizer = (shutil.copytree(model, name) for name in ("no_head", "cut", "no_tokenizer"))
     transformers.AutoModel.from_pretrained(model).save_pretrained(no_head)
     os.truncate(f"{cut}/model.safetensors", 20_000)
-    for file in Path(no_tokenizer).glob("tokenizer*"):
+    for file in [
+        file for file in Path(no_tokenizer).iterdir() if file.name not in ("config.json", "model.safetensors")
+    ]:
         file.unlink()
     good = '{"tokens": ["Ada"], "ner_tags": ["B-PER"]}\n'
     files = {
