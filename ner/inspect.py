@@ -47,7 +47,7 @@ def describe_data(
                 warnings.append(f"{which} are in train too: scores on them say little about new text.")
             if parted := documents[split].keys() & documents["train"]:
                 which = f"{len(parted)} of {len(documents[split])} documents of {split}"
-                warnings.append(f"{which} are in train too, by their names: {_listed(sorted(parted))}.")
+                warnings.append(f"{which} are in train too, by their names: {_listed(sorted(parted), 3)}.")
         if counts["long words"]:
             warnings.append(f"{split} has {counts['long words']} words of more than {LONG_WORD} characters.")
         warnings += _odd_tags(split, tags[split], entities, label_scheme)
@@ -64,9 +64,8 @@ def describe_data(
     return {"label_scheme": label_scheme, "labels": [*labels], "splits": splits, "warnings": warnings}
 
 
-def _listed(names: list[str]) -> str:
-    more = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+def _listed(names: list[str], most: int = MAX_NAMES) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _count_texts(rows: datasets.Dataset, column: str) -> dict[str, int]:

@@ -118,10 +118,11 @@ def find_data(options: Namespace) -> dict[str, str]:
     files = {f"{split}_file": getattr(options, f"{split}_file") for split in SPLITS}
     path = Path(options.config_file or "ner_config.yaml")
     if path.suffix not in (".yaml", ".yml") and path.exists() and not any(files.values()):
-        files["train_file"] = str(path)
         for split, pattern in SPLITS.items() if path.is_dir() else ():
             named = [p for p in sorted(path.iterdir()) if re.search(rf"(^|[\W_])({pattern})([\W_]|$)", p.name.lower())]
-            files[f"{split}_file"] = str(named[0]) if named else files[f"{split}_file"]
+            files[f"{split}_file"] = str(named[0]) if named else None
+        if files["train_file"] is None:  # a file, or a folder whose names tell no train split: it is train as a whole
+            files = {"train_file": str(path)}
     return {key: file for key, file in files.items() if file is not None}
 
 
