@@ -19,7 +19,7 @@ from test_resume import KILL, TERM, assert_same_state, checkpoints_of, steps_of
 from training_process import start_ranks, wait_for_all
 
 from ner_trial import NERTrial
-from transformer_trial import local
+from transformer_trial import checkpoints, local
 from transformer_trial.data import PADDING
 
 # ------------------------------------------------------------------------------------------------------- what they note
@@ -214,7 +214,7 @@ def fail(rank: int) -> None:
 
 def find_a_checkpoint_on_the_first_node_only() -> None:
     found = None if os.environ["RANK"] == "1" else Path("found")
-    pytest.MonkeyPatch().setattr(local.checkpoints, "find_checkpoint", lambda *_: found)
+    pytest.MonkeyPatch().setattr(checkpoints, "find_checkpoint", lambda *_: found)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,206 @@
+"""A seeded fuzzer: mutated configurations, command lines, data files and exported models.
+
+None ends in a traceback or a signal, touches a file outside of its output folder, or lets a secret into any file.
+FUZZ_SECONDS says for how long, FUZZ_SEED where to begin; a failure names its seed.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import PROJECT, SAMPLE_DATA, Config
+from training_process import CONTEXT, Training
+
+SECONDS, SEED = float(os.environ.get("FUZZ_SECONDS", "240")), int(os.environ.get("FUZZ_SEED", "0"))
+TOKEN = "hf_PlantedByTheFuzzer0123456789"
+ODD: list[Any] = [
+    None, True, False, 0, -1, 1, 10**20, 0.5, float("nan"), float("inf"), "", " ", "x", "\x1b[31m", "\u202e", "\0",
+    "../../up", "~nobody/x", "é" * 300, [], [1], [[]], {}, {"a": 1}, {"type": "int"}, "no", "1e-3", "/dev/null",
+    "2024-01-01", "auto",
+]  # fmt: skip
+ENDINGS = (
+    "json",
+    "jsonl",
+    "csv",
+    "tsv",
+    "conll",
+    "conllu",
+    "txt",
+    "bio",
+    "parquet",
+    "ann",
+    "json.gz",
+    "conll.xz",
+    "csv.zst",
+)
+
+Case = tuple[str, list[str]]
+
+
+def run_case(program: str, arguments: list[str], log: Path, folder: Path) -> None:
+    with log.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    import predict
+    from ner_trial import NERTrial
+    from transformer_trial import local
+
+    os.chdir(folder)
+    predict.main(arguments) if program == "predict" else local.run(NERTrial, arguments)
+
+
+def mutate_tree(rng: random.Random, value: Any) -> Any:
+    """Change, misspell, add or remove something somewhere in mappings and lists."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(list(value))
+        value = dict(value)
+        what = rng.random()
+        if what < 0.6:
+            value[key] = mutate_tree(rng, value[key])
+        elif what < 0.75:
+            name = str(key)
+            value[name[: len(name) // 2] + rng.choice("xyz_") + name[len(name) // 2 :]] = value.pop(key)
+        elif what < 0.9:
+            value[rng.choice(["api_key", "new", 5, "passwd"])] = TOKEN
+        else:
+            del value[key]
+        return value
+    if isinstance(value, list) and value and rng.random() < 0.7:
+        i = rng.randrange(len(value))
+        return [*value[:i], mutate_tree(rng, value[i]), *value[i + 1 :]]
+    return rng.choice(ODD)
+
+
+def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
+    for _ in range(rng.randint(1, 4)):
+        i, j = sorted(rng.randrange(len(data) + 1) for _ in range(2))
+        j = min(j, i + 40)
+        piece = rng.choice(
+            [b"", b"\xff", b"\0", b"\t", b"\n\n", b'"', b"[[", b"{", b"\r", b"B-", data[i:j] * 3, "é😀".encode()]
+        )
+        data = rng.choice([data[:i] + piece + data[j:], data[:i] + piece + data[i:], data[:i] or b"x"])
+    return data
+
+
+def make_case(rng: random.Random, folder: Path, config: Config, model: Path) -> Case:
+    """Write what a case needs into the folder, and return its program and arguments."""
+    kind = rng.choice(["config", "command", "data", "data", "model"])
+    given, data = json.loads(json.dumps(config)), folder / "data"
+    if kind == "data":
+        source = rng.choice(["train.json", "train.conll", "train.csv", "train.parquet"])
+        name = f"mutated.{rng.choice(ENDINGS)}"
+        path = SAMPLE_DATA / source if (SAMPLE_DATA / source).exists() else SAMPLE_DATA / "train.json"
+        (data / name).write_bytes(mutate_bytes(rng, path.read_bytes()[:3000]))
+        given["data"] |= {"train_file": str(data / name)}
+        if rng.random() < 0.4:
+            return "predict", [
+                "--model",
+                str(model),
+                "--input",
+                str(data / name),
+                "--output",
+                str(folder / "out" / "o.jsonl"),
+            ]
+    if kind == "config":
+        for _ in range(rng.randint(1, 3)):
+            given = mutate_tree(rng, given)
+    if kind == "model":
+        copy = shutil.copytree(model, folder / "model")
+        file = rng.choice([file for file in copy.iterdir() if file.suffix == ".json"])
+        if rng.random() < 0.8:
+            changed = json.dumps(mutate_tree(rng, json.loads(file.read_text())))
+            file.write_text(changed.replace(TOKEN, "x"))  # what others' models hold is theirs
+        else:
+            target = rng.choice(list(copy.iterdir()))
+            target.write_bytes(mutate_bytes(rng, target.read_bytes()))
+        if rng.random() < 0.7:
+            return "predict", [
+                "--model",
+                str(copy),
+                "--input",
+                str(data / "in.txt"),
+                "--output",
+                str(folder / "out" / "o.jsonl"),
+            ]
+        given["hyperparameters"]["pretrained_model_name_or_path"] = str(copy)
+    (folder / "config.yaml").write_text(yaml.safe_dump(given, allow_unicode=True))
+    arguments = [
+        str(folder / "config.yaml"),
+        rng.choice(["--test", "--inspect"]),
+        "--output-dir",
+        str(folder / "out" / "run"),
+    ]
+    if kind == "command":
+        keys = [
+            "hyperparameters.learning_rate",
+            "data.train_file",
+            "searcher",
+            "name",
+            "a.b.c",
+            "data",
+            "min_validation_period",
+        ]
+        for _ in range(rng.randint(1, 3)):
+            odd = str(rng.choice(ODD)).replace("\0", "")
+            arguments += rng.choice(
+                [["--config", f"{rng.choice(keys)}={odd}"], ["--config", odd], ["--resume", odd], ["--epochs", "0"],
+                 ["--batches", odd], ["--train-file", odd], [odd]]
+            )  # fmt: skip
+    return "train", arguments
+
+
+def contents_of(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.slow
+def test_no_input_ends_in_a_traceback_a_signal_a_touched_file_or_a_leak(config: Config, tmp_path: Path) -> None:
+    config["data"] |= {"max_train_samples": 20, "max_eval_samples": 10}
+    config["searcher"]["max_length"] = {"batches": 2}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    trained = Training([str(tmp_path / "config.yaml"), "--output-dir", str(tmp_path / "run")], tmp_path / "log")
+    assert trained.wait() == 0
+    failures, end, count = list[str](), time.monotonic() + SECONDS, 0
+    for seed in itertools.count(SEED):
+        if time.monotonic() > end or len(failures) > 5:
+            break
+        folder = tmp_path / f"case{seed}"
+        for name in ("data", "out", "precious"):
+            (folder / name).mkdir(parents=True)
+        (folder / "data" / "in.txt").write_text("Ada lives in London\n")
+        (folder / "precious" / "file").write_text("precious")
+        program, arguments = make_case(random.Random(seed), folder, config, tmp_path / "run" / "model")
+        before = contents_of(folder)
+        process = CONTEXT.Process(target=run_case, args=(program, arguments, folder / "out" / "log", folder))
+        process.start()
+        process.join(120)
+        log = (folder / "out" / "log").read_text(errors="replace") if (folder / "out" / "log").exists() else ""
+        after = contents_of(folder)
+        leaks = [p for p in (folder / "out").rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
+        touched = [path for path, digest in before.items() if after.get(path) != digest]
+        touched += [path for path in after.keys() - before if not path.startswith(str(folder / "out"))]
+        problems = [
+            "a traceback" if "Traceback" in log else "",
+            f"status {process.exitcode}" if process.exitcode not in (0, 1, 2) else "",
+            f"touched {touched}" if touched else "",
+            f"a secret in {leaks}" if leaks else "",
+        ]
+        if found := ", ".join(filter(None, problems)):
+            failures.append(f"seed {seed}: {found}: {program} {arguments}\n{log[-1500:]}")
+        process.kill()
+        shutil.rmtree(folder)
+        count += 1
+    print(f"{count} inputs tried")
+    assert failures == [] and not (PROJECT / "outputs" / "up").exists(), "\n\n".join(failures)
