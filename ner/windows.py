@@ -26,6 +26,12 @@ def prepare_tokenizer(tokenizer: Any) -> None:
         found = f"{type(tokenizer).__name__} is a slow tokenizer, which cannot tell which word a sub-token belongs to"
         key = "hyperparameters.tokenizer_name (or pretrained_model_name_or_path)"
         raise TrialError(f"{key}: {found}. Accepted are fast ones (use_fast: true, and a tokenizer.json).")
+    names, length = tokenizer.model_input_names, tokenizer.model_max_length
+    is_right = isinstance(names, list) and "input_ids" in names and all(isinstance(name, str) for name in names)
+    if not is_right or not isinstance(length, (int, float)):
+        found = f"model_max_length {length!r} and model_input_names {names!r}"
+        accepted = "a number, and names of which one is input_ids"
+        raise TrialError(f"The tokenizer's tokenizer_config.json: found {found}; accepted are {accepted}.")
     if tokenizer.pad_token is None:  # any will do: what it pads is masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     # Where sub-tokens hold the space before them, as Ġ or ▁, the model met most words in the form that has it.
