@@ -1,7 +1,10 @@
 """What is a secret: one function decides, for messages, logs and checkpoints alike."""
 
+from pathlib import Path
+
 import pytest
 
+from transformer_trial.checkpoints import redact_configurations
 from transformer_trial.errors import format_value, redact
 
 KEYS = """
@@ -57,3 +60,24 @@ def test_other_values_are_no_secrets(value: str) -> None:
 
 def test_there_are_enough_of_them() -> None:
     assert len(KEYS) + len(VALUES) >= 60 and len(NO_KEYS) + len(NO_VALUES) >= 60
+
+
+def test_configurations_in_a_checkpoints_copy_of_the_code_are_redacted(tmp_path: Path) -> None:
+    (tmp_path / "code" / "sub").mkdir(parents=True)
+    files = {
+        "a.yaml": "x: {api_key: planted}\n",
+        "sub/b.yml": "env: [HF_TOKEN=planted]\n",
+        "c.json": '{"password": "planted"}',
+    }
+    kept = {
+        "d.yaml": "tokens: [kept]\n",
+        "e.json": '{"tokens": ["kept"]}',
+        "f.yaml": "{ planted: no yaml",
+        "g.txt": "api_key: planted",
+    }
+    for name, text in (files | kept).items():
+        (tmp_path / "code" / name).write_text(text)
+    redact_configurations(tmp_path)
+    for name in files:
+        assert "planted" not in (text := (tmp_path / "code" / name).read_text()) and "REDACTED" in text
+    assert {name: (tmp_path / "code" / name).read_text() for name in kept} == kept

@@ -9,7 +9,7 @@ import pickle
 import platform
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformer_trial.files import resolve
 logger = logging.getLogger(__name__)
 
 MAX_CONFIGURATION = 100_000  # bytes; what is longer is data
+SAFE_YAML = YAML(typ="safe", pure=True)  # reads as `det` does: to it `no` is a text
 
 
 def allow_determined_checkpoints() -> None:
@@ -69,21 +70,18 @@ def refuse_another_model(checkpoint: dict[str, Any], model: Any, labels: Mapping
 
 def redact_configurations(folder: Path) -> None:
     """Replace the secrets in the configurations of a checkpoint's copy of the code."""
-    safe_yaml = YAML(typ="safe", pure=True)  # reads as `det` does: to it `no` is a text
-    for file in find_secrets(folder.glob("code/**/*")):
-        config = redact(safe_yaml.load(file))
-        file.write_text(json.dumps(config)) if file.suffix == ".json" else safe_yaml.dump(config, file)
+    for file, config in find_secrets(folder.glob("code/**/*")):
+        file.write_text(json.dumps(config)) if file.suffix == ".json" else SAFE_YAML.dump(config, file)
 
 
-def find_secrets(files: Iterable[Path]) -> list[Path]:
-    """Those of the files that are configurations, yaml or json, and hold a secret."""
-    safe_yaml, found = YAML(typ="safe", pure=True), []
+def find_secrets(files: Iterable[Path]) -> Iterator[tuple[Path, Any]]:
+    """Those of the files that are configurations, yaml or json, and hold a secret; and what they hold without it."""
     for file in files:
         if file.suffix in (".yaml", ".yml", ".json") and file.stat().st_size < MAX_CONFIGURATION:
             with contextlib.suppress(Exception):  # not every yaml is a configuration
-                config = safe_yaml.load(file)
-                found += [file] if redact(config) != config else []
-    return found
+                config = json.loads(file.read_text()) if file.suffix == ".json" else SAFE_YAML.load(file)
+                if (redacted := redact(config)) != config:
+                    yield file, redacted
 
 
 def complete_load_data(file: Path, model: Any) -> None:

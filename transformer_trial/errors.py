@@ -93,10 +93,10 @@ def redact(value: Any, *, is_secret: bool = False) -> Any:
     return value
 
 
-def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice that is most like `word`, whatever their case; None where none is."""
+def nearest(word: str, choices: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The choice that is most like `word`, whatever their case; None where none is as like as that, of 1."""
     by_lower = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=likeness)
     return by_lower[close[0]] if close else None
 
 

@@ -84,7 +84,7 @@ def check_spelling(config: Mapping[str, Any]) -> None:
     for section, text in DETERMINED_KEYS.items():
         values, known = config.get(section) if section else config, text.split()
         for key in values if isinstance(values, Mapping) else ():
-            if key not in known and (close := nearest(str(key), known)):
+            if key not in known and (close := nearest(str(key), known, 0.85)):
                 problems.append(f"{section}.{key}: unknown key. Did you mean {close}?".lstrip("."))
     if problems:
         raise ConfigError(problems)

@@ -105,7 +105,7 @@ def train_locally(trial_class: type[BaseTransformerTrial], config: dict[str, Any
     output_dir = command_line.choose_output_dir(project, config, options)
     inputs = command_line.resolve_paths(config, Path(options.config_file or "").absolute().parent, project)
     os.chdir(project)  # as `det` does: relative paths of the yaml start there, and each checkpoint takes a copy of it
-    for file in checkpoints.find_secrets(project.iterdir()):
+    for file, _ in checkpoints.find_secrets(project.iterdir()):
         logger.warning(
             "%s holds what looks like a secret, and travels with the code: keep it in the environment.", file
         )
