@@ -88,6 +88,8 @@ class Tagger:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **remote)
             if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers 5 makes one up
                 raise ValueError("it has no tokenizer")
+            with torch.inference_mode():
+                model(**tokenizer("a", return_tensors="pt"))  # a config that was edited may fail here only
         except Exception as error:
             reason = " ".join(str(error).split()).rstrip(".")
             accepted = (

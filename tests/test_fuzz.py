@@ -20,7 +20,7 @@ import yaml
 from conftest import PROJECT, SAMPLE_DATA, Config
 from training_process import CONTEXT, Training
 
-SECONDS, SEED = float(os.environ.get("FUZZ_SECONDS", "240")), int(os.environ.get("FUZZ_SEED", "0"))
+SECONDS, SEED = float(os.environ.get("FUZZ_SECONDS", "60")), int(os.environ.get("FUZZ_SEED", "0"))
 TOKEN = "hf_PlantedByTheFuzzer0123456789"
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 10**20, 0.5, float("nan"), float("inf"), "", " ", "x", "\x1b[31m", "\u202e", "\0",
