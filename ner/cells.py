@@ -61,7 +61,7 @@ def holds_spans(text: Any, label: Any) -> bool:
 
 def parse_cells(
     text: Any, label: Any, label_names: Sequence[str] | None, respell: Callable[[str], str] = str,
-    *, label_list: str = "data.label_list",
+    *, label_list: str = "data.label_list", known: dict[str, str] | None = None,
 ) -> tuple[list[str], list[str]]:  # fmt: skip
     """Return the words and tags of a sentence. Raise a ValueError if there is not one tag for each word.
 
@@ -71,8 +71,9 @@ def parse_cells(
         label_names: What numbers among the tags stand for.
         respell: Writes a tag as B-PER, whatever the column writes for that.
         label_list: The setting that names the tags, for messages.
+        known: See `parse_tags`.
     """
-    words, tags = read_words(text), parse_tags(label, label_names, respell, label_list)
+    words, tags = read_words(text), parse_tags(label, label_names, respell, label_list, known)
     if len(words) != len(tags):
         found = f"words: {format_value('', ' '.join(words))}; tags: {format_value('', ' '.join(tags))}"
         problem = f"found {len(words)} words but {len(tags)} tags ({found}). Every word needs one tag."
@@ -95,12 +96,20 @@ def read_words(cell: Any) -> list[str]:
 
 
 def parse_tags(
-    cell: Any, names: Sequence[str] | None, respell: Callable[[str], str] = str, label_list: str = "data.label_list"
-) -> list[str]:
-    """Return the tags of a cell as texts. Numbers stand for `names`, and texts have to be among these."""
+    cell: Any, names: Sequence[str] | None, respell: Callable[[str], str] = str, label_list: str = "data.label_list",
+    known: dict[str, str] | None = None,
+) -> list[str]:  # fmt: skip
+    """Return the tags of a cell as texts. Numbers stand for `names`, and texts have to be among these.
+
+    `known` are texts that were read before, with the same arguments, and what they were read as.
+    """
     tags: list[str] = []
-    for place, tag in enumerate(read_list(cell, "tags"), start=1):
-        tag = tag.strip(BLANKS) if isinstance(tag, str) else tag
+    known = {} if known is None else known
+    for place, written in enumerate(read_list(cell, "tags"), start=1):
+        if isinstance(written, str) and written in known:
+            tags.append(known[written])
+            continue
+        tag = written.strip(BLANKS) if isinstance(written, str) else written
         try:
             tag = respell(tag) if isinstance(tag, str) and tag else tag
         except ValueError as error:
@@ -110,6 +119,8 @@ def parse_tags(
         if problem := _tag_problem(tag, names, label_list):
             raise WordError(place, f"tag {place} is {problem}")
         tags.append(names[tag] if isinstance(tag, int) and names is not None else tag)
+        if isinstance(written, str):
+            known[written] = tags[-1]
     return tags
 
 

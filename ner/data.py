@@ -157,7 +157,7 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
     needed = [columns.text, str(columns.label)] if needs_tags and not columns.has_spans else [columns.text]
     tags_from = "" if columns.label is None else f", tags from {columns.label!r}"
     only_words, num_sentences = needs_tags, 0
-    problems, notes = list[tuple[str, str]](), list[str]()
+    problems, notes, known = list[tuple[str, str]](), list[str](), dict[str, str]()
     waiting: Sentence | None = None  # until it is known what was left out behind it
     for record in records:
         if needs_tags and record.cells.get("answer") in ("reject", "ignore"):  # as Prodigy and others have it
@@ -171,7 +171,7 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
             found = f"found {len(record.cells)} columns, but {columns.num_unnamed} in the first sentence"
             raise TrialError(f"{record.place}: {found}. Give all files of a split the same columns.")
         try:
-            sentence = _parse_record(record, columns, label_names, source.options)
+            sentence = _parse_record(record, columns, label_names, source.options, known)
         except ValueError as error:
             problem = "found half of a character." if isinstance(error, UnicodeError) else error
             read = f"(Words are read from the column {columns.text!r}{tags_from}.)"
@@ -220,13 +220,15 @@ def describe_columns(columns: Columns) -> str:
 
 
 def _parse_record(
-    record: Record, columns: Columns, label_names: Sequence[str] | None, options: ReadOptions
+    record: Record, columns: Columns, label_names: Sequence[str] | None, options: ReadOptions, known: dict[str, str]
 ) -> Sentence:
     text: Any = record.cells[columns.text]
     label = None if columns.label is None else record.cells.get(columns.label)
     is_running = columns.has_spans or options.file_format == "text"
     is_text = isinstance(text, str) and (is_running or not LIST_TEXT.match(text))
-    sentence = Sentence.of_text(text) if is_text else Sentence([])
+    sentence = (
+        Sentence.of_text(text) if is_text and not options.needs_tags else Sentence([])
+    )  # only prediction shows it
     if label is not None or options.needs_tags or columns.has_spans:
         name = options.names.label_list
         notes = list[str]()
@@ -235,7 +237,7 @@ def _parse_record(
             words, gold, notes = read_spans(text, spans, options.bad_spans)
         else:
             as_written = functools.partial(respell, columns=columns)
-            words, gold = parse_cells(text, label, label_names, as_written, label_list=name)
+            words, gold = parse_cells(text, label, label_names, as_written, label_list=name, known=known)
         "".join(gold).encode()  # fails at half of a character
         if sentence.words != words:  # blanks separate the words of a text that has a tag for each
             sentence = Sentence(words)

@@ -2,6 +2,7 @@
 
 import datetime
 import glob
+import itertools
 import json
 import logging
 import os
@@ -193,7 +194,8 @@ def choose_output_dir(project: Path, config: Mapping[str, Any], options: Namespa
         return parents[2]
     time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = re.sub(r"[^\w. -]", "_", str(config.get("name", "experiment")))[:100]
-    return project / "outputs" / f"{name}-{time}"
+    names = (f"{name}-{time}" + (f"-{number}" if number else "") for number in itertools.count())
+    return next(folder for folder in map((project / "outputs").joinpath, names) if not folder.exists())
 
 
 def check_output_dir(folder: Path, inputs: Mapping[str, Path], *, resumes: bool) -> None:
