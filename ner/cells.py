@@ -109,7 +109,7 @@ def parse_tags(
         if isinstance(written, str) and written in known:
             tags.append(known[written])
             continue
-        tag = written.strip(BLANKS) if isinstance(written, str) else written
+        tag: Any = written.strip(BLANKS) if isinstance(written, str) else written
         try:
             tag = respell(tag) if isinstance(tag, str) and tag else tag
         except ValueError as error:
