@@ -34,6 +34,7 @@ from ner.config import FORMAT_NAMES, TaggerSettings
 from ner.formats.text import PACKED, STANDARD_INPUT, read_lines
 from ner.labels import OUTSIDE
 from ner.sentences import Sentence, write_predictions
+from transformer_trial.builders import is_made_up
 from transformer_trial.data import choose_evaluation_tokens, group_by_tokens
 from transformer_trial.errors import TrialError, set_up_log
 from transformer_trial.parsing import import_named
@@ -86,7 +87,7 @@ class Tagger:
             if missing := sorted(loaded["missing_keys"]):
                 raise ValueError(f"it has no weights for {', '.join(missing[:4])}, {_why_missing(model, loaded)}")
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **remote)
-            if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers 5 makes one up
+            if is_made_up(tokenizer):
                 raise ValueError("it has no tokenizer")
             with torch.inference_mode():
                 model(**tokenizer("a", return_tensors="pt"))  # a config that was edited may fail here only

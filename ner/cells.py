@@ -15,6 +15,7 @@ from tokenizers import Regex, pre_tokenizers
 from transformer_trial.errors import format_value
 
 BLANKS = " \t\r\n"
+CUTS = "cut a word"  # the kind of a problem with an entity that wider borders can mend
 LINE_BREAK = re.compile(r"[\r\n]")
 HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # a surrogate, which Arrow columns cannot hold
 # What no tag holds: it remains where another format is read as CoNLL columns, for example.
@@ -233,9 +234,6 @@ def read_spans(text: str, spans: Sequence[Any], bad_spans: str = "error") -> tup
     return [word for word, _, _ in pieces], tags, notes
 
 
-CUTS, OVERLAPS = "cut a word", "overlap"
-
-
 def _span_problem(text: str, span: Any, number: int) -> tuple[str, str]:
     """The kind of what is wrong with an entity by itself, and a message; two empty texts if nothing is."""
     start, end, label = _span(span)
@@ -269,7 +267,7 @@ def _word_problem(
             )
             return CUTS, f"cuts the word {word!r} ({first} to {last}). {advice}"
     if any(tags[i] != "O" for i in touched):
-        return OVERLAPS, "overlaps with another one. A word can have one tag; keep one of the entities."
+        return "overlap", "overlaps with another one. A word can have one tag; keep one of the entities."
     return "", ""
 
 

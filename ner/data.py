@@ -85,19 +85,21 @@ def read_splits(
         where = columns[split]
         logger.info("%s: %s", source.name, describe_columns(where))
         arguments = {"source": source, "columns": where, "label_names": label_names}
-        if source.fingerprint():
-            rows[split] = _build_unchanged_rows(split, config, source, [where, label_names], arguments)
-        else:
-            rows[split] = datasets.Dataset.from_list([*_generate_rows(**arguments)], features=SENTENCE_FEATURES)
+        rows[split] = _build_unchanged_rows(split, config, source, [where, label_names], arguments)
     return datasets.DatasetDict(rows), label_names
 
 
 def _build_unchanged_rows(
     split: str, config: NERDataConfig, source: Source, key: list[Any], arguments: dict[str, Any]
 ) -> datasets.Dataset:
-    """Build the rows anew where the source changes meanwhile: the cache would hold them under what it was before."""
+    """Build the rows anew where the source changes meanwhile: the cache would hold them under what it was before.
+
+    Rows of a source without a fingerprint are read anew each time, and kept in memory.
+    """
     for _ in range(3):
         before, fingerprint = source.signature(), source.fingerprint()
+        if not fingerprint:
+            return datasets.Dataset.from_list([*_generate_rows(**arguments)], features=SENTENCE_FEATURES)
         rows = _build_rows(split, config, [fingerprint, *key], arguments)
         if source.signature() == before:
             return rows

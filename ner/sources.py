@@ -42,7 +42,7 @@ class Source:
 
 def find_files(key: str, pattern: str) -> list[Path]:
     """Find the files that a path, a folder or a glob such as data/*.conll names, in the order of their names."""
-    whole = Path(pattern).expanduser()
+    whole = Path(os.path.expanduser(pattern))  # which leaves ~nobody as it is, where Path.expanduser raises an error
     # Not `whole.exists`: without permission it raises an error.
     paths = [whole] if os.path.exists(whole) else [Path(name) for name in sorted(glob.glob(str(whole), recursive=True))]
     if os.path.isdir(whole):

@@ -69,7 +69,7 @@ def build_using_auto(
         config.finetuning_task = model_config.finetuning_task
     lower_case = {} if model_config.do_lower_case is None else {"do_lower_case": model_config.do_lower_case}
     tokenizer = load(transformers.AutoTokenizer, "tokenizer_name", use_fast=model_config.use_fast, **lower_case)
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers 5 makes one up
+    if is_made_up(tokenizer):
         key = "hyperparameters.tokenizer_name (or pretrained_model_name_or_path)"
         raise TrialError(f"{key}: there is no tokenizer. Give a model with its tokenizer.json, or tokenizer_name.")
     new_head = label_names is not None and _name_labels(config, label_names)
@@ -88,6 +88,11 @@ def build_using_auto(
     if new_head:
         _start_head_afresh(model, set(loaded["missing_keys"]))
     return model.config, tokenizer, model  # transformers has made a copy of the config
+
+
+def is_made_up(tokenizer: Any) -> bool:
+    """Whether a tokenizer knows special tokens only: transformers 5 makes one up where a folder has none."""
+    return len(tokenizer) <= len(tokenizer.all_special_ids)
 
 
 def build_from_config(config: dict[str, Any], model_config: ModelConfig, model_class: Any = None) -> tuple[Any, Any]:

@@ -144,7 +144,7 @@ def resolve_paths(config: Mapping[str, Any], folder: Path, project: Path) -> dic
                 elif not found and key.endswith("_file"):
                     looked = f"neither {folder / value} nor {project / value} is there"
                     raise ConfigError([f"{section}.{key}: {looked}. Give the path of a file, or a glob."])
-            if isinstance(value, str) and value and os.path.exists(path := project / str(values[key])):
+            if isinstance(value, str) and value and os.path.exists(path := project / os.path.expanduser(values[key])):
                 paths[f"{section}.{key}"] = path.resolve()
     return paths
 

@@ -24,7 +24,7 @@ def read_parquet(path: Path) -> Iterator[Record]:
     number = 0
     try:
         with open_binary(path) as file:
-            table = parquet.ParquetFile(file if file.seekable() else io.BytesIO(file.read()))  # zstd is not
+            table = parquet.ParquetFile(_seekable(file))
             refuse_twice(path, table.schema_arrow.names)
             for batch in table.iter_batches(1000):
                 batch.validate(full=True)
@@ -37,10 +37,15 @@ def read_parquet(path: Path) -> Iterator[Record]:
         raise unreadable(f"{path}", "parquet", error) from None
 
 
+def _seekable(file: Any) -> Any:
+    """The file, or, of one that is packed as zst, what it holds."""
+    return file if file.seekable() else io.BytesIO(file.read())
+
+
 def class_names(path: Path, column: str) -> tuple[str, ...]:
     """Return what the numbers of a parquet file's column stand for, if the datasets library wrote it there."""
     with open_binary(path) as file:
-        schema = parquet.read_schema(file if file.seekable() else io.BytesIO(file.read()))
+        schema = parquet.read_schema(_seekable(file))
     try:
         features = datasets.Features.from_arrow_schema(schema) if b"huggingface" in (schema.metadata or {}) else {}
     except Exception as error:  # whatever its json holds
