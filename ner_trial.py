@@ -29,6 +29,7 @@ import ner.labels
 import ner.windows
 import ner_utils
 from ner.config import NERDataConfig, TaggerSettings
+from ner.context import check_documents, count_words
 from ner.labels import Array
 from ner.report import metric_directions, write_report
 from ner.sentences import Sentence, write_predictions
@@ -75,6 +76,7 @@ class NERTrial(BaseTransformerTrial):
         self.label_list = self.metadata.label_list
         self._check_against_labels(self.metadata)
         self.rows = select_splits(rows, data, needs_validation=not self.inspects)
+        check_documents(self.rows, data.document_context)
         self.searcher_metric = ner.labels.choose_best_by(self.searcher_metric, self.rows)
 
     def _check_against_labels(self, metadata: ner_utils.DatasetMetadata) -> None:
@@ -96,22 +98,19 @@ class NERTrial(BaseTransformerTrial):
         ner.windows.prepare_tokenizer(tokenizer)
         if self.config.pad_token_id is None:
             self.config.pad_token_id = tokenizer.pad_token_id
-        max_seq_length = ner.windows.choose_max_seq_length(tokenizer, self.model, data.max_seq_length)
-        doc_stride = ner.windows.choose_doc_stride(tokenizer, max_seq_length, data.doc_stride)
+        window_options = ner.windows.choose_window_options(tokenizer, self.model, data)
         self.tokenized_datasets = ner_utils.build_tokenized_datasets(
             self.rows,
             tokenizer,
             self.label_list,
-            max_seq_length,
-            doc_stride,
             label_all_tokens=data.label_all_tokens,
             num_workers=data.preprocessing_num_workers,
             overwrite_cache=data.overwrite_cache,
+            **window_options,
         )
-        settings: dict[str, Any] = {"max_seq_length": max_seq_length, "doc_stride": doc_stride}
-        settings |= {"label_scheme": self.metadata.label_scheme, "outside_label": data.outside_label}
+        settings: dict[str, Any] = {"label_scheme": self.metadata.label_scheme, "outside_label": data.outside_label}
         settings |= {"label_names": self.label_names and [*self.label_names], "metric_options": self.metric_options}
-        self.config.ner = TaggerSettings(**settings).model_dump()  # goes into checkpoints and exports
+        self.config.ner = TaggerSettings(**settings, **window_options).model_dump()  # goes into checkpoints and exports
         if self.context.distributed.rank == 0:
             labels = (self.metadata.label_list, self.metadata.label_scheme)
             self.data_report = ner.inspect.describe_data(self.rows, self.tokenized_datasets, *labels)
@@ -158,16 +157,16 @@ class NERTrial(BaseTransformerTrial):
         return {"words": prediction.words(), "validation_loss": loss}
 
     def score(self, collected: dict[str, list[Array]]) -> dict[str, float]:
-        """Count the words of a validation, each batch of which is (4, words), see `BatchOfWords.words`."""
-        words = np.concatenate(collected["words"], axis=1)
+        """Count the words of a validation, each batch of which is (3, words), see `BatchOfWords.words`."""
+        words, rows = np.concatenate(collected["words"], axis=1), self.rows["validation"]
         self.validation_report = self.tagger_settings.build_report(self.training_entities)
-        words_of, places = self.rows["validation"].with_format("arrow")[:].select(["tokens", "place"]).columns
+        words_of, places = rows.with_format("arrow")[:].select(["tokens", "place"]).columns
 
         def describe(number: int) -> tuple[list[str], str]:
             return words_of[number].as_py(), places[number].as_py()
 
-        found = ner_utils.iterate_sentences(words, self.label_list)
-        sentences = ((gold, predicted, functools.partial(describe, number)) for number, gold, predicted, _ in found)
+        found = ner_utils.iterate_sentences(words, count_words(rows), self.label_list)
+        sentences = ((gold, tags, functools.partial(describe, number)) for number, _, (tags, gold) in found)
         return ner_utils.compute_metrics(sentences, self.validation_report, entity_types=self.entity_types)
 
     def evaluate_best(self, folder: Path, max_rows: int | None = None) -> dict[str, float]:
@@ -183,32 +182,28 @@ class NERTrial(BaseTransformerTrial):
         report = self.tagger_settings.build_report(self.training_entities)
         (folder / "test").mkdir(parents=True, exist_ok=True)
         with replacing(folder / "test" / "predictions.jsonl") as new, new.open("wb", buffering=0) as output:
-            write_predictions(self._sentences("test", *tagged), output, report)
+            write_predictions(tagged, output, report)
         self.reports["test"] = report.as_dict()
         write_report(self.reports["test"], folder / "test" / "report", f"{title}: test")
         return report.metrics(self.entity_types)
 
-    def _tag_test_split(self, max_rows: int | None) -> tuple[Array, Array] | None:
-        """Tag this slot's part of the test split, or of its first `max_rows` sentences.
-
-        Returns:
-            On the first slot all slots' words, (4, words), and their scores, (words,); None on the others.
-        """
-        rows = self.tokenized_datasets["test"]
-        if max_rows is not None:
-            rows = rows.select(range(np.searchsorted(rows.with_format("numpy")["sentence_id"][:], max_rows)))
-        tagged = self.evaluate_rows(rows, self._tag, dict)
-        return tagged and (np.concatenate(tagged["words"], axis=1), np.concatenate(tagged["scores"]))
+    def _tag_test_split(self, max_rows: int | None) -> Iterator[Sentence] | None:
+        """Tag this slot's part of the test split, or of its first windows; return all sentences on the first slot."""
+        windows = self.tokenized_datasets["test"]
+        tagged = self.evaluate_rows(windows.select(range(windows.num_rows)[:max_rows]), self._tag, dict)
+        return tagged and self._sentences(np.concatenate(tagged["words"], axis=1), np.concatenate(tagged["scores"]))
 
     def _tag(self, batch: Batch) -> dict[str, Any]:
         (prediction,) = ner_utils.predict_words(self.bare_model, [batch])
         return {"words": prediction.words(), "scores": prediction.scores()}
 
-    def _sentences(self, split: str, words: Array, scores: Array) -> Iterator[Sentence]:
-        for number, gold, predicted, columns in ner_utils.iterate_sentences(words, self.label_list):
-            row = self.rows[split][number]
+    def _sentences(self, words: Array, scores: Array) -> Iterator[Sentence]:
+        rows = self.rows["test"]
+        for number, columns, (tags, gold) in ner_utils.iterate_sentences(words, count_words(rows), self.label_list):
+            row = rows[number]
             known = [None if math.isnan(score) else score for score in scores[columns].tolist()]
-            yield Sentence(row["tokens"], gold=gold, place=row["place"], tags=predicted, scores=known)
+            if len(known) == len(row["tokens"]):  # else, of the first windows alone, its last words are missing
+                yield Sentence(row["tokens"], gold=gold, place=row["place"], tags=tags, scores=known)
 
     def model_card(self) -> str:
         return ner.card.model_card(

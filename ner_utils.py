@@ -3,6 +3,7 @@
 `ner_trial.py` calls these functions in the order in which they stand here.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from datasets.fingerprint import Hasher
 from torch.nn import functional
 
 import ner.windows
+from ner.context import DocumentContext, join_sentences, map_chunks
 from ner.labels import OUTSIDE, Array, encode_tags, find_label_scheme
 from ner.report import ErrorReport
 from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WORD_COLUMNS, cut_windows
@@ -60,52 +62,56 @@ def continuation_ids(label_list: Sequence[str]) -> list[int]:
 
 def tokenize_and_align_labels(
     rows: dict[str, list[Any]],
-    indices: list[int],
+    first_word: int,
     tokenizer: Any,
     label_list: Sequence[str],
     max_seq_length: int,
     doc_stride: int,
     *,
     label_all_tokens: bool = False,
+    document_context: DocumentContext = "none",
+    context_tokens: int = 0,
 ) -> dict[str, list[Any]]:
-    """Turn sentences into model inputs: one row a window, as many windows as a sentence needs.
+    """Turn sentences into model inputs: one row a window, as many windows as a text needs.
 
     Args:
-        rows: Columns `tokens` and, where the labels are known, `tags`, both of texts.
-        indices: The sentences' numbers.
+        rows: Columns `tokens` and, where the labels are known, `tags`, both of texts; with context also `document`.
+        first_word: The number of their first word, in the whole split.
         tokenizer: A fast one.
         label_list: The tags in the order of their ids.
         max_seq_length: Sub-tokens of a window, special tokens included.
         doc_stride: Sub-tokens that two windows share.
         label_all_tokens: Label the further pieces of a word too.
+        document_context, context_tokens: What a text is, see `ner.context.join_sentences`: a sentence, by default.
 
     Returns:
-        Columns of the model's inputs, (window, sub-token); of `word_ids` and `word_positions`, (window, word), the
-        words that are scored in this window and their first sub-tokens; and of `sentence_id`. With tags also `labels`,
+        Columns of the model's inputs, (window, sub-token), and of `word_ids` and `word_positions`, (window, word), the
+        numbers of the words that are scored in this window, and their first sub-tokens. With tags also `labels`,
         (window, sub-token), and `word_labels`, (window, word).
     """
     label_ids = {label: i for i, label in enumerate(label_list)}
     further_ids = continuation_ids(label_list)
+    gold = [label_ids[tag] for tags in rows.get("tags", []) for tag in tags]
     columns: dict[str, list[Any]] = defaultdict(list)
-    for window in cut_windows(rows["tokens"], tokenizer, max_seq_length, doc_stride):
+    context = (max_seq_length, document_context, context_tokens)
+    texts = [*join_sentences(rows["tokens"], rows.get("document", []), tokenizer, *context)]
+    for window in cut_windows(texts, tokenizer, max_seq_length, doc_stride):
         for name, values in window.inputs.items():
             columns[name].append(values)
-        columns["word_ids"].append([word for word, _ in window.scored])
+        columns["word_ids"].append([first_word + word for word, _ in window.scored])
         columns["word_positions"].append([position for _, position in window.scored])
-        columns["sentence_id"].append(indices[window.sentence])
         if "tags" not in rows:
             continue
-        tags, words = rows["tags"][window.sentence], window.word_ids
-        labels = [IGNORED_LABEL_ID] * len(words)
+        words, labels = window.word_ids, [IGNORED_LABEL_ID] * len(window.word_ids)
         for word, position in window.scored:
             if position != NO_POSITION:
-                labels[position] = label_ids[tags[word]]
+                labels[position] = gold[word]
                 further = position + 1
-                while label_all_tokens and further < len(words) and words[further] == word:
+                while label_all_tokens and further < len(words) and words[further] == words[position]:
                     labels[further] = further_ids[labels[position]]
                     further += 1
         columns["labels"].append(labels)
-        columns["word_labels"].append([label_ids[tags[word]] for word, _ in window.scored])
+        columns["word_labels"].append([gold[word] for word, _ in window.scored])
     return dict(columns)
 
 
@@ -116,30 +122,28 @@ def build_tokenized_datasets(
     max_seq_length: int,
     doc_stride: int,
     *,
-    label_all_tokens: bool = False,
     num_workers: int | None = None,
     overwrite_cache: bool = False,
+    **options: Any,
 ) -> datasets.DatasetDict:
     """Apply `tokenize_and_align_labels` to every split, or find its result in the cache of the datasets library."""
-    arguments = {"tokenizer": tokenizer, "label_list": list(label_list), "label_all_tokens": label_all_tokens}
+    arguments = {"tokenizer": tokenizer, "label_list": list(label_list), **options}
     arguments |= {"max_seq_length": max_seq_length, "doc_stride": doc_stride}
     # The tokenizer as text, since dill takes 0.2 s to hash its vocabulary; before its first use, which changes it.
     tokenizer_parts = [tokenizer.backend_tokenizer.to_str(), tokenizer.model_input_names, tokenizer.truncation_side]
     # The source code, since the library would not notice another version of these functions.
-    code = [Path(str(file)).read_bytes() for file in (__file__, ner.windows.__file__)]
+    code = [Path(str(file)).read_bytes() for file in (__file__, ner.context.__file__, ner.windows.__file__)]
     fingerprint = Hasher.hash([arguments | {"tokenizer": tokenizer_parts}, code])
     tokenized = datasets.DatasetDict()
     for split, data in rows.items():
-        tokenized[split] = data.map(
+        tokenized[split] = map_chunks(
+            data,
             tokenize_and_align_labels,
-            batched=True,
-            with_indices=True,
-            fn_kwargs=arguments,
-            remove_columns=data.column_names,
+            arguments,
             num_proc=num_workers,
             load_from_cache_file=not overwrite_cache,
             new_fingerprint=Hasher.hash([data._fingerprint, fingerprint]),
-            desc=f"Tokenizing {split} rows",
+            desc=f"Tokenizing {split}, a thousand rows a step",
         )
     return tokenized
 
@@ -168,15 +172,14 @@ class BatchOfWords(NamedTuple):
     label_ids: torch.Tensor  # the predicted labels, (row, word); NO_POSITION for padding and words without sub-tokens
 
     def words(self) -> Array:
-        """Sentence, place in it, predicted label and, if known, gold label of each word, on the host, (3 or 4, words).
+        """Number, predicted label and, if known, gold label of each word, on the host, (2 or 3, words).
 
         A batch waits for the device here, and only here.
         """
-        sentence_ids = self.batch["sentence_id"][:, None].expand_as(self.label_ids)
         gold = [self.batch["word_labels"]] if "word_labels" in self.batch else []
-        table = torch.stack([sentence_ids, self.batch["word_ids"], self.label_ids, *gold])
+        table = torch.stack([self.batch["word_ids"], self.label_ids, *gold])
         on_host = table.to(torch.int32).cpu().numpy()
-        return on_host[:, on_host[1] != NO_POSITION]
+        return on_host[:, on_host[0] != NO_POSITION]
 
     def scores(self) -> Array:
         """The probability of each word's predicted label, (words,), in the order of `words`; NaN without sub-tokens."""
@@ -201,23 +204,27 @@ def predict_words(model: Any, batches: Iterable[dict[str, torch.Tensor]]) -> Ite
         yield BatchOfWords(batch, word_logits, word_logits.argmax(-1).where(positions != NO_POSITION, NO_POSITION))
 
 
-def iterate_sentences(words: Array, label_list: Sequence[str]) -> Iterator[tuple[int, list[str], list[str], Array]]:
-    """Put words of any order together to sentences, in the order of the sentences' numbers.
+def iterate_sentences(
+    words: Array, starts: Array, label_list: Sequence[str]
+) -> Iterator[tuple[int, Array, list[list[str]]]]:
+    """Put words of any order together to sentences, in the order of their numbers.
 
     Args:
-        words: From `BatchOfWords.words`, with gold labels, (4, words).
+        words: From `BatchOfWords.words`, (2 or 3, words).
+        starts: The number of each sentence's first word, and of all words, from `ner.context.count_words`.
         label_list: The tags in the order of their ids.
 
     Yields:
-        The sentence's number, the gold and the predicted tag of each of its words, and their columns in `words`. A
-        word without sub-tokens is predicted to be O.
+        The sentence's index, the columns of its words in `words`, and the predicted tags of these and, if known, the
+        gold ones. A word without sub-tokens is predicted to be O.
     """
     tags = [*label_list, OUTSIDE]  # NO_POSITION, -1, finds the last one
-    order = np.lexsort((words[1], words[0]))
-    ends = np.flatnonzero(np.diff(words[0][order])) + 1
-    for columns in np.split(order, ends) if len(order) else []:
-        predicted, gold = words[2:, columns].tolist()
-        yield int(words[0, columns[0]]), [tags[i] for i in gold], [tags[i] for i in predicted], columns
+    order = np.argsort(words[0])
+    borders = np.searchsorted(words[0], starts, sorter=order)
+    for index, (begin, end) in enumerate(itertools.pairwise(borders)):
+        columns = order[begin:end]
+        if len(columns):  # else the sentence was not evaluated
+            yield index, columns, [[tags[i] for i in ids] for ids in words[1:, columns].tolist()]
 
 
 def compute_metrics(

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 import os
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import tqdm
 import transformers
@@ -69,8 +71,7 @@ class Tagger:
         self.labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self.settings = settings = TaggerSettings.from_config(model.config)
         ner.windows.prepare_tokenizer(tokenizer)
-        self.max_seq_length = ner.windows.choose_max_seq_length(tokenizer, model, settings.max_seq_length)
-        self.doc_stride = ner.windows.choose_doc_stride(tokenizer, self.max_seq_length, settings.doc_stride)
+        self.window_options = ner.windows.choose_window_options(tokenizer, model, settings)
 
     @classmethod
     def load(cls, folder: str | Path, batch_size: int | None = None, *, trust_remote_code: bool = False) -> "Tagger":
@@ -109,21 +110,21 @@ class Tagger:
             yield from chunk
 
     def _tag_chunk(self, chunk: list[Sentence]) -> None:
-        for sentence in chunk:
-            sentence.tags, sentence.scores = [OUTSIDE] * len(sentence.words), [None] * len(sentence.words)
-        sentences, numbers = {"tokens": [sentence.words for sentence in chunk]}, list(range(len(chunk)))
-        columns = ner_utils.tokenize_and_align_labels(
-            sentences, numbers, self.tokenizer, self.labels, self.max_seq_length, self.doc_stride
-        )
-        rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
-        lengths = [len(row["input_ids"]) for row in rows]
+        starts = np.cumsum([0, *(len(sentence.words) for sentence in chunk)])
+        label_ids, scores = np.full(starts[-1], ner.windows.NO_POSITION), np.full(starts[-1], np.nan)
+        rows: dict[str, list[Any]] = {"tokens": [s.words for s in chunk], "document": [s.document for s in chunk]}
+        columns = ner_utils.tokenize_and_align_labels(rows, 0, self.tokenizer, self.labels, **self.window_options)
+        windows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+        lengths = [len(window["input_ids"]) for window in windows]
         collate = ner.windows.WordCollator(self.tokenizer, list(columns))
         groups = group_by_tokens(lengths, choose_evaluation_tokens(self.model.device), self.batch_size)
-        for batch in ner_utils.predict_words(self.model, (collate([rows[i] for i in group]) for group in groups)):
-            for number, word, label_id, score in zip(*batch.words().tolist(), batch.scores().tolist()):
-                if label_id != ner.windows.NO_POSITION:
-                    sentence = chunk[number]
-                    sentence.tags[word], sentence.scores[word] = self.labels[label_id], score
+        for batch in ner_utils.predict_words(self.model, (collate([windows[i] for i in group]) for group in groups)):
+            numbers, label_ids_of_batch = batch.words()
+            label_ids[numbers], scores[numbers] = label_ids_of_batch, batch.scores()
+        tags = [[*self.labels, OUTSIDE][i] for i in label_ids.tolist()]  # NO_POSITION, -1, finds the last one
+        known = [None if math.isnan(score) else score for score in scores.tolist()]
+        for sentence, start, end in zip(chunk, starts, starts[1:]):
+            sentence.tags, sentence.scores = tags[start:end], known[start:end]
 
 
 def _why_missing(model: Any, loaded: Any) -> str:

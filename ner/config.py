@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field
 
+from ner.context import DocumentContext
 from ner.report import ErrorReport
 from transformer_trial.config import DataConfig
 from transformer_trial.errors import ConfigError, TrialError, explain_value
@@ -49,6 +50,11 @@ class NERDataConfig(DataConfig):
     """Sub-tokens of a model input, special tokens included; by default as many as tokenizer and model take."""
     doc_stride: int | None = Field(default=None, ge=0)
     """Sub-tokens that two windows of a longer sentence share; by default 128, or half a window if that is less."""
+    document_context: DocumentContext = "none"
+    """What a model sees of a sentence's document: `neighbours` are up to `context_tokens` sub-tokens before and after
+    it, which are neither trained on nor scored; `merged` windows of `max_seq_length` hold as many sentences as fit."""
+    context_tokens: int = Field(default=64, ge=1)
+    """Sub-tokens on either side of a sentence under `document_context: neighbours`, at most."""
     pad_to_max_length: bool = False
     """Pad every batch to `max_seq_length` instead of to its longest row."""
     label_all_tokens: bool = False
@@ -83,6 +89,9 @@ class TaggerSettings(Section):
     # Sub-tokens of a window, None is as many as tokenizer and model take; and those that two windows share.
     max_seq_length: int | None = Field(default=None, ge=3)
     doc_stride: int | None = Field(default=None, ge=0)
+    # How the sentences of a document were seen, see `ner.context.join_sentences`.
+    document_context: DocumentContext = "none"
+    context_tokens: int = Field(default=64, ge=1)
     outside_label: str | None = None  # the tag that stood for O in the training data
     # How entities are counted, as in `ner.labels.find_entities`.
     metric_options: Any = {"mode": "default", "scheme": None}

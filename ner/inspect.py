@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow
 import pyarrow.compute as compute
 
+from ner.context import count_words
 from ner.labels import OUTSIDE, EncodedTags, EntityMarks, encode_tags, find_entity_types
 from ner.report import format_table
 from ner.windows import NO_POSITION
@@ -79,7 +80,10 @@ def _count(rows: datasets.Dataset, tokenized: datasets.Dataset, entities: dict[s
     tokens = rows.with_format("arrow")[:]["tokens"]
     characters = compute.utf8_length(compute.list_flatten(tokens))
     windows = tokenized.with_format("arrow")[:]
-    num_windows = np.unique(windows["sentence_id"].to_numpy(), return_counts=True)[1]
+    window_of = np.empty(len(characters), np.int64)
+    window_of[compute.list_flatten(windows["word_ids"])] = compute.list_parent_indices(windows["word_ids"])
+    starts = count_words(rows)[:-1]
+    is_cut = np.maximum.reduceat(window_of, starts) != np.minimum.reduceat(window_of, starts)
     positions = compute.list_flatten(windows["word_positions"])
     return {
         "sentences": rows.num_rows,
@@ -87,7 +91,7 @@ def _count(rows: datasets.Dataset, tokenized: datasets.Dataset, entities: dict[s
         "longest sentence (words)": compute.max(compute.list_value_length(tokens)).as_py(),
         "longest word (characters)": compute.max(characters).as_py(),
         "long words": compute.sum(compute.greater(characters, LONG_WORD)).as_py() or 0,
-        "sentences in several windows": int((num_windows > 1).sum()),
+        "sentences in several windows": int(is_cut.sum()),
         "words without sub-tokens": compute.sum(compute.equal(positions, NO_POSITION)).as_py() or 0,
         "entities": entities,
     }

@@ -1,4 +1,4 @@
-"""Sentences cut into windows of sub-tokens, each word scored in one of them; and windows padded to batches."""
+"""Texts cut into windows of sub-tokens, each word scored in one of them; and windows padded to batches."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from tokenizers import pre_tokenizers
 
+from ner.context import Text
 from transformer_trial.builders import count_positions
 from transformer_trial.errors import ConfigError, TrialError
 
 NO_POSITION = -1  # of a word that the tokenizer gives no sub-token, and padding of the columns that count words
 IGNORED_LABEL_ID = -100  # what torch's cross entropy skips: special tokens, padding, continuation pieces
 
-# The columns of tokenized rows that evaluation needs beside the model's inputs. All but the sentence's number hold one
-# number a word, and are padded with these.
-WORD_PAD_VALUES = {"word_ids": NO_POSITION, "word_positions": NO_POSITION, "word_labels": IGNORED_LABEL_ID}
-WORD_COLUMNS = (*WORD_PAD_VALUES, "sentence_id")
+# The columns of tokenized rows that evaluation needs beside the model's inputs, and what they are padded with. They
+# hold one number a word.
+WORD_COLUMNS = {"word_ids": NO_POSITION, "word_positions": NO_POSITION, "word_labels": IGNORED_LABEL_ID}
 
 
 def prepare_tokenizer(tokenizer: Any) -> None:
@@ -72,8 +72,19 @@ def choose_doc_stride(tokenizer: Any, max_seq_length: int, requested: int | None
     return min(128, content // 2) if requested is None else requested
 
 
+def choose_window_options(tokenizer: Any, model: torch.nn.Module, settings: Any) -> dict[str, Any]:
+    """What `tokenize_and_align_labels` asks for, of the `data` section or of an exported model's settings."""
+    max_seq_length = choose_max_seq_length(tokenizer, model, settings.max_seq_length)
+    return {
+        "max_seq_length": max_seq_length,
+        "doc_stride": choose_doc_stride(tokenizer, max_seq_length, settings.doc_stride),
+        "document_context": settings.document_context,
+        "context_tokens": settings.context_tokens,
+    }
+
+
 def assign_words(windows: Sequence[Sequence[int | None]], stride: int, num_words: int) -> list[list[tuple[int, int]]]:
-    """Decide in which window each of a sentence's words is trained on and scored: (word, position) pairs by window.
+    """Decide in which window each of a text's words is trained on and scored: (word, position) pairs by window.
 
     That is at its first sub-token, in the window that has the most sub-tokens on that one's poorer side; the earlier
     one of equals. A word without sub-tokens has NO_POSITION, in the window of the word before. `windows` hold for each
@@ -84,7 +95,7 @@ def assign_words(windows: Sequence[Sequence[int | None]], stride: int, num_words
         [[(0, 1), (1, 2)], [(2, 3), (3, -1)]]
     """
     best: dict[int, tuple[int, int, int]] = {}  # word: context on the poorer side, window, position
-    first_piece: dict[int, int] = {}  # word: place in the whole sentence
+    first_piece: dict[int, int] = {}  # word: place in the whole text
     window_start = 0
     for window, word_ids in enumerate(windows):
         content = [(position, word) for position, word in enumerate(word_ids) if word is not None]
@@ -103,21 +114,22 @@ def assign_words(windows: Sequence[Sequence[int | None]], stride: int, num_words
 
 
 class Window(NamedTuple):
-    """A stretch of a sentence that fits into the model."""
+    """A stretch of a text that fits into the model."""
 
-    sentence: int  # the index of its sentence
     inputs: dict[str, list[int]]  # the model's inputs, each (sub-token,)
-    word_ids: list[int | None]  # the word that each sub-token belongs to, None for special ones, (sub-token,)
-    scored: list[tuple[int, int]]  # the words that are trained on and scored here, and where; see `assign_words`
+    word_ids: list[
+        int | None
+    ]  # the word of the text that each sub-token belongs to, None for special ones, (sub-token,)
+    scored: list[tuple[int, int]]  # the numbers of the words that are trained on and scored here, and their positions
 
 
-def cut_windows(sentences: list[list[str]], tokenizer: Any, max_seq_length: int, doc_stride: int) -> Iterator[Window]:
-    """The windows in which some word is scored, by sentence and in the order of the text.
+def cut_windows(texts: Sequence[Text], tokenizer: Any, max_seq_length: int, doc_stride: int) -> Iterator[Window]:
+    """The windows in which some word is scored, in the order of the words.
 
-    They have at most `max_seq_length` sub-tokens, special tokens included; two of a sentence share `doc_stride`.
+    They have at most `max_seq_length` sub-tokens, special tokens included; two of a text share `doc_stride`.
     """
     encoded = tokenizer(
-        sentences,
+        [text.words for text in texts],
         is_split_into_words=True,
         truncation=True,
         max_length=max_seq_length,
@@ -125,15 +137,17 @@ def cut_windows(sentences: list[list[str]], tokenizer: Any, max_seq_length: int,
         return_overflowing_tokens=True,
     )
     names = [name for name in tokenizer.model_input_names if name in encoded]
-    sentence_of = encoded["overflow_to_sample_mapping"]
-    for sentence, group in itertools.groupby(range(len(sentence_of)), key=sentence_of.__getitem__):
+    text_of = encoded["overflow_to_sample_mapping"]
+    for number, group in itertools.groupby(range(len(text_of)), key=text_of.__getitem__):
+        text = texts[number]
         # In the order of the text: a tokenizer that truncates on the left begins with the last window.
         windows = sorted(group, reverse=tokenizer.truncation_side == "left")
         word_ids = [encoded.word_ids(window) for window in windows]
-        assigned = assign_words(word_ids, doc_stride, len(sentences[sentence]))
-        for window, words, scored in zip(windows, word_ids, assigned):
-            if scored:  # else all its words are scored in its neighbours
-                yield Window(sentence, {name: encoded[name][window] for name in names}, words, scored)
+        assigned = assign_words(word_ids, doc_stride, len(text.words))
+        for window, words, places in zip(windows, word_ids, assigned):
+            scored = [(text.first + word, place) for word, place in places if text.first + word in text.own]
+            if scored:  # else all its words are scored in its neighbours, or only seen
+                yield Window({name: encoded[name][window] for name in names}, words, scored)
 
 
 class WordCollator:
@@ -157,9 +171,9 @@ class WordCollator:
             "token_type_ids": tokenizer.pad_token_type_id,
             "attention_mask": 0,
             "labels": IGNORED_LABEL_ID,
-            **WORD_PAD_VALUES,
+            **WORD_COLUMNS,
         }
-        values: dict[str, Any] = {name: [] for name in WORD_PAD_VALUES} | {"sentence_id": NO_POSITION}
+        values: dict[str, Any] = {name: [] for name in WORD_COLUMNS}
         values |= {"input_ids": [tokenizer.pad_token_id], "attention_mask": [1], "labels": [IGNORED_LABEL_ID]}
         self.empty_row = {name: values.get(name, [0]) for name in column_names}
 
@@ -172,9 +186,7 @@ class WordCollator:
         batch = {}
         for name in rows[0]:
             values = [row[name] for row in rows]
-            if name == "sentence_id":
-                batch[name] = torch.tensor(values)
-            elif name in WORD_PAD_VALUES:
+            if name in WORD_COLUMNS:
                 batch[name] = pad_rows(values, max(map(len, values)), self.pad_values[name])
             else:
                 batch[name] = pad_rows(values, length, self.pad_values[name], on_left=self.pads_on_left)

@@ -1,6 +1,9 @@
 """Labels, alignment of words and sub-tokens, tokenized data sets, metrics and predictions."""
 
+import itertools
+import json
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from run_ner_reference import tokenize as run_ner_tokenize
 
 import ner.windows
 import ner_utils
+from ner.context import choose_neighbours
 from ner.report import ErrorReport, metric_directions
 from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WORD_COLUMNS, prepare_tokenizer
 from ner_utils import (
@@ -41,13 +45,19 @@ tagged_words = st.lists(
 TaggedWords = list[tuple[str, str]]
 
 
-def align(tokenizer: Any, sentences: list[TaggedWords], content: int, stride: int, **options: Any) -> list[Any]:
-    """The rows that `tokenize_and_align_labels` makes of sentences, for windows of `content` beside special tokens."""
+def align(
+    tokenizer: Any, sentences: list[TaggedWords], content: int, stride: int, names: Sequence[str] = (), **options: Any
+) -> list[Any]:
+    """The rows that `tokenize_and_align_labels` makes of sentences, for windows of `content` beside special tokens.
+
+    The first word has the number 7, and `names` are the sentences' documents.
+    """
     words, tags = ([[pair[i] for pair in sentence] for sentence in sentences] for i in range(2))
-    length, indices = content + tokenizer.num_special_tokens_to_add(), list(range(7, 7 + len(sentences)))
+    new_text: dict[str, list[Any]] = {"tokens": words, "document": [*names]}
+    length = content + tokenizer.num_special_tokens_to_add()
     columns, inputs = (
-        tokenize_and_align_labels(rows, indices, tokenizer, LABELS, length, stride, **options)
-        for rows in ({"tokens": words, "tags": tags}, {"tokens": words})
+        tokenize_and_align_labels(rows, 7, tokenizer, LABELS, length, stride, **options)
+        for rows in (new_text | {"tags": tags}, new_text)
     )
     assert inputs == {n: values for n, values in columns.items() if n not in ("labels", "word_labels")}
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
@@ -113,13 +123,73 @@ def test_windows_and_their_words_are_those_found_by_trying_all(
     kind: str, sentences: list[TaggedWords], content: int, stride: int, label_all_tokens: bool, truncation_side: str
 ) -> None:
     tokenizer, stride = prepared_tokenizer(kind, truncation_side), stride % content
-    expected = [
-        row | {"sentence_id": 7 + i}
-        for i, sentence in enumerate(sentences)
-        for row in rows_by_trying_all(tokenizer, sentence, content, stride, label_all_tokens)
-    ]
-    assert align(tokenizer, sentences, content, stride, label_all_tokens=label_all_tokens) == expected
-    assert [i for row in expected for i in row["word_ids"]] == [i for words in sentences for i in range(len(words))]
+    document = [pair for sentence in sentences for pair in sentence]
+    for texts, names, mode in ((sentences, [], "none"), ([document], ["a"] * len(sentences), "merged")):
+        first_words = np.cumsum([7, *map(len, texts)])
+        expected = [
+            row | {"word_ids": [first + word for word in row["word_ids"]]}
+            for first, text in zip(first_words.tolist(), texts)
+            for row in rows_by_trying_all(tokenizer, text, content, stride, label_all_tokens)
+        ]
+        options: dict[str, Any] = {"label_all_tokens": label_all_tokens, "document_context": mode}
+        assert align(tokenizer, sentences, content, stride, names, **options) == expected
+        assert [i for row in expected for i in row["word_ids"]] == list(range(7, 7 + len(document)))
+
+
+@given(
+    sizes=st.lists(st.integers(0, 5), min_size=1, max_size=30),
+    borders=st.tuples(st.integers(0, 29), st.integers(0, 29)),
+    context_tokens=st.integers(1, 12),
+    room=st.integers(1, 40),
+)
+def test_neighbours_are_whole_words_and_as_many_as_fit(
+    sizes: list[int], borders: tuple[int, int], context_tokens: int, room: int
+) -> None:
+    start, end = sorted(min(border, len(sizes) - 1) for border in borders)
+    end += 1
+    ends = np.append(0, np.cumsum(sizes))
+    first, last = choose_neighbours(ends, start, end, context_tokens, room)
+    before, own, after = sum(sizes[first:start]), sum(sizes[start:end]), sum(sizes[end:last])
+    assert 0 <= first <= start < end <= last <= len(sizes)
+    assert max(before, after) <= context_tokens
+    assert before + own + after <= max(room, own)
+    for size, further in ((before, sizes[first - 1 : first]), (after, sizes[last : last + 1])):
+        for word in further:  # may stay out for one of these reasons
+            is_fair_share = size + word > max(room - own, 0) // 2
+            assert size + word > context_tokens or before + own + after + word > room or is_fair_share
+
+
+@every_kind
+@given(
+    sentences=st.lists(tagged_words, min_size=1, max_size=6),
+    names=st.lists(st.sampled_from(["a", "b", ""]), min_size=6, max_size=6),
+    content=st.integers(5, 60),
+    context_tokens=st.integers(1, 12),
+)
+def test_a_sentence_is_seen_with_its_neighbours_and_scored_alone(
+    kind: str, sentences: list[TaggedWords], names: list[str], content: int, context_tokens: int
+) -> None:
+    tokenizer, names, stride = prepared_tokenizer(kind), names[: len(sentences)], 2
+    options: dict[str, Any] = {"document_context": "neighbours", "context_tokens": context_tokens}
+    expected, first_word = [], 7
+    for i, sentence in enumerate(sentences):
+        around = [list(group) for name, group in itertools.groupby(range(len(names)), key=lambda n: names[n] or n)]
+        (members,) = [group for group in around if i in group]
+        document = [pair for member in members for pair in sentences[member]]
+        start = sum(len(sentences[member]) for member in members if member < i)
+        word_of = tokenizer([word for word, _ in document], is_split_into_words=True).word_ids()
+        ends = np.append(0, np.cumsum([word_of.count(word) for word in range(len(document))]))
+        first, last = choose_neighbours(ends, start, start + len(sentence), context_tokens, content)
+        own = range(start - first, start - first + len(sentence))
+        for row in rows_by_trying_all(tokenizer, document[first:last], content, stride, False):
+            kept = [place for place, word in enumerate(row["word_ids"]) if word in own]
+            numbers = {name: [row[name][place] for place in kept] for name in WORD_COLUMNS}
+            positions = [place for place in numbers["word_positions"] if place != NO_POSITION]
+            labels = [label if place in positions else IGNORED_LABEL_ID for place, label in enumerate(row["labels"])]
+            numbers["word_ids"] = [first_word + word - own.start for word in numbers["word_ids"]]
+            expected += [row | numbers | {"labels": labels}] if kept else []
+        first_word += len(sentence)
+    assert align(tokenizer, sentences, content, stride, names, **options) == expected
 
 
 @every_kind
@@ -198,9 +268,12 @@ def test_several_processes_tokenize_to_the_same_rows(tmp_path: Path, monkeypatch
     assert len(files_of(two)) == 6
     for split, rows in one.items():
         assert two[split].to_list() == rows.to_list()
-        assert max(rows["sentence_id"]) == sum(1 for _ in (SAMPLE_DATA / f"{split}.json").open(encoding="utf-8")) - 1
+        lines = (SAMPLE_DATA / f"{split}.json").read_text(encoding="utf-8").splitlines()
+        sentences = [json.loads(line) for line in lines]
+        numbers = [number for of_window in rows["word_ids"] for number in of_window]
+        assert numbers == list(range(sum(len(sentence["tokens"]) for sentence in sentences)))
+        assert rows.num_rows > len(sentences)  # some have several windows
         assert {"labels", *WORD_COLUMNS} < set(rows.column_names)
-    assert one["train"].num_rows > 1 + max(one["train"]["sentence_id"])  # some sentences have several windows
 
 
 def test_the_labels_are_the_sorted_tags_of_all_splits_or_the_given_names() -> None:
@@ -237,12 +310,12 @@ def test_scoring_needs_little_memory_beside_the_words(num_types: int) -> None:
     random = np.random.default_rng(0)
     labels = ["O", *(f"{prefix}-{i}" for i in range(num_types) for prefix in "BI")]
     num_sentences, num_words = 2000, 18
-    words = np.zeros((4, num_sentences * num_words), dtype=np.int32)
-    words[0], words[1] = np.divmod(np.arange(num_sentences * num_words), num_words)
-    words[2:] = random.integers(0, len(labels), words[2:].shape)
-    list(iterate_sentences(words[:, :num_words], labels))  # what is imported is not counted
+    words = np.zeros((3, num_sentences * num_words), dtype=np.int32)
+    words[0], starts = np.arange(num_sentences * num_words), np.arange(0, num_sentences * num_words + 1, num_words)
+    words[1:] = random.integers(0, len(labels), words[1:].shape)
+    list(iterate_sentences(words[:, :num_words], starts[:2], labels))  # what is imported is not counted
     tracemalloc.start()
-    num_words_seen = sum(len(gold) for _, gold, _, _ in iterate_sentences(words, labels))
+    num_words_seen = sum(len(gold) for _, _, (_, gold) in iterate_sentences(words, starts, labels))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert num_words_seen == words.shape[1]
@@ -270,41 +343,42 @@ class EchoModel(torch.nn.Module):
 
 
 def test_each_word_is_predicted_at_its_first_subtoken() -> None:
-    word_ids = torch.tensor([[0, 1, NO_POSITION], [3, 4, 5]])
     batch = {
         "input_ids": torch.tensor([[2, 3, 7, 0, 0], [2, 5, 8, 9, 3]]),
-        "word_ids": word_ids,
+        "word_ids": torch.tensor([[0, 1, NO_POSITION], [3, 4, 5]]),
         "word_positions": torch.tensor([[1, 2, NO_POSITION], [1, 3, NO_POSITION]]),  # the last word has no sub-token
         "word_labels": torch.tensor([[1, 0, -100], [1, 1, 0]]),
-        "sentence_id": torch.tensor([7, 4]),
     }
     (prediction,) = predict_words(EchoModel(), [batch])
     assert prediction.logits.dtype == torch.float32
-    assert prediction.words().tolist() == [
-        [7, 7, 4, 4, 4], [0, 1, 3, 4, 5], [1, 1, 1, 1, NO_POSITION], [1, 0, 1, 1, 0],
-    ]  # fmt: skip
+    assert prediction.words().tolist() == [[0, 1, 3, 4, 5], [1, 1, 1, 1, NO_POSITION], [1, 0, 1, 1, 0]]
     logits = torch.tensor([0.3, 0.7, 0.5, 0.9]).bfloat16().float()
     assert prediction.scores()[:4] == pytest.approx(logits.sigmoid().numpy())
     assert np.isnan(prediction.scores()[4])
     del batch["word_labels"]  # of new text
     (prediction,) = predict_words(EchoModel(), [batch])
-    assert prediction.words().shape == (3, 5)
+    assert prediction.words().shape == (2, 5)
 
 
 tag_pairs = st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, ""]))
 
 
-@given(sentences=st.dictionaries(st.integers(0, 999), st.lists(tag_pairs, min_size=1), min_size=1), data=st.data())
+@given(sentences=st.lists(st.lists(tag_pairs), min_size=1), data=st.data())
 def test_words_in_any_order_become_their_sentences_again(
-    sentences: dict[int, list[tuple[str, str]]], data: st.DataObject
+    sentences: list[list[tuple[str, str]]], data: st.DataObject
 ) -> None:
+    starts = np.cumsum([0, *map(len, sentences)])
+    evaluated = data.draw(st.sets(st.sampled_from(range(len(sentences)))))
+    expected = [(index, sentences[index]) for index in sorted(evaluated) if sentences[index]]
     words = [
-        (sentence_id, place, LABELS.index(predicted) if predicted else NO_POSITION, LABELS.index(gold))
-        for sentence_id, sentence in sentences.items()
+        (starts[index] + place, LABELS.index(predicted) if predicted else NO_POSITION, LABELS.index(gold))
+        for index, sentence in expected
         for place, (gold, predicted) in enumerate(sentence)
     ]
-    shuffled = np.array(data.draw(st.permutations(words)), dtype=np.int32).reshape(-1, 4).T
-    found = list(iterate_sentences(shuffled, LABELS))
-    expected = [(i, [g for g, _ in pairs], [p or "O" for _, p in pairs]) for i, pairs in sorted(sentences.items())]
-    assert [(number, gold, tags) for number, gold, tags, _ in found] == expected
-    assert all(shuffled[1, columns].tolist() == list(range(len(gold))) for _, gold, _, columns in found)
+    shuffled = np.array(data.draw(st.permutations(words)), dtype=np.int32).reshape(-1, 3).T
+    found = list(iterate_sentences(shuffled, starts, LABELS))
+    assert [(index, [*zip(gold, tags)]) for index, _, (tags, gold) in found] == [
+        (index, [(gold, predicted or "O") for gold, predicted in sentence]) for index, sentence in expected
+    ]
+    for index, columns, _ in found:
+        assert shuffled[0, columns].tolist() == [*range(starts[index], starts[index + 1])]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from model_kinds import every_kind, folder_of, load_tokenizer, prepared_tokenizer
 
 import ner.windows
-from ner.windows import NO_POSITION, WORD_COLUMNS, WORD_PAD_VALUES, choose_doc_stride, choose_max_seq_length
+from ner.windows import NO_POSITION, WORD_COLUMNS, choose_doc_stride, choose_max_seq_length
 from transformer_trial.errors import ConfigError
 
 # ------------------------------------------------------------------------------------------------------------- lengths
@@ -96,11 +96,11 @@ def padding_tokenizer(padding_side: str) -> Any:
 def test_padding_on_the_left_moves_positions_with_their_subtokens() -> None:
     short = {
         "input_ids": [2, 9, 3], "attention_mask": [1, 1, 1], "labels": [-100, 1, -100],
-        "word_ids": [4, 5], "word_positions": [1, NO_POSITION], "word_labels": [1, 0], "sentence_id": 6,
+        "word_ids": [4, 5], "word_positions": [1, NO_POSITION], "word_labels": [1, 0],
     }  # fmt: skip
     long = {
         "input_ids": [2, 9, 8, 7, 3], "attention_mask": [1, 1, 1, 1, 1], "labels": [-100, 1, 2, 0, -100],
-        "word_ids": [0, 1, 2], "word_positions": [1, 2, 3], "word_labels": [1, 2, 0], "sentence_id": 8,
+        "word_ids": [0, 1, 2], "word_positions": [1, 2, 3], "word_labels": [1, 2, 0],
     }  # fmt: skip
     batch = ner.windows.WordCollator(padding_tokenizer("left"), list(short))([short, long])
     assert {name: values.tolist() for name, values in batch.items()} == {
@@ -110,7 +110,6 @@ def test_padding_on_the_left_moves_positions_with_their_subtokens() -> None:
         "word_ids": [[4, 5, NO_POSITION], [0, 1, 2]],
         "word_positions": [[3, NO_POSITION, NO_POSITION], [1, 2, 3]],
         "word_labels": [[1, 0, -100], [1, 2, 0]],
-        "sentence_id": [6, 8],
     }
 
 
@@ -126,7 +125,7 @@ def row_lengths(draw: st.DrawFn) -> tuple[list[tuple[int, int]], dict[str, int]]
 
 NO_ROW: dict[str, Any] = {  # attends to its padding
     "input_ids": [1], "attention_mask": [1], "token_type_ids": [0], "labels": [-100],
-    "word_ids": [], "word_positions": [], "word_labels": [], "sentence_id": NO_POSITION,
+    "word_ids": [], "word_positions": [], "word_labels": [],
 }  # fmt: skip
 
 
@@ -139,9 +138,8 @@ def test_rows_are_padded_as_transformers_does(
     tokenizer, (lengths, options) = padding_tokenizer(padding_side), lengths_and_options
     columns = [name for name in NO_ROW if name not in without]
 
-    def numbers_of(name: str, num_tokens: int, num_words: int) -> Any:
-        count = num_words if name in WORD_PAD_VALUES else num_tokens
-        return random.randint(0, 99) if name == "sentence_id" else [random.randint(-1, 99) for _ in range(count)]
+    def numbers_of(name: str, num_tokens: int, num_words: int) -> list[int]:
+        return [random.randint(-1, 99) for _ in range(num_words if name in WORD_COLUMNS else num_tokens)]
 
     rows = [{name: numbers_of(name, *of_row) for name in columns} for of_row in lengths]
     batch = ner.windows.WordCollator(tokenizer, columns, **options)(rows)
@@ -155,14 +153,12 @@ def test_rows_are_padded_as_transformers_does(
         tokenizer, padding="max_length" if "max_length" in options else True, **options
     )
     assert {name: batch[name].tolist() for name in inputs} == {n: v.tolist() for n, v in collate(filled).items()}
-    for name in set(columns) - set(inputs) - {"sentence_id"}:
+    for name in set(columns) - set(inputs):
         longest, width = max(len(row[name]) for row in rows), batch["input_ids"].shape[1]
         is_moved = name == "word_positions" and padding_side == "left"
         shifts = [is_moved * (width - len(row["input_ids"])) for row in filled]
         assert batch[name].tolist() == [
             [value + shift * (value != NO_POSITION) for value in row[name]]
-            + [WORD_PAD_VALUES[name]] * (longest - len(row[name]))
+            + [WORD_COLUMNS[name]] * (longest - len(row[name]))
             for row, shift in zip(rows, shifts)
         ]
-    if "sentence_id" in columns:
-        assert batch["sentence_id"].tolist() == [row["sentence_id"] for row in rows]

@@ -314,8 +314,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         rows = self.tokenized_datasets.get("test")
         if rows is None:
             return {}
-        rows = rows if max_rows is None else rows.select(range(min(max_rows, rows.num_rows)))
-        return self.evaluate_rows(rows, self.evaluate, self.score) or {}
+        return self.evaluate_rows(rows.select(range(rows.num_rows)[:max_rows]), self.evaluate, self.score) or {}
 
     def evaluate_rows(self, rows: datasets.Dataset, evaluate: Callable[[Batch], dict[str, Any]], score: Score) -> Any:
         """Evaluate rows as a validation does; return the metrics on the first slot, None on the others."""
