@@ -33,6 +33,7 @@ import ner_utils
 from ner.cells import TAGGED_LINE, join_names
 from ner.columns import ReadOptions, SettingNames, find_columns
 from ner.config import FORMAT_NAMES, TaggerSettings
+from ner.context import group_documents, name_paragraphs
 from ner.formats.text import PACKED, STANDARD_INPUT, read_lines
 from ner.labels import OUTSIDE
 from ner.sentences import Sentence, write_predictions
@@ -103,9 +104,11 @@ class Tagger:
         return cls(model, tokenizer, batch_size)
 
     def tag(self, sentences: Iterable[Sentence]) -> Iterator[Sentence]:
-        """Fill in tags and scores, chunk by chunk, in the order of the sentences. Each word gets exactly one tag."""
-        sentences = iter(sentences)
-        while chunk := list(itertools.islice(sentences, CHUNK_BATCHES * (self.batch_size or USUAL_BATCH_SIZE))):
+        """Fill in tags and scores, chunk by chunk, in the order of the sentences. Each word gets exactly one tag.
+
+        A model that was trained with its documents as context sees those that the sentences name.
+        """
+        for chunk in group_documents(sentences, CHUNK_BATCHES * (self.batch_size or USUAL_BATCH_SIZE)):
             self._tag_chunk(chunk)
             yield from chunk
 
@@ -260,6 +263,14 @@ def tag_file(options: argparse.Namespace) -> None:
     logger.info("%s: %s", source.name, ner.data.describe_columns(columns))
     in_source = source.label_names(columns.label) if columns.label is not None else ()
     sentences = ner.data.read_sentences(source, columns, in_source or options.label_list or tagger.settings.label_names)
+    if (context := tagger.settings.document_context) != "none":
+        if is_text := how.file_format == "text":
+            sentences = name_paragraphs(sentences)
+        is_marked = is_text or columns.document or any(record.document for record in source.first_records())
+        alone = "marks none: each sentence is tagged alone. Mark them as in training, or by --document-column"
+        marks = "has the paragraphs of a text, which empty lines end" if is_text else "has some" if is_marked else alone
+        level = logging.INFO if is_marked else logging.WARNING
+        logger.log(level, "The model was trained on documents (%s); %s %s.", context, source.name, marks)
     tagged = iter(tqdm.tqdm(check_gold(tagger.tag(sentences), tagger), unit=" sentences", disable=None))
     first = list(itertools.islice(tagged, 1))  # before an older output is emptied for nothing
 

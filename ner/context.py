@@ -1,7 +1,7 @@
 """Documents as context: which words a model sees together, and which of these are trained on and scored."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute
 
 from ner.labels import Array
+from ner.sentences import Sentence
 from transformer_trial.errors import TrialError
 
 DocumentContext = Literal["none", "neighbours", "merged"]
@@ -36,6 +37,30 @@ def find_documents(names: Sequence[str]) -> Array:
     column, places = np.asarray(names, dtype=object), np.arange(len(names))
     begins = np.append(True, (column[1:] != column[:-1]) | (column[1:] == ""))[: len(names)]
     return np.flatnonzero((places - np.maximum.accumulate(places * begins)) % MAX_SENTENCES == 0)
+
+
+def group_documents(sentences: Iterable[Sentence], size: int) -> Iterator[list[Sentence]]:
+    """Group sentences by `size`, or a few more: none of the documents that `find_documents` finds is parted."""
+    group = list[Sentence]()
+    document, place = "", 0
+    for sentence in sentences:
+        goes_on = bool(sentence.document) and sentence.document == document
+        document, place = sentence.document, (place + 1) % MAX_SENTENCES if goes_on else 0
+        if len(group) >= size and place == 0:
+            yield group
+            group = []
+        group.append(sentence)
+    if group:
+        yield group
+
+
+def name_paragraphs(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
+    """Take the consecutive lines of a plain text as a document, which an empty line ends."""
+    number = 1
+    for sentence in sentences:
+        number += not sentence.words
+        sentence.document = f"paragraph {number}" if sentence.words else ""
+        yield sentence
 
 
 def map_chunks(
