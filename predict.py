@@ -269,8 +269,7 @@ def tag_file(options: argparse.Namespace) -> None:
         is_marked = is_text or columns.document or any(record.document for record in source.first_records())
         alone = "marks none: each sentence is tagged alone. Mark them as in training, or by --document-column"
         marks = "has the paragraphs of a text, which empty lines end" if is_text else "has some" if is_marked else alone
-        level = logging.INFO if is_marked else logging.WARNING
-        logger.log(level, "The model was trained on documents (%s); %s %s.", context, source.name, marks)
+        logger.info("The model was trained on documents (%s); %s %s.", context, source.name, marks)
     tagged = iter(tqdm.tqdm(check_gold(tagger.tag(sentences), tagger), unit=" sentences", disable=None))
     first = list(itertools.islice(tagged, 1))  # before an older output is emptied for nothing
 
