@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,8 @@ import safetensors.torch
 import torch
 import transformers
 import yaml
-from conftest import PROJECT, SAMPLE_DATA, SAMPLE_MODEL, Config, Fit, read_metrics, refuses, slow, write_config
+from conftest import PROJECT, SAMPLE_DATA, SAMPLE_MODEL, Config, Fit, read_metrics, refuses, slow, watch, write_config
+from determined import pytorch
 from training_process import Training
 
 from ner.config import TaggerSettings
@@ -163,7 +165,7 @@ def test_a_validation_without_entities_lets_the_loss_choose(
     (tmp_path / "v.json").write_text('{"tokens": ["Ada", "slept"], "ner_tags": ["O", "O"]}\n' * 4)
     config["data"]["validation_file"] = str(tmp_path / "v.json")
     config["hyperparameters"]["learning_rate"] = 1e-3
-    trial = fit(config, validation_period=__import__("determined").pytorch.Batch(4))
+    trial = fit(config, validation_period=pytorch.Batch(4))
     assert "has no entity: f1 is always 0, and validation_loss chooses the model" in caplog.text
     assert trial.callbacks["best_model"].best_batches > 4
 
@@ -210,13 +212,46 @@ def test_a_resume_with_another_metric_optimizer_or_data_says_so(config: Config, 
     assert status == 1 and "the checkpoint holds the state of adafactor: false" in log
 
 
-def test_metrics_that_are_cut_are_told_and_hold_whole_lines(config: Config, train: Train, tmp_path: Path) -> None:
-    assert train("--batches", "4")[0] == 0
+@pytest.mark.parametrize(
+    ("damage", "is_told"),
+    [
+        pytest.param(lambda text: None, True, id="removed"),
+        pytest.param(lambda text: text[:-7], True, id="half-a-line"),
+        pytest.param(lambda text: text[: len(text) // 2], True, id="cut-in-the-middle"),
+        pytest.param(lambda text: text[9:], True, id="without-its-beginning"),
+        pytest.param(lambda text: b"\xff" + text, True, id="not-text"),
+        pytest.param(
+            lambda text: text + text.splitlines()[-1].replace(b": 4", b": 6") + b'\n{"gr', False, id="later-lines"
+        ),
+    ],
+)
+def test_metrics_are_rebuilt_to_the_checkpoints_batch(
+    train: Train, tmp_path: Path, damage: Callable[[bytes], bytes | None], is_told: bool
+) -> None:
     file = tmp_path / "run" / "metrics.jsonl"
-    file.write_bytes(file.read_bytes()[:-7])
+    assert train("--batches", "4")[0] == 0
+    before = file.read_bytes()
+    file.unlink()
+    if (left := damage(before)) is not None:
+        file.write_bytes(left)
     status, log = train("--resume", "auto")
-    assert status == 0 and "is shorter than when the checkpoint was saved" in log
-    assert read_metrics(tmp_path / "run", "validation")[-1]["batches"] == 10
+    assert status == 0 and log.count(f"{file} is shorter than when the checkpoint was saved") == is_told, log
+    assert file.read_bytes().startswith(before)
+    lines = [(line["group"], line["batches"]) for line in map(json.loads, file.read_text().splitlines())]
+    assert [n for group, n in lines if group == "training"] == [2, 4, 6, 8, 10]
+    assert [n for group, n in lines if group == "validation"] == [4, 8, 10]
+
+
+def test_metrics_are_on_the_disk_before_their_checkpoint_counts(config: Config, fit: Fit, monkeypatch: Any) -> None:
+    flushed: list[tuple[str, bool]] = []
+
+    def note(file: Any) -> None:
+        path = Path(file.name)
+        flushed.append((path.name, any((path.parents[1] / "checkpoints").rglob("metadata.json"))))
+
+    watch(os, "fsync", monkeypatch, first=lambda file: note(file) if hasattr(file, "name") else None)
+    fit(config, validation_period=pytorch.Batch(4))
+    assert flushed[0] == ("metrics.jsonl", False)
 
 
 @pytest.mark.parametrize(("ignores", "status"), [(False, 128 + signal.SIGHUP), slow(True, 0)])

@@ -81,8 +81,10 @@ class Evaluation(pytorch.MetricReducer):
         reduced: dict[str, Any] = {}
         for name in self.batches[0] if self.batches else ():
             values = [batch[name] for batch in self.batches]
-            is_metric = isinstance(values[0], tuple)
-            reduced[name] = tuple(map(_add_up, zip(*values))) if is_metric else list(map(_on_host, values))
+            if isinstance(values[0], tuple):
+                reduced[name] = tuple(map(_add_up, zip(*values)))
+            else:
+                reduced[name] = [value.cpu() if isinstance(value, torch.Tensor) else value for value in values]
         return reduced
 
     def cross_slot_reduce(self, per_slot_metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -100,10 +102,6 @@ def _add_up(values: Sequence[Any]) -> Any:
     return sum(torch.stack([*values]).tolist() if isinstance(values[0], torch.Tensor) else values)
 
 
-def _on_host(value: Any) -> Any:
-    return value.cpu() if isinstance(value, torch.Tensor) else value
-
-
 class MetricsLog(pytorch.PyTorchCallback):
     """Logs reports, and appends them to DIR/metrics.jsonl. On a cluster Determined logs all but the test split's."""
 
@@ -111,24 +109,24 @@ class MetricsLog(pytorch.PyTorchCallback):
         self.trial = trial
         self.is_chief, self.on_cluster = trial.context.distributed.rank == 0, get_cluster_task() is not None
         self.file = folder / "metrics.jsonl" if folder is not None and self.is_chief else None
+        self.lines: list[dict[str, Any]] = []  # of the file so far; a checkpoint holds them too
 
     def state_dict(self) -> dict[str, Any]:
-        num_bytes = 0
-        if self.file is not None and self.file.exists():
-            with self.file.open("a") as file:  # on the disk before the checkpoint that counts on it
+        if self.lines and self.file is not None:
+            with self.file.open("a") as file:  # on the disk before the checkpoint counts as whole
                 os.fsync(file)
-                num_bytes = file.tell()
-        return {"metrics_bytes": num_bytes, "unreported": self.trial.training_means.unreported}
+        return {"lines": self.lines, "unreported": self.trial.training_means.unreported}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.trial.training_means.restore(state_dict.get("unreported", []), self.trial.context.distributed)
+        self.lines = state_dict.get("lines", [])
         if self.file is None:
             return
-        text, expected = self.file.read_bytes() if self.file.exists() else b"", state_dict.get("metrics_bytes", 0)
-        if len(text) < expected:
-            logger.warning("%s is shorter than when the checkpoint was saved: some of its lines are lost.", self.file)
-        whole = text[:expected].rpartition(b"\n")
-        self.file.write_bytes(whole[0] + whole[1])  # what came after the checkpoint comes once more
+        text, found = "".join(map(_as_json, self.lines)), self.file.read_bytes() if self.file.exists() else b""
+        if not found.startswith(text.encode()):
+            rebuilt = "%s is shorter than when the checkpoint was saved, or holds other lines: it is rebuilt to there."
+            logger.warning(rebuilt, self.file)
+        self.file.write_text(text)  # what came after the checkpoint comes once more
 
     def on_trial_startup(self, first_batch_idx: int, checkpoint_uuid: str | None) -> None:
         if checkpoint_uuid is None and self.file is not None:
@@ -154,8 +152,13 @@ class MetricsLog(pytorch.PyTorchCallback):
         logger.info("batch %d of %d: %s %s", batches, self.trial.num_training_batches, group, text)
         if self.file is not None:
             known = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+            self.lines.append({"group": group, "batches": batches, **known})
             with self.file.open("a") as file:
-                file.write(json.dumps({"group": group, "batches": batches, **known}) + "\n")
+                file.write(_as_json(self.lines[-1]))
+
+
+def _as_json(line: dict[str, Any]) -> str:
+    return json.dumps(line) + "\n"
 
 
 class BestModel(pytorch.PyTorchCallback):
@@ -298,11 +301,11 @@ class CheckpointContents(pytorch.PyTorchCallback):
 class KeptCheckpoints(pytorch.PyTorchCallback):
     """Removes the checkpoints of a local run that a cluster would remove, but never the newest.
 
-    A checkpoint's metadata.json says after which batch it was saved, DIR/metrics.jsonl how good the model was then.
+    A checkpoint's metadata.json says after which batch it was saved, the log how good the model was then.
     """
 
-    def __init__(self, trial: Trial, folder: Path) -> None:
-        self.trial, self.folder = trial, folder
+    def __init__(self, trial: Trial, folder: Path, log: MetricsLog) -> None:
+        self.trial, self.folder, self.log = trial, folder, log
         storage = read_known("checkpoint_storage", trial.experiment_config, CheckpointStorageConfig)
         self.num_newest = max(storage.save_trial_latest, 1)
         self.num_best = max(storage.save_trial_best, storage.save_experiment_best)
@@ -315,26 +318,21 @@ class KeptCheckpoints(pytorch.PyTorchCallback):
         self._prune()
 
     def _prune(self) -> None:
-        batches, values = {}, self._read_values()
-        for file in self.folder.glob("checkpoints/determined/*/metadata.json"):
-            with contextlib.suppress(ValueError):  # damaged
-                batches[file.parent] = json.loads(file.read_text())["steps_completed"]
+        name, smaller_is_better = self.trial.searcher_metric
+        validations = {line["batches"]: line.get(name) for line in self.log.lines if line["group"] == "validation"}
+        values = {
+            key: value if smaller_is_better else -value for key, value in validations.items() if value is not None
+        }
+        folders, batches = list(self.folder.glob("checkpoints/determined/*")), dict[Path, int]()
+        for folder in folders:
+            with contextlib.suppress(OSError, ValueError):  # damaged
+                batches[folder] = json.loads((folder / "metadata.json").read_text())["steps_completed"]
         not_undone = (c for c in batches if batches[c] <= self.trial.batches_trained)  # a resume may start further back
         newest = sorted(not_undone, key=lambda checkpoint: batches[checkpoint])
         best = sorted(newest, key=lambda checkpoint: values.get(batches[checkpoint], math.inf))
-        keep = {*newest[-self.num_newest :], *best[: self.num_best]}
-        for checkpoint in self.folder.glob("checkpoints/determined/*"):
-            if checkpoint not in keep:
-                (checkpoint / "metadata.json").unlink(missing_ok=True)  # half removed, it is no longer whole
-                shutil.rmtree(checkpoint)
-
-    def _read_values(self) -> dict[int, float]:
-        """The searcher's metric after so many batches, turned so that less is better."""
-        name, smaller_is_better = self.trial.searcher_metric
-        file = self.folder / "metrics.jsonl"
-        lines = map(json.loads, file.read_text().splitlines() if file.exists() else ())
-        values = {line["batches"]: line.get(name) for line in lines if line["group"] == "validation"}
-        return {key: value if smaller_is_better else -value for key, value in values.items() if value is not None}
+        for folder in {*folders} - {*newest[-self.num_newest :], *best[: self.num_best]}:
+            (folder / "metadata.json").unlink(missing_ok=True)  # half removed, it is no longer whole
+            shutil.rmtree(folder)
 
 
 def keep_data_report(data_report: dict[str, Any], folder: Path) -> None:
@@ -353,5 +351,5 @@ def build_callbacks(
     best = BestModel(trial, folder, log, max_test_rows)
     callbacks = {"metrics_log": log, "best_model": best, "checkpoint_contents": CheckpointContents(trial)}
     if folder is not None and log.is_chief:
-        callbacks["kept_checkpoints"] = KeptCheckpoints(trial, folder)
+        callbacks["kept_checkpoints"] = KeptCheckpoints(trial, folder, log)
     return callbacks

@@ -7,6 +7,7 @@ import logging
 import signal
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,26 @@ MIN_LENGTH_GROUPS = 4  # an epoch has at least so many, so that small data sets,
 
 def default_load_dataset(config: DataConfig) -> datasets.DatasetDict:
     """Load the data set or the files that `data` names: the splits train, validation, test, every column as it is."""
-    if config.dataset_name is not None:
-        return _load_named(config.dataset_name, config)
-    files = configured_files(config).items()
-    return datasets.DatasetDict({split: _load_file(f"data.{split}_file", file, config) for split, file in files})
+    name = config.dataset_name
+    # What is downloaded is read anew where the cache is to be overwritten.
+    mode = "reuse_cache_if_exists" if config.overwrite_cache else None
+    options = {"cache_dir": config.cache_dir, "download_mode": mode}
+    if name is None:
+        files = configured_files(config).items()
+        return datasets.DatasetDict({split: _load_file(f"data.{split}_file", file, options) for split, file in files})
+    try:
+        if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):
+            splits = datasets.load_from_disk(name)
+        else:
+            revision = config.dataset_revision
+            splits = datasets.load_dataset(name, config.dataset_config_name, revision=revision, **options)
+    except Exception as error:
+        raise TrialError(_why_not_loaded(name, config, error)) from error
+    if isinstance(splits, datasets.Dataset):
+        splits = datasets.DatasetDict({"train": splits})
+    if "train" not in splits:
+        raise TrialError(f"data.dataset_name: {name} has no train split; it has {', '.join(splits)}.")
+    return splits
 
 
 def configured_files(config: DataConfig) -> dict[str, str]:
@@ -52,22 +69,6 @@ def configured_files(config: DataConfig) -> dict[str, str]:
         raise ConfigError([f"data.train_file: missing, and dataset_name is null. {advice}"])
     files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
     return {split: file for split, file in files.items() if file is not None}
-
-
-def _load_named(name: str, config: DataConfig) -> datasets.DatasetDict:
-    try:
-        if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):
-            splits = datasets.load_from_disk(name)
-        else:
-            options = {"revision": config.dataset_revision, **_cache_options(config)}
-            splits = datasets.load_dataset(name, config.dataset_config_name, **options)
-    except Exception as error:
-        raise TrialError(_why_not_loaded(name, config, error)) from error
-    if isinstance(splits, datasets.Dataset):
-        splits = datasets.DatasetDict({"train": splits})
-    if "train" not in splits:
-        raise TrialError(f"data.dataset_name: {name} has no train split; it has {', '.join(splits)}.")
-    return splits
 
 
 def _why_not_loaded(name: str, config: DataConfig, error: Exception) -> str:
@@ -83,21 +84,16 @@ def _why_not_loaded(name: str, config: DataConfig, error: Exception) -> str:
     return f"data.dataset_name: {name} needs a loading script, which the datasets library no longer runs; {advice}."
 
 
-def _load_file(key: str, file: str, config: DataConfig) -> datasets.Dataset:
+def _load_file(key: str, file: str, options: Mapping[str, Any]) -> datasets.Dataset:
     builder = FILE_BUILDERS.get(Path(file.removesuffix(".gz")).suffix.lower())
     if builder is None:
         raise TrialError(f"{key}: {file} ends in none of {', '.join(FILE_BUILDERS)}, with or without .gz.")
     pattern = glob.escape(file) if Path(file).exists() else file
     try:
-        return datasets.load_dataset(builder, data_files=pattern, split="train", **_cache_options(config))
+        return datasets.load_dataset(builder, data_files=pattern, split="train", **options)
     except Exception as error:
         reason = " ".join(str(error.__cause__ or error).split()).rstrip(".") or type(error).__name__
         raise TrialError(f"{key}: cannot read {file} as {builder}: {reason}.") from error
-
-
-def _cache_options(config: DataConfig) -> dict[str, str | None]:
-    mode = "reuse_cache_if_exists" if config.overwrite_cache else None  # what is downloaded is read anew
-    return {"cache_dir": config.cache_dir, "download_mode": mode}
 
 
 def select_splits(
@@ -117,9 +113,8 @@ def select_splits(
             found = f"data.validation_split_percentage: {percentage:g}% of {train.num_rows} rows {leaves}"
             raise TrialError(f"{found}. Give another percentage, or a validation_file.")
         is_validation = _sample(train, size)
-        splits["validation"], splits["train"] = (
-            train.select(np.flatnonzero(of)) for of in (is_validation, ~is_validation)
-        )
+        splits["validation"] = train.select(np.flatnonzero(is_validation))
+        splits["train"] = train.select(np.flatnonzero(~is_validation))
         logger.info("Validating on %d of the %d rows of train.", splits["validation"].num_rows, train.num_rows)
     for split, limit in (("train", config.max_train_samples), ("validation", config.max_eval_samples)):
         if split in splits and splits[split].num_rows == 0:
@@ -187,14 +182,15 @@ def check_lengths(splits: datasets.DatasetDict, limit: int | None) -> None:
             raise TrialError(f"{found}; accepted are at most {limit}, the model's positions. {advice}")
 
 
+@dataclass
 class PaddingCollator:
     """Makes batches of rows, also of none: a slot's piece of a batch may be empty, and has to be a batch nevertheless.
 
     It is then a batch of `stand_in`, a row, under whose key `PADDING` the trial knows that it counts for nothing.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any], stand_in: dict[str, Any]) -> None:
-        self.collate, self.stand_in = collate, stand_in
+    collate: Callable[[list[Any]], Any]
+    stand_in: dict[str, Any]
 
     def __call__(self, rows: list[Any]) -> Any:
         batch = dict(self.collate(rows or [self.stand_in]))  # Determined does not take transformers' BatchEncoding
@@ -265,22 +261,15 @@ class SlotBatchSampler(torch.utils.data.BatchSampler):
     def global_batches(self, epoch: int) -> list[np.ndarray[Any, Any]]:
         """Return the row numbers of each global batch of an epoch."""
         random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(self.num_rows)
-        if self.lengths is None:
-            return self._chunks(order, self.global_batch_size)
-        num_batches = len(self) // self.num_slots
-        batches_per_group = max(1, min(LENGTH_GROUP_BATCHES, num_batches // MIN_LENGTH_GROUPS))
-        groups = self._chunks(order, batches_per_group * self.global_batch_size)
-        batches = [
-            batch
-            for group in groups
-            for batch in self._chunks(group[np.argsort(-self.lengths[group], kind="stable")], self.global_batch_size)
-        ]
-        return [batches[i] for i in random.permutation(len(batches))]
-
-    @staticmethod
-    def _chunks(order: np.ndarray[Any, Any], size: int) -> list[np.ndarray[Any, Any]]:
-        return [order[start : start + size] for start in range(0, len(order), size)]
+        order, size = random.permutation(self.num_rows), self.global_batch_size
+        if self.lengths is not None:
+            num_batches = len(self) // self.num_slots
+            group_size = max(1, min(LENGTH_GROUP_BATCHES, num_batches // MIN_LENGTH_GROUPS)) * size
+            for start in range(0, self.num_rows, group_size):
+                group = order[start : start + group_size]
+                group[:] = group[np.argsort(-self.lengths[group], kind="stable")]
+        batches = np.split(order, np.arange(size, self.num_rows, size))
+        return batches if self.lengths is None else [batches[i] for i in random.permutation(len(batches))]
 
 
 def ignore_interrupts(worker_id: int) -> None:

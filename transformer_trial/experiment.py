@@ -107,7 +107,7 @@ class Length:
 def parse_length(key: str, value: Any, *, minimum: int = 0) -> Length:
     """`{epochs: 3}`, `{batches: 100}`, `{records: 800}` or a bare number of batches as a Length; `key` names it."""
     entries = value if isinstance(value, Mapping) else {"batches": value}
-    entries = {unit: amount for unit, amount in entries.items() if amount is not None} or entries
+    entries = {unit: amount for unit, amount in entries.items() if amount is not None}
     with contextlib.suppress(ValueError):
         ((unit, amount),) = entries.items()
         number = read_number(amount)

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +42,8 @@ SIGNAL_PERIOD = 10  # batches after which several processes ask each other again
 PATIENCE = 25  # seconds that one of several processes has to end in after a SIGTERM; torchrun kills it after 30
 LOCK_PATIENCE = 10  # seconds to wait for an output folder: a killed run's data workers hold its lock until they notice
 UNWRITABLE = {
-    "ENOSPC",
-    "EDQUOT",
-    "EROFS",
-    "EACCES",
-    "EPERM",
-    "EEXIST",
-    "ENOTDIR",
-    "EISDIR",
-    "ENAMETOOLONG",
-    "ELOOP",
-    "EMFILE",
-}
+    "ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP", "EMFILE",
+}  # fmt: skip
 
 
 def run(
@@ -69,12 +59,20 @@ def run(
     options = command_line.parse_arguments(arguments)
     task = get_cluster_task()
     set_up_logging(task is not None)
-    with _exit_with_message():
+    try:
         if task is not None:
             train_on_cluster(trial_class, options, task)
         else:
             config = command_line.with_length(command_line.read_config(options), options)
             train_locally(find_trial_class(config, trial_class) if follows_entrypoint else trial_class, config, options)
+    except KeyboardInterrupt:
+        logger.error("Stopped before the training began: there is nothing to go on with.")
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        if (reason := explain_failure(error)) is None:
+            raise
+        logger.error("%s", reason)
+        sys.exit(1)
 
 
 def find_trial_class(config: Mapping[str, Any], default: type[BaseTransformerTrial]) -> type[BaseTransformerTrial]:
@@ -105,10 +103,9 @@ def train_locally(trial_class: type[BaseTransformerTrial], config: dict[str, Any
     output_dir = command_line.choose_output_dir(project, config, options)
     inputs = command_line.resolve_paths(config, Path(options.config_file or "").absolute().parent, project)
     os.chdir(project)  # as `det` does: relative paths of the yaml start there, and each checkpoint takes a copy of it
+    told = "%s holds what looks like a secret, and travels with the code: keep it in the environment."
     for file, _ in checkpoints.find_secrets(project.iterdir()):
-        logger.warning(
-            "%s holds what looks like a secret, and travels with the code: keep it in the environment.", file
-        )
+        logger.warning(told, file)
     hparams = config.get("hyperparameters") or {}
     init_options, fit_options = read_options(trial_class, config, hparams, on_cluster=False)
     with contextlib.ExitStack() as stack:
@@ -131,7 +128,6 @@ def train_locally(trial_class: type[BaseTransformerTrial], config: dict[str, Any
         trial.callbacks = build_callbacks(trial, output_dir, max_test_rows=max_test_rows)
         if context.distributed.rank == 0:
             stack.enter_context(lock_folder(output_dir))
-            stack.enter_context(progress_bar(trial, checkpoint))
         signals = stack.enter_context(StopSignals(trial))
         fit(trial, checkpoint, config, test_mode=options.test, **fit_options)
         log_outcome(trial, signals, output_dir)
@@ -197,13 +193,23 @@ def broadcast_folders(
 
 
 def fit(trial: BaseTransformerTrial, checkpoint: Path | None, config: Mapping[str, Any], **options: Any) -> None:
-    """Train to the end, from a checkpoint on where there is one."""
-    if checkpoint is None:
-        pytorch.Trainer(trial, trial.context).fit(**options)
-        return
-    logger.info("Going on from %s.", checkpoint)
-    checkpoints.warn_of_changes(checkpoint, config)
-    private.fit_from(checkpoint, checkpoints.read_trial_state(checkpoint), trial, **options)
+    """Train to the end, from a checkpoint on where there is one; a terminal shows how far it is."""
+    state = {"batches_trained": 0}
+    if checkpoint is not None:
+        logger.info("Going on from %s.", checkpoint)
+        checkpoints.warn_of_changes(checkpoint, config)
+        state = checkpoints.read_trial_state(checkpoint)
+    total, done = trial.num_training_batches, state["batches_trained"]
+    is_hidden = trial.context.distributed.rank > 0 or None  # None: where there is no terminal
+    with (
+        tqdm.contrib.logging.logging_redirect_tqdm(),
+        tqdm.tqdm(total=total, initial=done, unit="batch", leave=False, disable=is_hidden) as bar,
+    ):
+        trial.batch_hooks.append(lambda _: bar.update(trial.batches_trained - bar.n))
+        if checkpoint is None:
+            pytorch.Trainer(trial, trial.context).fit(**options)
+        else:
+            private.fit_from(checkpoint, state, trial, **options)
 
 
 class StopSignals:
@@ -275,18 +281,6 @@ def log_outcome(trial: BaseTransformerTrial, signals: StopSignals, output_dir: P
     logger.info("In %s: %s", output_dir, ", ".join(kept))
 
 
-@contextlib.contextmanager
-def progress_bar(trial: BaseTransformerTrial, checkpoint: Path | None) -> Iterator[None]:
-    """Show on a terminal how far the training is, which begins at the checkpoint's batch."""
-    done = 0 if checkpoint is None else checkpoints.read_trial_state(checkpoint)["batches_trained"]
-    with (
-        tqdm.contrib.logging.logging_redirect_tqdm(),
-        tqdm.tqdm(total=trial.num_training_batches, initial=done, unit="batch", leave=False, disable=None) as bar,
-    ):
-        trial.batch_hooks.append(lambda _: bar.update(trial.batches_trained - bar.n))
-        yield
-
-
 def lock_folder(folder: Path) -> contextlib.AbstractContextManager[Any]:
     """Keep a second run out of a folder until the returned context ends; a TrialError if this is the second run."""
     try:
@@ -310,21 +304,6 @@ def set_up_logging(on_cluster: bool) -> None:
         transformers.utils.logging.disable_progress_bar()
     if int(os.environ.get("RANK", "0")) != 0:
         logging.getLogger().setLevel(logging.ERROR)
-
-
-@contextlib.contextmanager
-def _exit_with_message() -> Iterator[None]:
-    """End the process with one message, where the user or the machine is the cause of what the body raises."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        logger.error("Stopped before the training began: there is nothing to go on with.")
-        sys.exit(128 + signal.SIGINT)
-    except Exception as error:
-        if (reason := explain_failure(error)) is None:
-            raise
-        logger.error("%s", reason)
-        sys.exit(1)
 
 
 def explain_failure(error: Exception) -> str | None:

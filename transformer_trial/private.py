@@ -3,7 +3,6 @@
 Then its environment variables (`local.py` and `processes.py`) and the files of its checkpoints (`checkpoints.py`).
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +11,7 @@ from determined import pytorch
 from determined.cli import ntsc
 from determined.common import detignore
 
+override = ntsc.parse_config_overrides  # applies KEY=VALUE arguments as `det experiment create --config` does
 STORAGE_LOGGER = "determined.common.storage"  # it warns where a part of a checkpoint is read, as every resume does
 
 
@@ -32,11 +32,6 @@ def set_batch_index(context: pytorch.PyTorchTrialContext, batch_idx: int) -> Non
 def read_experiment_config(task: det.ClusterInfo) -> dict[str, Any]:
     """The configuration of a task's experiment. `pytorch.init` needs a part of it, and gives it only afterwards."""
     return task.trial._config
-
-
-def override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Apply `KEY=VALUE` arguments, by the function that `det experiment create --config` applies them by."""
-    return ntsc.parse_config_overrides(config, overrides)
 
 
 def is_ignored(project: Path, folder: Path) -> bool:

@@ -50,25 +50,17 @@ def join_torchrun() -> Iterator[core.DistributedContext | None]:
     os.environ["USE_TORCH_DISTRIBUTED"] = "True"  # tells Determined to train data-parallel with torch
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
+        # Two free ports of the first process: Determined's own are the same for every training on a machine.
+        with socket.create_server(("", 0)) as first, socket.create_server(("", 0)) as second:
+            ports = [first.getsockname()[1], second.getsockname()[1]]
+        torch.distributed.broadcast_object_list(ports, group=torch.distributed.new_group(backend="gloo"))
         places = {"": "", "local_": "LOCAL_", "cross_": "GROUP_"}  # as Determined and as torchrun calls them
         ranks = {f"{own}rank": int(os.environ[f"{theirs}RANK"]) for own, theirs in places.items()}
         sizes = {f"{own}size": int(os.environ[f"{theirs}WORLD_SIZE"]) for own, theirs in places.items()}
         chief_ip = os.environ.get("DET_CHIEF_IP", os.environ["MASTER_ADDR"])  # where all exchange, nodes included
-        pub_port, pull_port = _choose_ports()
-        ports = {"pub_port": pub_port, "pull_port": pull_port}
-        yield core.DistributedContext(**ranks, **sizes, chief_ip=chief_ip, **ports)
+        yield core.DistributedContext(**ranks, **sizes, chief_ip=chief_ip, pub_port=ports[0], pull_port=ports[1])
     finally:
         torch.distributed.destroy_process_group()
-
-
-def _choose_ports() -> list[int]:
-    """Two free ports of the first process; Determined's own are the same for every training on a machine."""
-    with socket.socket() as first, socket.socket() as second:
-        for server in (first, second):
-            server.bind(("", 0))
-        ports = [first.getsockname()[1], second.getsockname()[1]]
-    torch.distributed.broadcast_object_list(ports, group=torch.distributed.new_group(backend="gloo"))
-    return ports
 
 
 @contextlib.contextmanager
