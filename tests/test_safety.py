@@ -26,6 +26,7 @@ from transformer_trial.builders import build_default_lr_scheduler, build_using_a
 from transformer_trial.command_line import check_output_dir, find_data, make_plain, parse_arguments, read_config
 from transformer_trial.config import ModelConfig, SchedulerConfig
 from transformer_trial.errors import TrialError
+from transformer_trial.processes import join_torchrun
 
 Train = Callable[..., tuple[int, str]]
 
@@ -111,6 +112,10 @@ def test_dates_become_text_and_circles_are_refused(tmp_path: Path) -> None:
             make_plain({"x": value}, "", [])
 
 
+EXPANDING = "&a0 [x, x]" + "".join(f", &a{i + 1} [*a{i}, *a{i}]" for i in range(60))
+"""A list of yaml that doubles 60 times."""
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -119,12 +124,31 @@ def test_dates_become_text_and_circles_are_refused(tmp_path: Path) -> None:
         ("resources.slot_per_trial=1", "resources.slot_per_trial: unknown key. Did you mean slots_per_trial?"),
         ("optimizations.agregation_frequency=2", "Did you mean aggregation_frequency?"),
         ("name.a.b=1", "found a key within a value that is no mapping"),
+        (f"labels=[{EXPANDING}]", "its aliases make more than 100000 values of it"),
     ],
 )
 def test_a_misspelt_key_of_determined_is_told(config: Config, tmp_path: Path, override: str, message: str) -> None:
     arguments = [write_config(config, tmp_path)[0], "--config", override]
     with refuses(message):
         read_config(parse_arguments(arguments))
+
+
+RANKS = dict.fromkeys(("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_PORT"), "1")
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set, but not RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK, "),
+        ({**RANKS, "WORLD_SIZE": "x", "MASTER_ADDR": "here"}, "WORLD_SIZE='x': accepted is a whole number. Start with"),
+        ({**RANKS, "WORLD_SIZE": "2", "MASTER_ADDR": "here", "RANK": "-"}, "RANK='-': accepted is a whole number."),
+    ],
+)
+def test_processes_that_torchrun_did_not_start_are_refused(env: dict[str, str], said: str, monkeypatch: Any) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with refuses(said), join_torchrun():
+        pass
 
 
 def test_a_period_can_change_its_unit(train: Train, tmp_path: Path) -> None:
@@ -181,8 +205,9 @@ def test_a_validation_without_entities_lets_the_loss_choose(
 def test_a_schedule_of_impossible_rates_is_refused_before_training(kind: Any, arguments: dict[str, Any]) -> None:
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=5e-5)
     schedule = SchedulerConfig(lr_scheduler_type=kind, lr_scheduler_kwargs=arguments)
-    with refuses("hyperparameters.lr_scheduler_kwargs"):
-        build_default_lr_scheduler(optimizer, schedule, 20)
+    for num_batches in (20, 10**21):  # the second would take for ever, one by one
+        with refuses("hyperparameters.lr_scheduler_kwargs"):
+            build_default_lr_scheduler(optimizer, schedule, num_batches)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +232,10 @@ def test_a_resume_with_another_metric_optimizer_or_data_says_so(config: Config, 
     assert status == 0
     assert "searcher.metric was validation_loss; the best model is found anew, by accuracy_score" in log
     assert "The training rows or their order are not those of the checkpoint" in log
+    status, log = train("--resume", "auto", "--batches", "9")
+    assert (
+        status == 1 and "searcher.max_length: found 9 batches, but " in log and "trained for 10. Give at least" in log
+    )
     config["hyperparameters"]["adafactor"] = True
     status, log = train("--resume", "auto", "--batches", "12")
     assert status == 1 and "the checkpoint holds the state of adafactor: false" in log

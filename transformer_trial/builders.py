@@ -7,7 +7,7 @@ import logging
 import math
 import pickle
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,9 @@ def build_using_auto(
 ) -> tuple[transformers.PretrainedConfig, transformers.PreTrainedTokenizerBase, transformers.PreTrainedModel]:
     """Build config, tokenizer and model with transformers' Auto classes. Raise a TrialError if one cannot be loaded.
 
-    Args:
-        model_config: What to load, and `model_mode`, the kind of head.
-        label_names: Names for the head's outputs, for classification. A pretrained head with the same names keeps its
-            order of them, and its weights; beside other names it is made anew.
-        model_class: Builds the model instead of the Auto class of `model_mode`.
-        loads_weights: False builds a model without any, which takes no time.
-
-    Returns:
-        Config, tokenizer and model. Where `label_names` are given, `config.id2label` holds them in the head's order.
+    `label_names` are those of the head's outputs, for classification: `config.id2label` then holds them in the head's
+    order. A pretrained head with the same names keeps its order of them, and its weights; for others it is made anew.
+    `model_class` builds the model instead of the Auto class of `model_mode`. Without weights it takes no time.
     """
     hub_arguments = model_config.model_dump(include={"revision", "cache_dir", "trust_remote_code"})
 
@@ -72,7 +66,10 @@ def build_using_auto(
     if is_made_up(tokenizer):
         key = "hyperparameters.tokenizer_name (or pretrained_model_name_or_path)"
         raise TrialError(f"{key}: there is no tokenizer. Give a model with its tokenizer.json, or tokenizer_name.")
-    new_head = label_names is not None and _name_labels(config, label_names)
+    new_head = False
+    if label_names is not None and sorted(config.id2label.values()) != sorted(label_names):
+        new_head, config.id2label = True, dict(enumerate(label_names))
+        config.label2id = {name: i for i, name in enumerate(label_names)}
     auto_class = model_class or AUTO_CLASSES[model_config.model_mode]
     if not (loads_weights and model_config.use_pretrained_weights):
         what, device = f"a model of the config {type(config).__name__}", "cpu" if loads_weights else "meta"
@@ -82,8 +79,7 @@ def build_using_auto(
     model, loaded = load(
         auto_class, "model_name", config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
-    _check_loaded(model, tokenizer, set(loaded["missing_keys"]))
-    _check_mismatched(model, loaded["mismatched_keys"], model_config, new_head=new_head)
+    _check_loaded(model, tokenizer, loaded, model_config, new_head=new_head)
     _freeze_what_is_fixed(model, auto_class)
     if new_head:
         _start_head_afresh(model, set(loaded["missing_keys"]))
@@ -120,12 +116,11 @@ def warn_if_not_rebuilt(model: Any, model_config: ModelConfig) -> None:
         rebuilt = build_randomly(auto_class, model.config, model_config.trust_remote_code)
     shapes, expected = ({n: w.shape for n, w in m.state_dict().items()} for m in (model, rebuilt))
     if odd := sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name)):
-        logger.warning(
-            "The export will hold a model that %s.from_pretrained does not rebuild, since %s differ. Give its class a "
-            "file of its own and call register_for_auto_class on it, or load the export by that class.",
-            auto_class.__name__,
-            ", ".join(odd[:4]),
+        loss = "The export will hold a model that %s.from_pretrained does not rebuild, since %s differ. "
+        advice = (
+            "Give its class a file of its own and call register_for_auto_class on it, or load the export by that class."
         )
+        logger.warning(loss + advice, auto_class.__name__, ", ".join(odd[:4]))
 
 
 def count_positions(model: torch.nn.Module) -> int | None:
@@ -175,36 +170,21 @@ def _why_code_was_not_run(error: Exception, auto_class: Any) -> str | None:
     return None if cause is None else f"its weights are a pickle (pytorch_model.bin) that {damage}. {safetensors}."
 
 
-def _name_labels(config: transformers.PretrainedConfig, label_names: Sequence[str]) -> bool:
-    """Put the labels' names into the config, and tell whether they need a new head."""
-    known = [config.id2label[i] for i in sorted(config.id2label)]
-    if sorted(known) == sorted(label_names):
-        return False
-    config.id2label = dict(enumerate(label_names))
-    config.label2id = {name: i for i, name in enumerate(label_names)}
-    return True
-
-
-def _check_loaded(model: Any, tokenizer: Any, missing: set[str]) -> None:
-    """Refuse a model without any weight of its own, and a tokenizer with more entries than the model knows."""
-    body = {name for name in model.state_dict() if name.startswith(f"{model.base_model_prefix}.")}
-    if body and body <= missing:
-        found = "none of the model's weights is there, but for those of a head"
-        raise TrialError(f"hyperparameters.model_name (or pretrained_model_name_or_path): {found}.")
+def _check_loaded(model: Any, tokenizer: Any, loaded: Any, model_config: ModelConfig, *, new_head: bool) -> None:
+    """Refuse a model without weights of its own, or with some of a wrong shape, or too small for the tokenizer."""
+    key, in_body = "hyperparameters.model_name (or pretrained_model_name_or_path)", f"{model.base_model_prefix}."
+    body = {name for name in model.state_dict() if name.startswith(in_body)}
+    if body and body <= set(loaded["missing_keys"]):
+        raise TrialError(f"{key}: none of the model's weights is there, but for those of a head.")
     known = getattr(model.config, "vocab_size", None)
     if known is not None and len(tokenizer) > known:
         found = f"it has {len(tokenizer)} entries, but the model knows {known}"
         raise TrialError(f"hyperparameters.tokenizer_name: {found}. Take model and tokenizer of one origin.")
-
-
-def _check_mismatched(model: Any, mismatched: Iterable[Any], model_config: ModelConfig, *, new_head: bool) -> None:
-    """Refuse weights of another shape than the model's, unless they are to be replaced."""
-    names = [key if isinstance(key, str) else key[0] for key in mismatched]
-    refused = [n for n in names if not (new_head and not n.startswith(f"{model.base_model_prefix}."))]
+    names = [item if isinstance(item, str) else item[0] for item in loaded["mismatched_keys"]]
+    refused = [name for name in names if not new_head or name.startswith(in_body)]
     if refused and not model_config.ignore_mismatched_sizes:
         found = f"the weights {', '.join(refused)} have another shape than the config says"
         advice = "set ignore_mismatched_sizes: true to start these weights afresh"
-        key = "hyperparameters.model_name (or pretrained_model_name_or_path)"
         raise TrialError(f"{key}: {found}. Load config and weights from the same model, or {advice}.")
 
 
@@ -214,10 +194,9 @@ def _freeze_what_is_fixed(model: Any, auto_class: Any) -> None:
     They get no gradient, and data-parallel training needs one for every weight that is not frozen.
     """
     with contextlib.suppress(Exception), torch.device("meta"):  # no model of that kind without weights: none is frozen
-        parameters = build_randomly(auto_class, model.config).named_parameters()
-        fixed = [name for name, weight in parameters if not weight.requires_grad]
-        for name in fixed:
-            model.get_parameter(name).requires_grad_(False)
+        for name, weight in build_randomly(auto_class, model.config).named_parameters():
+            if not weight.requires_grad:
+                model.get_parameter(name).requires_grad_(False)
 
 
 def _start_head_afresh(model: transformers.PreTrainedModel, missing: set[str]) -> None:
@@ -233,16 +212,12 @@ def _start_head_afresh(model: transformers.PreTrainedModel, missing: set[str]) -
 
 
 def group_parameters_for_optimizer(model: torch.nn.Module, weight_decay: float = 0) -> list[dict[str, Any]]:
-    """Return two groups of trainable parameters: weights, which decay, and biases and norms, which do not.
-
-    Norms are recognized by their shape, since their names differ from model to model.
-    """
-    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    decays = {name: parameter.ndim >= 2 and "bias" not in name for name, parameter in trainable}
-    return [
-        {"params": [parameter for name, parameter in trainable if decays[name]], "weight_decay": weight_decay},
-        {"params": [parameter for name, parameter in trainable if not decays[name]], "weight_decay": 0.0},
-    ]
+    """Two groups: weights, which decay, and biases and norms, known by their shape since names differ, which do not."""
+    decaying, others = list[Any](), list[Any]()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decaying if parameter.ndim >= 2 and "bias" not in name else others).append(parameter)
+    return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def build_default_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -289,8 +264,7 @@ def build_default_lr_scheduler(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Build the schedule of `lr_scheduler_type`, or, for an optimizer with a rate of its own, one that shows that rate.
 
-    It spans `num_training_steps` batches, where the config does not say. Raise a TrialError if `lr_scheduler_kwargs` do
-    not suit it.
+    It spans `num_training_steps` batches, where the config does not say.
     """
     if optimizer.param_groups[0]["lr"] is None:
         return transformers.optimization.AdafactorSchedule(optimizer)
@@ -303,7 +277,8 @@ def build_default_lr_scheduler(
             num_training_steps=steps,
             scheduler_specific_kwargs=config.lr_scheduler_kwargs,
         )
-        for batch in range(num_training_steps + 1):  # of the whole training, before it begins
+        # Of the whole training, before it begins; of a very long one, at a million batches.
+        for batch in (*range(0, num_training_steps, num_training_steps // 1_000_000 + 1), num_training_steps):
             if not 0 <= (rate := scheduler.lr_lambdas[0](batch)) < math.inf:
                 raise ValueError(f"it gives {rate:g} times the learning rate at batch {batch}")
         return scheduler

@@ -249,25 +249,23 @@ class CheckpointContents(pytorch.PyTorchCallback):
 
     def state_dict(self) -> dict[str, Any]:
         rows = self.trial.tokenized_datasets["train"]
-        return {"labels": checkpoints.read_labels(self.trial.bare_model), "rows": checksum(rows)}
+        return {"labels": dict(self.trial.bare_model.config.id2label), "rows": checksum(rows)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict.get("rows", here := self.state_dict()["rows"]) != here:
-            logger.warning(
-                "The training rows or their order are not those of the checkpoint: other batches will follow."
-            )
+            others = "The training rows or their order are not those of the checkpoint: other batches will follow."
+            logger.warning(others)
 
     def on_trial_startup(self, first_batch_idx: int, checkpoint_uuid: str | None) -> None:
         self.trial.batches_trained = first_batch_idx
         # On a cluster a trial's own checkpoint has a step: one without it is another experiment's.
-        on_cluster = get_cluster_task() is not None
-        self.is_anothers = on_cluster and checkpoint_uuid is not None and first_batch_idx == 0
+        self.is_anothers = get_cluster_task() is not None and checkpoint_uuid is not None and first_batch_idx == 0
 
     def on_checkpoint_load_start(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another model's checkpoint; of another experiment's, take nothing but the weights."""
         trial, states = self.trial, checkpoint.get("callbacks", {})
         old = states.get("run_record", {})  # where the states of all these callbacks once were
-        labels = states.get("checkpoint_contents", old).get("labels", checkpoints.read_labels(trial.bare_model))
+        labels = states.get("checkpoint_contents", old).get("labels")
         checkpoints.refuse_another_model(checkpoint, trial.bare_model, labels)
         checkpoint["callbacks"] = states | {name: states.get(name, old) for name in trial.callbacks}
         for group, own in zip(checkpoint["optimizers_state_dict"][0]["param_groups"], trial.optimizer.param_groups):

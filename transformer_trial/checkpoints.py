@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from ruamel.yaml import YAML
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from transformer_trial.errors import TrialError, format_value, redact
 from transformer_trial.files import resolve
@@ -39,28 +40,18 @@ def write_plain_data(checkpoint: dict[str, Any]) -> None:
     """Name the weights as Determined's loader does; turn NumPy's array, which torch refuses by default, into a list."""
     kind, numbers, *rest = checkpoint["rng_state"]["np_rng_state"]
     checkpoint["rng_state"]["np_rng_state"] = (kind, numbers.tolist(), *rest)
-    _name_weights_as_one_process(checkpoint)
+    consume_prefix_in_state_dict_if_present(checkpoint["models_state_dict"][0], "module.")
 
 
-def _name_weights_as_one_process(checkpoint: dict[str, Any]) -> None:
-    for weights in checkpoint["models_state_dict"]:
-        torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(weights, "module.")
-
-
-def read_labels(model: Any) -> dict[int, str]:
-    """The label of each id that a model predicts."""
-    return dict(model.config.id2label)
-
-
-def refuse_another_model(checkpoint: dict[str, Any], model: Any, labels: Mapping[int, str]) -> None:
+def refuse_another_model(checkpoint: dict[str, Any], model: Any, labels: Mapping[int, str] | None) -> None:
     """Load a checkpoint's weights into the bare model; a TrialError if they or the labels are those of another one."""
-    _name_weights_as_one_process(checkpoint)
-    what = None
-    if labels != read_labels(model):
-        known, given = (format_value("labels", list(names.values())) for names in (labels, read_labels(model)))
+    what, weights, expected = None, checkpoint["models_state_dict"][0], model.config.id2label
+    consume_prefix_in_state_dict_if_present(weights, "module.")
+    if labels is not None and labels != expected:
+        known, given = (format_value("labels", list(names.values())) for names in (labels, expected))
         what = f"its labels are {known}, not {given}"
     try:
-        model.load_state_dict(checkpoint["models_state_dict"][0])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         what = " ".join(str(error).split())[:200] + "..."
     if what is not None:
@@ -149,14 +140,11 @@ def warn_of_changes(checkpoint: Path, config: Mapping[str, Any]) -> None:
     before = json.loads((checkpoint / "load_data.json").read_text())["experiment_config"] or {}
     now = redact(config)
     for section in sorted({*before, *now} - {"model_config", "name", "description", "labels", "workspace", "project"}):
-        old, new = (
-            value if isinstance(value, Mapping) else {"": value} for value in (before.get(section), now.get(section))
-        )
-        for key in sorted({*old, *new}):
-            if old.get(key) != new.get(key):
-                name = f"{section}.{key}".rstrip(".")
-                values = f"{format_value(name, old.get(key))} in the checkpoint, {format_value(name, new.get(key))} now"
-                logger.warning("%s has changed: %s.", name, values)
+        old, new = (c if isinstance(c, Mapping) else {"": c} for c in (before.get(section), now.get(section)))
+        for key in sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
+            name = f"{section}.{key}".rstrip(".")
+            values = f"{format_value(name, old.get(key))} in the checkpoint, {format_value(name, new.get(key))} now"
+            logger.warning("%s has changed: %s.", name, values)
     if before.get("hyperparameters") != now.get("hyperparameters"):
         logger.warning("Optimizer and schedule go on as the checkpoint has them, with their rates.")
 
@@ -209,5 +197,5 @@ def recipe(settings: Any) -> str:
 
 def versions(packages: Sequence[str]) -> str:
     """The versions of Python and of these packages, as a model card names them."""
-    found = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    found = (f"{name} {importlib.metadata.version(name)}" for name in packages)
     return ", ".join([f"Python {platform.python_version()}", *found])

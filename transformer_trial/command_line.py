@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 MARK = ".training"  # the file that says that an output folder is one, which is locked during a training
 OUTPUTS = ("model", "model.new", "model.replaced", "report", "test", "metrics.jsonl", "checkpoints")
-MAX_DEPTH = 50
+MAX_DEPTH, MAX_VALUES = 50, 100_000  # of a configuration
 
 SPLITS = {"train": "train", "validation": "valid|validation|val|dev", "test": "test"}
 """The splits, and what names of their files hold."""
@@ -58,10 +58,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> Namespace:
 
 
 def read_config(options: Namespace) -> dict[str, Any]:
-    """The yaml with its overrides, read by the functions that `det` reads it with; or one for given data files.
+    """The yaml with its overrides, read by the functions that `det` reads it with.
 
-    Raises:
-        TrialError: Where files of data are given, and are not only to be inspected: it says what a yaml needs.
+    Files of data in place of a yaml are a TrialError that says what a yaml needs, unless they are only to be inspected.
     """
     path = Path(options.config_file or "ner_config.yaml")
     options.data = files = find_data(options)
@@ -92,16 +91,24 @@ def read_config(options: Namespace) -> dict[str, Any]:
         raise TrialError("--config: found a key within a value that is no mapping; accepted is KEY=VALUE.") from None
     except Exception as error:
         raise TrialError(f"--config: {explain_yaml(error)}") from error
+    if count_values(config, {}) > MAX_VALUES:
+        found = f"its aliases make more than {MAX_VALUES} values of it"
+        raise TrialError(f"{path}: {found}. Write out what they stand for.")
     check_spelling(config)
     return make_plain(config, "", [])
 
 
-def make_plain(value: Any, key: str, above: Sequence[Any]) -> Any:
-    """The value as JSON can hold it, which checkpoints are written in: dates as text.
+def count_values(value: Any, counts: dict[int, int]) -> int:
+    """How many values a value of yaml holds where each alias stands for a copy; `counts` has those of ids counted."""
+    if id(value) not in counts:
+        counts[id(value)] = 1  # also where it contains itself
+        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+        counts[id(value)] += sum(count_values(item, counts) for item in items)
+    return counts[id(value)]
 
-    Raises:
-        ConfigError: If it is a set, binary, or contains itself.
-    """
+
+def make_plain(value: Any, key: str, above: Sequence[Any]) -> Any:
+    """The value as JSON can hold it, which checkpoints are written in; a ConfigError where it cannot."""
     if isinstance(value, (datetime.date, datetime.datetime)):
         return value.isoformat()
     if isinstance(value, (set, bytes)) or any(value is other for other in above):
@@ -120,8 +127,8 @@ def find_data(options: Namespace) -> dict[str, str]:
     path = Path(options.config_file or "ner_config.yaml")
     if path.suffix not in (".yaml", ".yml") and path.exists() and not any(files.values()):
         for split, pattern in SPLITS.items() if path.is_dir() else ():
-            named = [p for p in sorted(path.iterdir()) if re.search(rf"(^|[\W_])({pattern})([\W_]|$)", p.name.lower())]
-            files[f"{split}_file"] = str(named[0]) if named else None
+            named = (p for p in sorted(path.iterdir()) if re.search(rf"(^|[\W_])({pattern})([\W_]|$)", p.name.lower()))
+            files[f"{split}_file"] = next(map(str, named), None)
         if files["train_file"] is None:  # a file, or a folder whose names tell no train split: it is train as a whole
             files = {"train_file": str(path)}
     return {key: file for key, file in files.items() if file is not None}
@@ -138,19 +145,15 @@ def resolve_paths(config: Mapping[str, Any], folder: Path, project: Path) -> dic
         for key in keys if isinstance(values, dict) else ():
             value = values.get(key)
             if isinstance(value, str) and value and not value.startswith(("/", "~")):
-                found = [where for where in (folder, project) if _leads_somewhere(where / value)]
-                if found[:1] == [folder]:
-                    values[key] = str(folder / value)
-                elif not found and key.endswith("_file"):
-                    looked = f"neither {folder / value} nor {project / value} is there"
+                own, other = folder / value, project / value
+                if os.path.exists(own) or glob.glob(str(own), recursive=True):
+                    values[key] = str(own)
+                elif key.endswith("_file") and not (os.path.exists(other) or glob.glob(str(other), recursive=True)):
+                    looked = f"neither {own} nor {other} is there"
                     raise ConfigError([f"{section}.{key}: {looked}. Give the path of a file, or a glob."])
             if isinstance(value, str) and value and os.path.exists(path := project / os.path.expanduser(values[key])):
                 paths[f"{section}.{key}"] = path.resolve()
     return paths
-
-
-def _leads_somewhere(path: Path) -> bool:
-    return os.path.exists(path) or bool(glob.glob(str(path), recursive=True))
 
 
 def warn_of_ignored(options: Namespace) -> None:

@@ -127,11 +127,10 @@ class SchedulerConfig(Hyperparameters):
         steps, ratio, kind = self.num_warmup_steps, self.warmup_ratio, self.lr_scheduler_type
         if steps and ratio:
             yield f"warmup_ratio: {ratio} beside num_warmup_steps: {steps}. Both say how long it warms up; remove one."
-        without_effect = {"constant": ["num_warmup_steps", "warmup_ratio"], "constant_with_warmup": []}
-        if kind in without_effect:
-            for key in [*without_effect[kind], "lr_scheduler_kwargs"]:
-                if getattr(self, key):
-                    yield f"{key}: without effect under lr_scheduler_type: {kind}. Remove it."
+        keys = ("num_warmup_steps", "warmup_ratio", "lr_scheduler_kwargs")
+        for key in {"constant": keys, "constant_with_warmup": keys[2:]}.get(kind, ()):
+            if getattr(self, key):
+                yield f"{key}: without effect under lr_scheduler_type: {kind}. Remove it."
 
 
 class TrainingConfig(Hyperparameters):
@@ -220,10 +219,7 @@ def parse_trial_config(
 ) -> TrialConfig[DataT]:
     """Check both sections and return them parsed; a ConfigError names all problems.
 
-    `data_class` is what the data section becomes, `task_class` what the hyperparameters of a task's own become.
-
-    Search ranges among the hyperparameters stand for one value of theirs, so that a search's yaml can be tried locally;
-    on a cluster Determined has already drawn one.
+    Search ranges among the hyperparameters stand for one value of theirs, so that a search's yaml can be tried locally.
     """
     classes: list[type[Section]] = [ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig]
     parsed = parse_sections({"hyperparameters": (hparams, (*classes, task_class)), "data": (data, [data_class])})

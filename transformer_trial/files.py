@@ -22,10 +22,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A file is replaced in one step. A folder takes two renames: a kill between them leaves `{path}.replaced` and no
     `path`, which `restore_old` mends. If the body fails, `path` stays as it was.
-
-    Example:
-        with replacing(Path("metrics.json")) as new:
-            new.write_text("{}")
     """
     new = path.with_name(f"{path.name}.new")
     _remove(new)  # a killed process may have left it

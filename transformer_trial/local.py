@@ -51,10 +51,7 @@ def run(
 ) -> None:
     """Train `trial_class` as the command line says; a user's mistake ends in its message and exit status 1.
 
-    Args:
-        trial_class: The trial; where `follows_entrypoint`, if the yaml's entrypoint is a script and no trial.
-        arguments: The command line; None takes it from `sys.argv`.
-        follows_entrypoint: Train the class that `entrypoint: module:Class` of the yaml names.
+    Where it `follows_entrypoint`, a class that `entrypoint: module:Class` of the yaml names is trained instead.
     """
     options = command_line.parse_arguments(arguments)
     task = get_cluster_task()
@@ -128,9 +125,14 @@ def train_locally(trial_class: type[BaseTransformerTrial], config: dict[str, Any
         trial.callbacks = build_callbacks(trial, output_dir, max_test_rows=max_test_rows)
         if context.distributed.rank == 0:
             stack.enter_context(lock_folder(output_dir))
-        signals = stack.enter_context(StopSignals(trial))
+        signals = StopSignals(trial, stack)
         fit(trial, checkpoint, config, test_mode=options.test, **fit_options)
-        log_outcome(trial, signals, output_dir)
+        if signals.are_heeded:
+            told = "Stopped after batch %d of %d. To go on, give the same command with: --output-dir %s --resume auto"
+            logger.warning(told, trial.batches_trained, trial.num_training_batches, output_dir)
+            sys.exit(128 + (signals.received or signal.SIGTERM))
+        kept = [name for name in ("model", "report", "test", "metrics.jsonl") if (output_dir / name).exists()]
+        logger.info("In %s: %s", output_dir, ", ".join(kept))
 
 
 def read_options(
@@ -200,6 +202,9 @@ def fit(trial: BaseTransformerTrial, checkpoint: Path | None, config: Mapping[st
         checkpoints.warn_of_changes(checkpoint, config)
         state = checkpoints.read_trial_state(checkpoint)
     total, done = trial.num_training_batches, state["batches_trained"]
+    if done > total:
+        found = f"found {total} batches, but {checkpoint} has been trained for {done}"
+        raise TrialError(f"searcher.max_length: {found}. Give at least as many, or go on from an earlier checkpoint.")
     is_hidden = trial.context.distributed.rank > 0 or None  # None: where there is no terminal
     with (
         tqdm.contrib.logging.logging_redirect_tqdm(),
@@ -219,23 +224,15 @@ class StopSignals:
     Ctrl-C, once from the terminal and once from torchrun.
     """
 
-    def __init__(self, trial: BaseTransformerTrial) -> None:
-        self.context, self.batch_hooks = trial.context, trial.batch_hooks
+    def __init__(self, trial: BaseTransformerTrial, stack: contextlib.ExitStack) -> None:
+        self.context = trial.context
         self.received: int | None = None
         self.received_at = 0.0
         self.are_heeded = False  # whether all processes have agreed to end the training
-
-    def __enter__(self) -> "StopSignals":
-        self.batch_hooks.append(self.heed)
-        heeded = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup has it ignored
-            heeded.append(signal.SIGHUP)
-        self.handlers = {signum: signal.signal(signum, self.receive) for signum in heeded}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self.handlers.items():
-            signal.signal(signum, handler)
+        trial.batch_hooks.append(self.heed)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup has it ignored
+                stack.callback(signal.signal, signum, signal.signal(signum, self.receive))
 
     def heed(self, batch_idx: int) -> None:
         """Request a stop if there was a signal; several processes do so before the same batch."""
@@ -271,16 +268,6 @@ def _say(text: str) -> None:
     os.write(sys.stderr.fileno(), f"{text}\n".encode())  # logging may be what the signal interrupts
 
 
-def log_outcome(trial: BaseTransformerTrial, signals: StopSignals, output_dir: Path) -> None:
-    """Say what the folder holds now, or, where a signal ended the training, how to go on, and exit."""
-    if signals.are_heeded:
-        stopped = "Stopped after batch %d of %d. To go on, give the same command with: --output-dir %s --resume auto"
-        logger.warning(stopped, trial.batches_trained, trial.num_training_batches, output_dir)
-        sys.exit(128 + (signals.received or signal.SIGTERM))
-    kept = [name for name in ("model", "report", "test", "metrics.jsonl") if (output_dir / name).exists()]
-    logger.info("In %s: %s", output_dir, ", ".join(kept))
-
-
 def lock_folder(folder: Path) -> contextlib.AbstractContextManager[Any]:
     """Keep a second run out of a folder until the returned context ends; a TrialError if this is the second run."""
     try:
@@ -302,7 +289,7 @@ def set_up_logging(on_cluster: bool) -> None:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
-    if int(os.environ.get("RANK", "0")) != 0:
+    if os.environ.get("RANK", "0") != "0":
         logging.getLogger().setLevel(logging.ERROR)
 
 

@@ -41,12 +41,15 @@ def check_launcher(distributed: core.DistributedContext) -> None:
 @contextlib.contextmanager
 def join_torchrun() -> Iterator[core.DistributedContext | None]:
     """The processes that torchrun started, as Determined sees them; None where it started none."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield None
         return
     names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     if missing := [name for name in names if name not in os.environ]:
         raise TrialError(f"WORLD_SIZE is set, but not {', '.join(missing)}. Start with torchrun, or unset WORLD_SIZE.")
+    values = {name: os.environ[name] for name in ("WORLD_SIZE", *names) if name != "MASTER_ADDR"}
+    if wrong := [f"{name}={value!r}" for name, value in values.items() if not value.isdecimal()]:
+        raise TrialError(f"{wrong[0]}: accepted is a whole number. Start with torchrun, or unset WORLD_SIZE.")
     os.environ["USE_TORCH_DISTRIBUTED"] = "True"  # tells Determined to train data-parallel with torch
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
