@@ -53,10 +53,9 @@ def build_using_auto(
             return auto_class.from_pretrained(name, **hub_arguments, **arguments)
 
     if model_config.trust_remote_code:
-        logger.warning(
-            "hyperparameters.trust_remote_code: true runs Python code from the model's folder or hub repository with "
-            "your rights: it can read your files and tokens. Pin the commit that you have read by revision."
-        )
+        runs = "true runs Python code from the model's folder or hub repository with your rights"
+        advice = "it can read your files and tokens. Pin the commit that you have read by revision."
+        logger.warning("hyperparameters.trust_remote_code: %s: %s", runs, advice)
     num_labels = model_config.num_labels if label_names is None else None
     config = load(transformers.AutoConfig, "config_name", **({"num_labels": num_labels} if num_labels else {}))
     if model_config.finetuning_task is not None:
@@ -80,7 +79,12 @@ def build_using_auto(
         auto_class, "model_name", config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
     _check_loaded(model, tokenizer, loaded, model_config, new_head=new_head)
-    _freeze_what_is_fixed(model, auto_class)
+    # What is computed, such as RoFormer's positions, gets no gradient, which data-parallel training needs for all that
+    # is not frozen, as transformers 5 fails to do.
+    with contextlib.suppress(Exception), torch.device("meta"):  # no model of that kind without weights: none is frozen
+        for name, weight in build_randomly(auto_class, model.config).named_parameters():
+            if not weight.requires_grad:
+                model.get_parameter(name).requires_grad_(False)
     if new_head:
         _start_head_afresh(model, set(loaded["missing_keys"]))
     return model.config, tokenizer, model  # transformers has made a copy of the config
@@ -186,17 +190,6 @@ def _check_loaded(model: Any, tokenizer: Any, loaded: Any, model_config: ModelCo
         found = f"the weights {', '.join(refused)} have another shape than the config says"
         advice = "set ignore_mismatched_sizes: true to start these weights afresh"
         raise TrialError(f"{key}: {found}. Load config and weights from the same model, or {advice}.")
-
-
-def _freeze_what_is_fixed(model: Any, auto_class: Any) -> None:
-    """Freeze weights that are computed, such as RoFormer's positions, as transformers 5 fails to do.
-
-    They get no gradient, and data-parallel training needs one for every weight that is not frozen.
-    """
-    with contextlib.suppress(Exception), torch.device("meta"):  # no model of that kind without weights: none is frozen
-        for name, weight in build_randomly(auto_class, model.config).named_parameters():
-            if not weight.requires_grad:
-                model.get_parameter(name).requires_grad_(False)
 
 
 def _start_head_afresh(model: transformers.PreTrainedModel, missing: set[str]) -> None:

@@ -190,7 +190,7 @@ class BestModel(pytorch.PyTorchCallback):
         if self.folder is None or self.on_cluster or not self.is_chief:
             return
         restore_old(self.folder / "model")
-        if self.best_batches >= 0 and not (self.folder / "model").exists():
+        if self.exports and self.best_batches >= 0 and not (self.folder / "model").exists():
             missing = "The best model so far, of batch %d, is not in %s: only a better one will be."
             logger.warning(missing, self.best_batches, self.folder)
 

@@ -18,7 +18,7 @@ import torch
 from ruamel.yaml import YAML
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from transformer_trial.errors import TrialError, format_value, redact
+from transformer_trial.errors import MAX_VALUES, TrialError, count_values, format_value, redact
 from transformer_trial.files import resolve
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def find_secrets(files: Iterable[Path]) -> Iterator[tuple[Path, Any]]:
         if file.suffix in (".yaml", ".yml", ".json") and file.stat().st_size < MAX_CONFIGURATION:
             with contextlib.suppress(Exception):  # not every yaml is a configuration
                 config = json.loads(file.read_text()) if file.suffix == ".json" else SAFE_YAML.load(file)
-                if (redacted := redact(config)) != config:
+                if count_values(config, {}) <= MAX_VALUES and (redacted := redact(config)) != config:
                     yield file, redacted
 
 
@@ -121,10 +121,8 @@ def find_checkpoint(requested: str, output_dir: Path) -> Path | None:
         checkpoint = resolve("--resume", requested)
         if (damage := find_damage(checkpoint)) is None:
             return checkpoint
-        raise TrialError(
-            f"--resume: {checkpoint} cannot be resumed: {damage}. Give a whole checkpoint, a folder such as "
-            "DIR/checkpoints/determined/UUID, or auto for the newest one of --output-dir DIR."
-        )
+        advice = "a folder such as DIR/checkpoints/determined/UUID, or auto for the newest one of --output-dir DIR"
+        raise TrialError(f"--resume: {checkpoint} cannot be resumed: {damage}. Give a whole checkpoint, {advice}.")
     files = list(output_dir.glob("checkpoints/determined/*/metadata.json"))
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
         if (damage := find_damage(file.parent)) is None:

@@ -15,7 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from transformer_trial import private
-from transformer_trial.errors import ConfigError, TrialError
+from transformer_trial.errors import MAX_VALUES, ConfigError, TrialError, count_values
 from transformer_trial.experiment import SearcherConfig, check_spelling
 from transformer_trial.files import resolve
 from transformer_trial.parsing import read_known
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 MARK = ".training"  # the file that says that an output folder is one, which is locked during a training
 OUTPUTS = ("model", "model.new", "model.replaced", "report", "test", "metrics.jsonl", "checkpoints")
-MAX_DEPTH, MAX_VALUES = 50, 100_000  # of a configuration
+MAX_DEPTH = 50
 
 SPLITS = {"train": "train", "validation": "valid|validation|val|dev", "test": "test"}
 """The splits, and what names of their files hold."""
@@ -70,9 +70,8 @@ def read_config(options: Namespace) -> dict[str, Any]:
             data |= {} if "validation_file" in files else {"validation_split_percentage": 10}
             lines = "".join(f"\n  {key}: {json.dumps(value)}" for key, value in data.items())
             advice = "Copy ner_config.yaml, and write there instead of what stands under data:"
-            raise TrialError(
-                f"A training is described by a yaml. {advice}\n\ndata:{lines}\n\nOr look at it: --inspect."
-            )
+            text = f"A training is described by a yaml. {advice}\n\ndata:{lines}\n\nOr look at it: --inspect."
+            raise TrialError(text)
         path = Path(__file__).parents[1] / "ner_config.yaml"
     if not path.is_file():
         raise TrialError(f"{path}: no such file (looked for {path.absolute()}). Give an experiment configuration.")
@@ -98,18 +97,9 @@ def read_config(options: Namespace) -> dict[str, Any]:
     return make_plain(config, "", [])
 
 
-def count_values(value: Any, counts: dict[int, int]) -> int:
-    """How many values a value of yaml holds where each alias stands for a copy; `counts` has those of ids counted."""
-    if id(value) not in counts:
-        counts[id(value)] = 1  # also where it contains itself
-        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-        counts[id(value)] += sum(count_values(item, counts) for item in items)
-    return counts[id(value)]
-
-
 def make_plain(value: Any, key: str, above: Sequence[Any]) -> Any:
     """The value as JSON can hold it, which checkpoints are written in; a ConfigError where it cannot."""
-    if isinstance(value, (datetime.date, datetime.datetime)):
+    if isinstance(value, datetime.date):  # or a datetime
         return value.isoformat()
     if isinstance(value, (set, bytes)) or any(value is other for other in above):
         found = "a value that contains itself" if any(value is other for other in above) else type(value).__name__
@@ -204,10 +194,8 @@ def choose_output_dir(project: Path, config: Mapping[str, Any], options: Namespa
 def check_output_dir(folder: Path, inputs: Mapping[str, Path], *, resumes: bool) -> None:
     """Refuse a folder that holds another run, another's files or inputs, or that each checkpoint would copy."""
     if (folder / "metrics.jsonl").exists() and not resumes:
-        raise TrialError(
-            f"--output-dir: {folder} holds the results of another run. Choose another folder, or go on with that run: "
-            "--resume auto."
-        )
+        advice = "Choose another folder, or go on with that run: --resume auto."
+        raise TrialError(f"--output-dir: {folder} holds the results of another run. {advice}")
     is_ours = (folder / MARK).exists() or (resumes and (folder / "checkpoints" / "determined").is_dir())
     if (others := [name for name in OUTPUTS if (folder / name).exists()]) and not is_ours:
         found = f"{folder} holds {', '.join(others)}, which no training with this program has written there"
@@ -217,7 +205,6 @@ def check_output_dir(folder: Path, inputs: Mapping[str, Path], *, resumes: bool)
             raise TrialError(f"{key}: {path} and --output-dir {folder} lie in each other. Choose another folder.")
     project = Path.cwd()
     if (folder == project or project in folder.parents) and not private.is_ignored(project, folder):
-        raise TrialError(
-            f"--output-dir: {folder} lies in the project's folder, which every checkpoint takes a copy of. Choose "
-            "a folder under outputs/ or outside of the project, or name this one in .detignore."
-        )
+        advice = "Choose a folder under outputs/ or outside of the project, or name this one in .detignore."
+        lies = f"{folder} lies in the project's folder, which every checkpoint takes a copy of"
+        raise TrialError(f"--output-dir: {lies}. {advice}")

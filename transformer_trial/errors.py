@@ -21,6 +21,8 @@ SECRET_VALUE = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z ]*-----|$)"
 )
 
+MAX_VALUES = 100_000  # of a configuration; a few aliases of aliases make more than any memory holds
+
 # Invisible letters that Persian, Indic scripts and emoji are spelled with; they reorder nothing.
 JOINERS = "\u200c\u200d"
 
@@ -91,6 +93,15 @@ def redact(value: Any, *, is_secret: bool = False) -> Any:
     if isinstance(value, str):
         return SECRET_VALUE.sub("REDACTED", SECRET_ASSIGNMENT.sub(r"\1REDACTED", value))
     return value
+
+
+def count_values(value: Any, counts: dict[int, int]) -> int:
+    """How many values a value of yaml holds where each alias stands for a copy; `counts` has those of ids counted."""
+    if id(value) not in counts:
+        counts[id(value)] = 1  # also where it contains itself
+        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+        counts[id(value)] += sum(count_values(item, counts) for item in items)
+    return counts[id(value)]
 
 
 def nearest(word: str, choices: Iterable[str], likeness: float = 0.6) -> str | None:

@@ -151,10 +151,7 @@ def training_length(experiment_config: Mapping[str, Any]) -> Length:
 
 
 def searcher_metric(experiment_config: Mapping[str, Any], better_when_larger: Mapping[str, bool]) -> tuple[str, bool]:
-    """The validation metric that decides which model is best, and whether smaller is better.
-
-    `better_when_larger` has the metrics that the trial reports; empty accepts any.
-    """
+    """The validation metric, one of those given unless there are none, and whether the smallest is the best model's."""
     searcher = read_known("searcher", experiment_config, SearcherConfig)
     metric, smaller_is_better = searcher.metric, searcher.smaller_is_better
     if metric is None or (better_when_larger and metric not in better_when_larger):

@@ -139,8 +139,7 @@ def read_options(
     trial_class: type[BaseTransformerTrial], config: dict[str, Any], hparams: dict[str, Any], *, on_cluster: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What Determined's harness makes of an experiment configuration: arguments of `pytorch.init` and `Trainer.fit`."""
-    data = config.get("data") or {}
-    batch_size = trial_class.parse_settings(hparams, data).training.global_batch_size
+    batch_size = trial_class.parse_settings(hparams, config.get("data") or {}).training.global_batch_size
     harness = read_known("", config, experiment.HarnessConfig)
     # Determined knows the best validation on a cluster only; off cluster KeptCheckpoints removes the others.
     policy = "all" if harness.checkpoint_policy == "best" and not on_cluster else harness.checkpoint_policy
@@ -185,10 +184,8 @@ def broadcast_folders(
     command_line.check_output_dir(output_dir, inputs, resumes=resume is not None)
     checkpoint = None if resume is None else checkpoints.find_checkpoint(resume, output_dir)
     if distributed is not None and len(set(distributed.allgather(checkpoint))) > 1:
-        raise TrialError(
-            f"--resume: not every process finds the same checkpoint in {output_dir}. It has to be a folder that all "
-            "nodes share."
-        )
+        found = f"not every process finds the same checkpoint in {output_dir}"
+        raise TrialError(f"--resume: {found}. It has to be a folder that all nodes share.")
     if resume is not None and checkpoint is None:
         logger.info("There is no whole checkpoint in %s: starting at the beginning.", output_dir)
     return output_dir, checkpoint

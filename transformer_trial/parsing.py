@@ -134,10 +134,7 @@ def pick_from_range(value: Any) -> Any:
 
 
 def parse_sections(sections: Mapping[str, tuple[Any, Sequence[type[Section]]]]) -> dict[type, Any]:
-    """Check the sections of a configuration and return the models made of them, by class, or raise a ConfigError.
-
-    `sections` has by name what the yaml gives for a section, and the classes that share its keys.
-    """
+    """Check sections, each by name its values and the classes that share its keys, and return the models by class."""
     valid_keys = {s: [key for c in classes for key in c.model_fields] for s, (_, classes) in sections.items()}
     problems: list[str] = []
     parsed: dict[type, Any] = {}
