@@ -77,3 +77,11 @@ def test_configurations_in_a_checkpoints_copy_of_the_code_are_redacted(tmp_path:
     left = {name: (tmp_path / "sub" / "code" / name).read_text() for name in files | kept}
     assert ["planted" in left[name] or "REDACTED" not in left[name] for name in files] == [False] * 3
     assert {name: left[name] for name in kept} == kept
+
+
+def test_a_yaml_that_expands_is_passed_over(tmp_path: Path) -> None:
+    text = "- &a0 [x, x]\n" + "".join(f"- &a{i + 1} [*a{i}, *a{i}]\n" for i in range(60))
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "other.yaml").write_text(text)
+    redact_configurations(tmp_path)  # it ends
+    assert (tmp_path / "code" / "other.yaml").read_text() == text
