@@ -125,6 +125,7 @@ def test_a_terminal_shows_a_progress_bar(run: Run, monkeypatch: pytest.MonkeyPat
         pytest.param(["--epochs", "0"], "--epochs: found 0; accepted is at least 1", id="epochs"),
         pytest.param(["--config", "searcher.max_length=null"], "searcher.max_length: missing", id="length"),
         pytest.param(["--config", "min_validation_period=x"], "min_validation_period: found 'x'", id="period"),
+        pytest.param(["--config", "min_validation_period={batches: , epochs: }"], r"N of at least 0\.\n", id="no-unit"),
         pytest.param(["--output-dir", str(PROJECT / "results")], "outputs/ or outside", id="output-in-project"),
         pytest.param(["--config", "data.train_file=gone.csv"], "gone.csv is there", id="data"),
         pytest.param(["--resume", "auto", "--test"], "goes with neither --test nor --inspect", id="resume-and-test"),
