@@ -1,13 +1,17 @@
 """The callbacks: metrics log, test split and early end, alone, after a resume, and with several processes."""
 
+import contextlib
 import json
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
+import transformers
 from conftest import SAMPLE_DATA, Config, Fit, read_metrics
 from determined import core, pytorch
 from seqeval import metrics as seqeval_metrics
@@ -15,7 +19,6 @@ from stand_in import newest_checkpoint, run_on_stand_in
 from test_distributed import train_to_end
 
 from ner_trial import NERTrial
-from transformer_trial.callbacks import MetricsLog
 
 
 @pytest.fixture
@@ -53,6 +56,18 @@ def test_the_log_has_what_determined_got(small: Config, fit: Fit, monkeypatch: p
     assert {group: sum(line[0] == group for line in got) for group in ("training", "validation")} == {
         "training": 8, "validation": 6,
     }  # fmt: skip
+
+
+@contextlib.contextmanager
+def bars_enabled() -> Iterator[None]:
+    """Let the libraries show bars, as they do where nothing was said, whatever `conftest.py` says."""
+    datasets.enable_progress_bars()
+    transformers.utils.logging.enable_progress_bar()
+    try:
+        yield
+    finally:
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
 
 
 class KeepingTrial(NERTrial):
@@ -167,16 +182,32 @@ def test_a_resume_on_a_cluster_changes_nothing(small: Config, tmp_path: Path, mo
     torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
 
 
-def test_a_resume_validates_before_it_trains(small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups: list[str] = []
-    monkeypatch.setattr(MetricsLog, "report", lambda self, group, metrics: groups.append(group))
+def test_a_resume_validates_before_it_trains(small: Config, tmp_path: Path) -> None:
     small |= {"scheduling_unit": 4, "min_validation_period": {"batches": 100}}
     small["searcher"]["max_length"]["batches"] = 4
     trial, reports = run_on_stand_in(small, tmp_path, preempted_at=4, trial_class=KeepingTrial)
     assert not trial.kept and [report[:2] for report in reports] == [("training", 4)]
-    resumed, _ = run_on_stand_in(small, tmp_path, newest_checkpoint(tmp_path), 4, trial_class=KeepingTrial)
-    assert [batches for batches, *_ in resumed.kept] == [4]
-    assert groups == ["test"], "Determined logs the reports of training and validation"
+    resumed, reports = run_on_stand_in(small, tmp_path, newest_checkpoint(tmp_path), 4, trial_class=KeepingTrial)
+    ((batches, *_),) = resumed.kept
+    assert batches == 4 and [report[:2] for report in reports] == [("test", 4), ("validation", 4)]
+
+
+def test_a_cluster_gets_test_scores_and_logs_each_number_once_without_bars(
+    small: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small["data"]["overwrite_cache"] = True
+    small |= {"min_validation_period": {"batches": 4}, "checkpoint_policy": "all"}
+    caplog.set_level(logging.INFO)
+    with bars_enabled():
+        _, reports = run_on_stand_in(small, tmp_path)
+    groups = [group for group, *_ in reports]
+    assert groups[:3] == ["training", "test", "validation"] and groups.count("test") <= groups.count("validation")
+    assert reports[1][1] == 4 and reports[1][2].keys() == {"accuracy_score", "precision", "recall", "f1"}
+    for group, steps, metrics in reports:
+        (line,) = [text for text in caplog.messages if f"{metrics}" in text]
+        assert group in line and f"steps_completed={steps}" in line
+    assert not any("batch 4 of" in text or "best so far" in text for text in caplog.messages)
+    assert "it/s" not in (shown := capfd.readouterr().err) and "%|" not in shown, "a bar, where no terminal is"
 
 
 # --------------------------------------------------------------------------------------------------- several processes

@@ -6,11 +6,13 @@ import json
 import logging
 import math
 import pickle
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import transformers
 
@@ -31,6 +33,13 @@ AUTO_CLASSES = {
     "token-classification": transformers.AutoModelForTokenClassification,
     "question-answering": transformers.AutoModelForQuestionAnswering,
 }
+
+
+def silence_progress_bars() -> None:
+    """Show the libraries' progress bars on a terminal only: a log would keep a line of each of their states."""
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()  # those of downloads from the hub, too
 
 
 def build_using_auto(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from determined import core, pytorch
 
-from transformer_trial import checkpoints
+from transformer_trial import checkpoints, private
 from transformer_trial.data import checksum
 from transformer_trial.errors import TrialError, printable
 from transformer_trial.experiment import CheckpointStorageConfig
@@ -103,7 +103,7 @@ def _add_up(values: Sequence[Any]) -> Any:
 
 
 class MetricsLog(pytorch.PyTorchCallback):
-    """Logs reports, and appends them to DIR/metrics.jsonl. On a cluster Determined logs all but the test split's."""
+    """Logs reports, and appends them to DIR/metrics.jsonl. On a cluster Determined logs them, and tells the master."""
 
     def __init__(self, trial: Trial, folder: Path | None) -> None:
         self.trial = trial
@@ -135,19 +135,20 @@ class MetricsLog(pytorch.PyTorchCallback):
     def on_training_workload_end(self, avg_metrics: dict[str, Any], batch_metrics: dict[str, Any]) -> None:
         if self.is_chief and not all(math.isfinite(float(value)) for value in avg_metrics.values()):
             logger.warning("The training loss is no longer a number. A lower learning_rate usually helps.")
-        if not self.on_cluster:
-            self.report("training", avg_metrics)
+        self.report("training", avg_metrics)
 
     def on_validation_end(self, metrics: dict[str, Any]) -> None:
-        if not self.on_cluster:
-            self.report("validation", metrics)
+        self.report("validation", metrics)
 
     def report(self, group: str, metrics: Mapping[str, Any]) -> None:
-        """Log the metrics of a group: training, validation or test."""
-        if not self.is_chief:
+        """Report the metrics of a group, training, validation or test; on a cluster only those of our own group."""
+        if not self.is_chief or (self.on_cluster and group != "test"):
             return
         numbers = {name: float(v) for name, v in metrics.items() if name not in ("batches", "epochs")}
         batches = self.trial.batches_trained
+        if self.on_cluster:
+            private.report_metrics(self.trial.context, group, batches, numbers)
+            return
         text = printable(", ".join(f"{name} {number:.4g}" for name, number in numbers.items()))
         logger.info("batch %d of %d: %s %s", batches, self.trial.num_training_batches, group, text)
         if self.file is not None:
@@ -219,7 +220,7 @@ class BestModel(pytorch.PyTorchCallback):
         if self.is_chief and self.exports and not self.on_cluster:
             with replacing(folder / "model") as new:
                 self.export(new)
-            logger.info("%s %.4g is the best so far: saved in %s", self.metric, self.sign * self.best, folder / "model")
+            logger.info("The best so far by %s: saved in %s", self.metric, folder / "model")
 
     def on_checkpoint_write_end(self, checkpoint_dir: str) -> None:
         if self.on_cluster and self.exports:

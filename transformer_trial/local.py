@@ -19,13 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import determined as det
 import filelock
 import pyarrow
 import tqdm
 import tqdm.contrib.logging
-import transformers
 from determined import core, pytorch
 
 from transformer_trial import checkpoints, command_line, experiment, private
@@ -283,9 +281,6 @@ def set_up_logging(on_cluster: bool) -> None:
     if not on_cluster:
         logging.getLogger("determined").setLevel(logging.WARNING)
         logging.getLogger(private.STORAGE_LOGGER).setLevel(logging.ERROR)
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()
     if os.environ.get("RANK", "0") != "0":
         logging.getLogger().setLevel(logging.ERROR)
 

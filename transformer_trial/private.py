@@ -29,6 +29,11 @@ def set_batch_index(context: pytorch.PyTorchTrialContext, batch_idx: int) -> Non
     context._current_batch_idx = batch_idx
 
 
+def report_metrics(context: Any, group: str, steps_completed: int, metrics: dict[str, float]) -> None:
+    """Tell the master, and the log, metrics of a group of our own; a trial's context has nothing public for it."""
+    context._core.train.report_metrics(group, steps_completed, metrics)
+
+
 def read_experiment_config(task: det.ClusterInfo) -> dict[str, Any]:
     """The configuration of a task's experiment. `pytorch.init` needs a part of it, and gives it only afterwards."""
     return task.trial._config

@@ -57,6 +57,7 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
 
     def __init__(self, context: pytorch.PyTorchTrialContext, *, inspects: bool = False) -> None:
         """Prepare the training, or, where it `inspects`, the data alone, without weights."""
+        builders.silence_progress_bars()
         allow_determined_checkpoints()
         check_launcher(context.distributed)
         self.context, self.inspects = context, inspects
