@@ -37,6 +37,7 @@ from ner.context import group_documents, name_paragraphs
 from ner.formats.text import PACKED, STANDARD_INPUT, read_lines
 from ner.labels import OUTSIDE
 from ner.sentences import Sentence, write_predictions
+from transformer_trial import registry
 from transformer_trial.builders import is_made_up
 from transformer_trial.data import choose_evaluation_tokens, group_by_tokens
 from transformer_trial.errors import TrialError, set_up_log
@@ -108,9 +109,13 @@ class Tagger:
 
         A model that was trained with its documents as context sees those that the sentences name.
         """
-        for chunk in group_documents(sentences, CHUNK_BATCHES * (self.batch_size or USUAL_BATCH_SIZE)):
+        for chunk in self.chunks(sentences):
             self._tag_chunk(chunk)
             yield from chunk
+
+    def chunks(self, sentences: Iterable[Sentence]) -> Iterator[list[Sentence]]:
+        """Cut sentences into what is tagged at once: of the sentences in it alone does a chunk's outcome depend."""
+        return group_documents(sentences, CHUNK_BATCHES * (self.batch_size or USUAL_BATCH_SIZE))
 
     def _tag_chunk(self, chunk: list[Sentence]) -> None:
         starts = np.cumsum([0, *(len(sentence.words) for sentence in chunk)])
@@ -160,12 +165,15 @@ def predict(
 def open_source(options: argparse.Namespace) -> ner.sources.Source:
     """Open what `--input` names: files as in training, lines of text, or standard input."""
     stdin, output = STANDARD_INPUT, Path(options.output).expanduser()
-    has_files = options.input != "-" and options.loader is None
+    is_on_hub = options.input.startswith(ner.sources.HUB) and options.loader is None
+    has_files = options.input != "-" and options.loader is None and not is_on_hub
     paths = ner.sources.find_files("--input", options.input) if has_files else [stdin]
     if has_files and options.output != "-" and output.exists() and any(map(output.samefile, paths)):
         raise TrialError(f"--output: {output} is the input too. Name another file.")
     given = {name: getattr(options, name) for name in COLUMN_OPTIONS}
     how = ReadOptions(options.format, **given, needs_tags=False, names=OPTION_NAMES)
+    if is_on_hub:
+        return ner.sources.source_of_hub("--input", options.input, how)
     if options.format is None and options.loader is None and (not has_files or is_plain_text(paths[0], how)):
         how = dataclasses.replace(how, file_format="text")
     if options.loader is not None:
@@ -211,8 +219,10 @@ def check_gold(tagged: Iterable[Sentence], tagger: Tagger) -> Iterator[Sentence]
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Tag files or new text with an exported model.")
-    parser.add_argument("--model", required=True, metavar="DIR", help="folder of an exported model")
-    parser.add_argument("--input", required=True, metavar="FILE", help="file, glob in quotes, or - for standard input")
+    what = "folder of an exported model; or det://NAME[:VERSION] or a checkpoint's uuid, of a Determined cluster"
+    parser.add_argument("--model", required=True, metavar="MODEL", help=what)
+    what = "file, folder, glob in quotes, hf://NAME[:SPLIT] of the Hugging Face hub, or - for standard input"
+    parser.add_argument("--input", required=True, metavar="FILE", help=what)
     how = "json lines, or CoNLL columns by its ending; - for json lines"
     parser.add_argument("--output", required=True, metavar="FILE", help=how)
     formats = ("text", *FORMAT_NAMES)
@@ -253,9 +263,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def tag_file(options: argparse.Namespace) -> None:
-    """Tag the input as the command line says; with gold tags, print scores and write `report/` beside the output."""
+    """Tag the input as the command line says."""
+    tagger, source, sentences = open_input(options)
+    tagged = tqdm.tqdm(check_gold(tagger.tag(sentences), tagger), unit=" sentences", disable=None)
+    write_tagged(options, tagger, source.name, tagged)
+
+
+def open_input(options: argparse.Namespace) -> tuple[Tagger, ner.sources.Source, Iterator[Sentence]]:
+    """Open the input and load the model, by whose settings the sentences are read."""
     source = open_source(options)
-    tagger = Tagger.load(options.model, options.batch_size, trust_remote_code=options.trust_remote_code)
+    model = registry.find_model("--model", options.model)
+    tagger = Tagger.load(model, options.batch_size, trust_remote_code=options.trust_remote_code)
     task = getattr(tagger.model.config, "finetuning_task", None) or "ner"
     how = dataclasses.replace(source.options, outside_label=tagger.settings.outside_label)
     source = dataclasses.replace(source, options=how)
@@ -270,9 +288,15 @@ def tag_file(options: argparse.Namespace) -> None:
         alone = "marks none: each sentence is tagged alone. Mark them as in training, or by --document-column"
         marks = "has the paragraphs of a text, which empty lines end" if is_text else "has some" if is_marked else alone
         logger.info("The model was trained on documents (%s); %s %s.", context, source.name, marks)
-    tagged = iter(tqdm.tqdm(check_gold(tagger.tag(sentences), tagger), unit=" sentences", disable=None))
-    first = list(itertools.islice(tagged, 1))  # before an older output is emptied for nothing
+    return tagger, source, sentences
 
+
+def write_tagged(
+    options: argparse.Namespace, tagger: Tagger, source: str, tagged: Iterable[Sentence]
+) -> ner.report.ErrorReport:
+    """Write tagged sentences to the output; with gold tags, print scores and write `report/` beside it."""
+    tagged = iter(tagged)
+    first = list(itertools.islice(tagged, 1))  # before an older output is emptied for nothing
     report = tagger.settings.build_report()
     to_stdout, path = options.output == "-", Path(options.output).expanduser()
     as_columns = not to_stdout and ner.formats.FILE_FORMATS.get(path.suffix.lower()) in ("conll", "")
@@ -287,7 +311,7 @@ def tag_file(options: argparse.Namespace) -> None:
             if not to_stdout:
                 of_training = (path.parent / "report" / "data.json").exists()
                 folder = path.parent / (f"{path.stem}-report" if of_training else "report")
-                ner.report.write_report(found, folder, f"{source.name} by {options.model}")
+                ner.report.write_report(found, folder, f"{source} by {options.model}")
                 logger.info("The report is %s", folder / "report.html")
     except BrokenPipeError:
         raise
@@ -295,6 +319,7 @@ def tag_file(options: argparse.Namespace) -> None:
         advice = "Name a file in a folder that exists, is yours to write in and has room."
         what = f"--output: cannot write {error.filename or path}: {error.strerror or error}"
         raise TrialError(f"{what}. {advice}") from None
+    return report
 
 
 if __name__ == "__main__":

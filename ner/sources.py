@@ -18,6 +18,7 @@ from ner.columns import ReadOptions, Record
 from ner.formats.rows import class_names, names_of_feature
 from transformer_trial.errors import TrialError, format_value
 
+HUB = "hf://"  # what begins the name of a data set on the Hugging Face hub
 NUM_FIRST = 100  # records that tell which columns there are
 
 
@@ -128,6 +129,20 @@ def source_of_rows(name: str, rows: Any, options: ReadOptions) -> Source:
         return _hash_files(name, paths, repr([code, rows.func.__qualname__, rows.keywords, options]))
 
     return Source(name, options, records, fingerprint, label_names=label_names)
+
+
+def source_of_hub(key: str, address: str, options: ReadOptions) -> Source:
+    """Make a source of `hf://NAME[:SPLIT]`, a split of a data set on the hub; of the only one where none is named."""
+    name, _, split = address.removeprefix(HUB).partition(":")
+    try:
+        splits = datasets.load_dataset(name)
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise TrialError(f"{key}: cannot load {address}: {reason}. Accepted is {HUB}NAME[:SPLIT].") from error
+    split = split or (next(iter(splits)) if len(splits) == 1 else "")
+    if split not in splits:
+        raise TrialError(f"{key}: {address}: found the splits {join_names(splits)}; name one: {HUB}{name}:SPLIT.")
+    return source_of_rows(address, splits[split], options)
 
 
 def agree(named: Mapping[str, tuple[str, ...]], options: ReadOptions) -> tuple[str, ...]:

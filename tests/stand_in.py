@@ -1,6 +1,9 @@
 """A stand-in for a cluster: Determined's code believes that it runs in a task, whose master this is."""
 
+import contextlib
+import json
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +87,29 @@ def run_on_stand_in(
         else:
             harness._run_pytorch_trial(KeptTrial, info, config["entrypoint"])
     return trials[0], reports
+
+
+@contextlib.contextmanager
+def batch_task(storage: Path, checkpoint: str | None, num_slots: int) -> Iterator[None]:
+    """Let this process be one of a task's slots for `torch_batch_process`; what the master is told goes to a file."""
+    trial = types.SimpleNamespace(_config={"checkpoint_storage": {"type": "shared_fs"}})
+    info = types.SimpleNamespace(
+        task_type="TRIAL", trial=trial, slot_ids=[*range(num_slots)], container_addrs=["here"],
+        latest_checkpoint=checkpoint,
+    )  # fmt: skip
+
+    def report(self: Any, group: str, steps_completed: int, metrics: dict[str, Any], *_: Any) -> None:
+        with (storage / "reports.jsonl").open("a") as file:
+            file.write(json.dumps([group, steps_completed, metrics]) + "\n")
+
+    def init(distributed: core.DistributedContext | None, **_: Any) -> core.Context:
+        return core._dummy_init(distributed=distributed, checkpoint_storage=str(storage))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(det, "get_cluster_info", lambda: info)
+        patch.setattr(core, "init", init)
+        patch.setattr(core.DummyTrainContext, "_report_trial_metrics", report)
+        yield
 
 
 def newest_checkpoint(folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator

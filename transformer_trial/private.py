@@ -3,6 +3,8 @@
 Then its environment variables (`local.py` and `processes.py`) and the files of its checkpoints (`checkpoints.py`).
 """
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +34,12 @@ def set_batch_index(context: pytorch.PyTorchTrialContext, batch_idx: int) -> Non
 def report_metrics(context: Any, group: str, steps_completed: int, metrics: dict[str, float]) -> None:
     """Tell the master, and the log, metrics of a group of our own; a trial's context has nothing public for it."""
     context._core.train.report_metrics(group, steps_completed, metrics)
+
+
+def read_uploads(context: Any) -> AbstractContextManager[Path]:
+    """The folder of what all slots put into a TorchBatchProcessorContext's `upload_path`; nothing public reads it."""
+    uuid = context._storage_path.partition("/")[0]  # UUID/rank_N
+    return context._core_context.checkpoint._storage_manager.restore_path(uuid)
 
 
 def read_experiment_config(task: det.ClusterInfo) -> dict[str, Any]:

@@ -1,0 +1,155 @@
+"""batch_predict.py: on a cluster, under torchrun or alone, killed or not, it writes what predict.py writes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import transformers
+from conftest import PROJECT, SAMPLE_DATA, check_message, save_tiny_model
+
+import batch_predict
+import predict
+
+SCRIPT = """
+import contextlib, os, signal, sys
+from pathlib import Path
+
+sys.path[:0] = [sys.argv[1]]
+import batch_predict
+from stand_in import batch_task
+
+size, written = int(os.environ["WORLD_SIZE"]), 0
+
+def to_line(sentences, original=batch_predict.to_line):
+    global written
+    written += 1
+    if os.environ["RANK"] == "1" and str(written) == os.environ.get("KILLED_AT"):
+        os.kill(os.getpid(), signal.SIGKILL)  # in the midst of writing a shard
+    return original(sentences)
+
+batch_predict.to_line, batch_predict.CHECKPOINT_CHUNKS = to_line, 2
+storage, checkpoint = os.environ.get("STORAGE"), os.environ.get("CHECKPOINT")
+with batch_task(Path(storage), checkpoint, size) if storage else contextlib.nullcontext():
+    batch_predict.main(sys.argv[2:])
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported model that tags at random, but with the tags of the sample."""
+    folder = save_tiny_model(tmp_path_factory.mktemp("model"), num_hidden_layers=1)
+    labels = ["O", *(f"{prefix}-{name}" for name in ("PER", "LOC", "ORG", "MISC") for prefix in "BI")]
+    config = transformers.AutoConfig.from_pretrained(folder, id2label=dict(enumerate(labels)), initializer_range=0.5)
+    config.ner = {"label_scheme": "IOB2"}
+    transformers.AutoModelForTokenClassification.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def arguments(model: Path, tmp_path: Path) -> list[str]:
+    """Arguments, but for the output, that cut the sample's 200 sentences into 7 chunks."""
+    return ["--model", str(model), "--input", str(SAMPLE_DATA / "test.json"), "--batch-size", "1"]
+
+
+@pytest.fixture
+def expected(arguments: list[str], tmp_path: Path) -> Path:
+    """The folder with what predict.py writes: out.jsonl and a report."""
+    (tmp_path / "expected").mkdir()
+    predict.main([*arguments, "--output", str(tmp_path / "expected" / "out.jsonl")])
+    return tmp_path / "expected"
+
+
+def run_two(folder: Path, arguments: list[str], **env: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command in two processes of torchrun."""
+    (folder / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(folder / "script.py"), str(PROJECT / "tests"), *arguments]
+    env = {**os.environ, "PYTHONPATH": str(PROJECT), **env}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240)
+
+
+def assert_same_files(folder: Path, expected: Path) -> None:
+    files = [path.relative_to(expected) for path in expected.rglob("*") if path.is_file()]
+    assert len(files) >= 3 and Path("out.jsonl") in files
+    for file in files:
+        found, told = ((where / file).read_bytes() for where in (folder, expected))
+        assert found == told, file
+
+
+def test_two_processes_of_which_one_was_killed(arguments: list[str], expected: Path, tmp_path: Path) -> None:
+    killed = run_two(tmp_path, [*arguments, "--output", "out.jsonl"], KILLED_AT="3")
+    assert killed.returncode != 0 and "SIGKILL" in killed.stderr
+    shards = tmp_path / "out.jsonl.shards"
+    times = {path: path.stat().st_mtime_ns for path in shards.glob("*.shard")}
+    assert 2 <= len(times) < 7 and not (tmp_path / "out.jsonl").exists()
+    # What was tagged stays, whoever goes on: here the rest is done by one.
+    batch_predict.main([*arguments, "--output", str(tmp_path / "out.jsonl")])
+    assert not shards.exists()
+    assert_same_files(tmp_path, expected)
+
+
+def test_on_a_cluster_a_restart_after_a_kill_goes_on(arguments: list[str], expected: Path, tmp_path: Path) -> None:
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    command = [*arguments, "--output", "out.jsonl"]
+    killed = run_two(tmp_path, command, KILLED_AT="3", STORAGE=str(storage))
+    assert killed.returncode != 0 and "SIGKILL" in killed.stderr
+    assert not (storage / "reports.jsonl").exists()
+    (checkpoint,) = storage.glob("*/batch_completed.json")
+    assert json.loads(checkpoint.read_text()) == {"batch_completed": 2}
+    output = storage / json.loads(checkpoint.with_name("metadata.json").read_text())["default_output_uuid"]
+
+    goes_on = run_two(tmp_path, command, STORAGE=str(storage), CHECKPOINT=checkpoint.parent.name)
+    assert goes_on.returncode == 0, goes_on.stderr
+    shards = [path.relative_to(output) for path in output.rglob("*.shard")]
+    assert sorted(map(str, shards)) == sorted(f"rank_{number % 2}/{number:08}.shard" for number in range(7))
+    assert_same_files(output / "rank_0", expected)
+    scores = json.loads((expected / "report" / "report.json").read_text())
+    ((group, steps, metrics),) = map(json.loads, (storage / "reports.jsonl").read_text().splitlines())
+    assert (group, steps) == ("test", 7) and metrics["f1"] == scores["overall"]["f1"] > 0
+    assert metrics["accuracy_score"] == scores["accuracy"]
+
+
+def test_text_and_columns_of_a_hub_data_set_are_written_alike(arguments: list[str], tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (SAMPLE_DATA / "test.json").read_text().splitlines()]
+    texts = datasets.Dataset.from_list([{"text": " ".join(row["tokens"])} for row in rows])
+    for split in ("dev", "test"):
+        texts.to_parquet(tmp_path / "hub" / f"{split}-00000-of-00001.parquet")
+    hub = ["--input", f"hf://{tmp_path / 'hub'}:test", "--min-score", "0.4"]
+    for name in ("out.jsonl", "out.conll"):
+        for module, folder in ((predict, tmp_path / "one"), (batch_predict, tmp_path / "many")):
+            folder.mkdir(exist_ok=True)
+            module.main([*arguments, *hub, "--output", str(folder / name)])
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    row = json.loads((tmp_path / "many" / "out.jsonl").read_text().splitlines()[0])
+    assert row["text"] == " ".join(rows[0]["tokens"]) and all(span["score"] >= 0.4 for span in row["spans"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        pytest.param(["--output", "-"], "--input, --output: found -; accepted are names of files", id="stdout"),
+        pytest.param(["--input", "hf://HUB"], "found the splits validation, test; name one: hf://HUB:SPLIT", id="split"),
+        pytest.param(["--input", "hf://HUB/gone:a"], "--input: cannot load hf://HUB/gone:a: ", id="no-data-set"),
+        pytest.param(["--batch-size", "2"], "out.jsonl.shards holds shards of another input or model", id="others"),
+        pytest.param(["--model", "gone"], "--model: cannot load gone: there is no such folder", id="model"),
+    ],
+)
+def test_a_mistake_ends_in_its_message(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], said: str
+) -> None:
+    for split in ("dev", "test"):
+        datasets.Dataset.from_list([{"text": "a"}]).to_parquet(tmp_path / "hub" / f"{split}-00000-of-00001.parquet")
+    shards = tmp_path / "out.jsonl.shards"
+    shards.mkdir()
+    (shards / "identity").write_text("[1, 1, []]")
+    change = [text.replace("HUB", str(tmp_path / "hub")) for text in change]
+    with pytest.raises(SystemExit) as ended:
+        batch_predict.main([*arguments, "--output", str(tmp_path / "out.jsonl"), *change])
+    assert ended.value.code == 1
+    check_message(capsys.readouterr().err.splitlines()[-1], said.replace("HUB", str(tmp_path / "hub")))
+    assert not (tmp_path / "out.jsonl").exists()
