@@ -133,7 +133,9 @@ def test_text_and_columns_of_a_hub_data_set_are_written_alike(arguments: list[st
     ("change", "said"),
     [
         pytest.param(["--output", "-"], "--input, --output: found -; accepted are names of files", id="stdout"),
-        pytest.param(["--input", "hf://HUB"], "found the splits validation, test; name one: hf://HUB:SPLIT", id="split"),
+        pytest.param(
+            ["--input", "hf://HUB"], "found the splits validation, test; name one: hf://HUB:SPLIT", id="split"
+        ),
         pytest.param(["--input", "hf://HUB/gone:a"], "--input: cannot load hf://HUB/gone:a: ", id="no-data-set"),
         pytest.param(["--batch-size", "2"], "out.jsonl.shards holds shards of another input or model", id="others"),
         pytest.param(["--model", "gone"], "--model: cannot load gone: there is no such folder", id="model"),

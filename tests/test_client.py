@@ -18,8 +18,8 @@ from conftest import PROJECT
 from determined.common import util
 
 NEEDED = (
-    "ner_*.py", "train.py", "predict.py", "ner/*.py", "ner/*.j2", "ner/formats/*.py", "transformer_trial/*.py",
-    "requirements.txt", "startup-hook.sh", "ner_config.yaml", "ner_search.yaml", "sample/ner_config.yaml",
+    "ner_*.py", "train.py", "*predict.py", "ner/*.py", "ner/*.j2", "ner/formats/*.py", "transformer_trial/*.py",
+    "requirements.txt", "startup-hook.sh", "*.yaml", "sample/ner_config.yaml",
     "sample/data/*", "sample/model/*",
 )  # fmt: skip
 """The project's files that a trial, its search, or the sample's trial reads: these travel, and no others."""
@@ -164,7 +164,7 @@ def test_the_sample_arrives_as_it_is_written_and_no_more_is_asked_for(sample: St
     assert sample.experiment()["activate"] is True
 
 
-@pytest.mark.parametrize("file", ["ner_config.yaml", "ner_search.yaml"])
+@pytest.mark.parametrize("file", ["ner_config.yaml", "ner_search.yaml", "distributed.yaml"])
 def test_a_configuration_arrives_as_written_but_for_overrides(file: str, project: Path, sample: StandInMaster) -> None:
     master = StandInMaster()
     overrides = ("data.dataset_name=null", "data.train_file=data/train.csv", "reproducibility.experiment_seed=7")

@@ -246,12 +246,16 @@ def test_choices_are_what_transformers_and_the_trial_know() -> None:
     assert set(cfg.LR_SCHEDULER_TYPES) < {schedule.value for schedule in SchedulerType}
 
 
+SHIPPED = ("ner_config.yaml", "ner_search.yaml", "distributed.yaml")
+
+
 @pytest.mark.parametrize("parser", YAML_PARSERS)
-@pytest.mark.parametrize("file", ["ner_config.yaml", "ner_search.yaml", "tests/fixtures/original_ner_config.yaml"])
+@pytest.mark.parametrize("file", [*SHIPPED, "tests/fixtures/original_ner_config.yaml"])
 def test_shipped_and_original_configurations_are_accepted(file: str, parser: str) -> None:
     config = YAML_PARSERS[parser]((PROJECT / file).read_text())
     parsed = cfg.parse_trial_config(config["hyperparameters"], config["data"], NERDataConfig)
-    assert parsed.training.global_batch_size == 8 and parsed.optimizer.adam_epsilon == 1e-8
+    assert parsed.training.global_batch_size == 8 * config["resources"]["slots_per_trial"]
+    assert parsed.optimizer.adam_epsilon == 1e-8
     assert training_length(config).amount in (3, 5120)
 
 

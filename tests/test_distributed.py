@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+import yaml
 from conftest import PROJECT, Config, read_metrics, save_tiny_model, slow, watch, write_config
 from test_resume import KILL, TERM, assert_same_state, checkpoints_of, steps_of
 from training_process import start_ranks, wait_for_all
@@ -127,6 +128,17 @@ def test_processes_of_several_nodes_do_what_one_does(config: Config, tmp_path: P
         for file in (folder / "run").glob("checkpoints/determined/*/state_dict.pth"):
             (saved,) = torch.load(file, weights_only=False)["models_state_dict"]
             assert "classifier.weight" in saved
+
+
+def test_distributed_yaml_deals_its_batches_out(config: Config, tmp_path: Path) -> None:
+    shipped = yaml.safe_load((PROJECT / "distributed.yaml").read_text())
+    assert shipped["resources"]["slots_per_trial"] == 8 and "torch_distributed" in shipped["entrypoint"]
+    model = config["hyperparameters"]["pretrained_model_name_or_path"]
+    shipped["hyperparameters"]["pretrained_model_name_or_path"] = model
+    shipped["data"] |= config["data"] | {"max_train_samples": 192, "max_eval_samples": 8}
+    folder = train_to_end(shipped, tmp_path / "two", 2, "--test")
+    assert [[len(rows) for _, rows in lines] for lines in read_notes(folder, "seen").values()] == [[32], [32]]
+    assert "batch 1 of 9: training" in (folder / "log").read_text()
 
 
 STOPPED_BY_TORCHRUN = """
