@@ -67,6 +67,8 @@ class StandInMaster:
 
     refusal: str = ""
     """Why an experiment is refused, as the master does with a configuration that it finds invalid."""
+    answers: Mapping[str, Any] = field(default_factory=lambda: ANSWERS)
+    """By request line; None refuses, and of others it says that there is no such thing."""
     received: list[tuple[str, Mapping[str, str], Any]] = field(default_factory=list)
     """Request line, headers and body of each request."""
 
@@ -91,8 +93,10 @@ class StandInMaster:
                 request = f"{self.command} {self.path.partition('?')[0]}"
                 master.received.append((request, dict(self.headers), json.loads(sent or "null")))
                 refused = request == "POST /api/v1/experiments" and master.refusal
-                content = json.dumps({"code": 3, "message": refused} if refused else ANSWERS[request]).encode()
-                self.send_response(400 if refused else 200)
+                unknown = {"code": 5, "message": f"not found: {request}"}
+                answer = {"code": 3, "message": refused} if refused else master.answers.get(request, unknown)
+                content = json.dumps(answer).encode()
+                self.send_response(400 if refused else 404 if answer is unknown else 200 if answer else 403)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
@@ -112,7 +116,11 @@ class StandInMaster:
 
 def create(master: StandInMaster, project: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """`det experiment create ...` by somebody whose home is beside the project, with a name and a password."""
-    command = [str(Path(sys.executable).parent / "det"), "experiment", "create", *arguments]
+    return run_det(master, project, "experiment", "create", *arguments)
+
+
+def run_det(master: StandInMaster, project: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [str(Path(sys.executable).parent / "det"), *arguments]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DET_", "XDG_"))}
     own = {"HOME": str(project.with_suffix(".home")), "DET_USER": "ada", "DET_PASS": "Lovelace1815"}
     with master.listening() as address:
