@@ -1,8 +1,10 @@
-"""On a real Determined 0.38 cluster: the sample is trained, paused, spread over slots and searched, its model used.
+"""On a real Determined 0.38 cluster: the sample is trained, paused, killed, spread over slots and searched, and its
+model registered and used, alone and on several slots.
 
 `make test-cluster` runs this where DET_MASTER names a master, with the credentials that `det` takes: DET_USER and
-DET_PASS, or what `det user login` left. The four experiments take minutes each; the first container takes longer,
-since startup-hook.sh downloads packages.
+DET_PASS, or what `det user login` left. Checkpoints have to be in reach of this machine, as for `det checkpoint
+download`. What waits for nothing is submitted at once, so that all takes ten minutes at most on two idle slots; the
+first container takes longer, since startup-hook.sh downloads packages.
 """
 
 import json
@@ -40,8 +42,16 @@ SEARCH = (
     "hyperparameters.pretrained_model_name_or_path=sample/model", "hyperparameters.use_pretrained_weights=false",
     "hyperparameters.learning_rate.minval=-3.5", "hyperparameters.learning_rate.maxval=-2.5", "data.dataset_name=null",
     "data.train_file=sample/data/train.json", "data.validation_file=sample/data/validation.json",
+    "environment.environment_variables=[OMP_NUM_THREADS=1]",
 )  # fmt: skip
-"""The shipped search, with the sample's model and data: rungs at 40, 160 and 640 batches."""
+"""The shipped search, with the sample's model and data: rungs at 40, 160 and 640 batches. Each trial has one thread:
+two of them on one machine would fight for its cores."""
+
+KILLED = (*SAMPLE, "entrypoint=python3 killed.py", "max_restarts=2", "min_checkpoint_period.batches=63")
+"""The sample's experiment, of which `killed.py` kills the first two runs."""
+
+TAGGED = ("--input", "sample/data/test.json", "--batch-size", "1")
+"""What is tagged, in 7 chunks."""
 
 Submit = Callable[..., client.Experiment]
 
@@ -63,8 +73,9 @@ def submit(compute_pool: Any) -> Iterator[Submit]:
     """Creates an experiment as a user does, with `det`; what has not ended when the tests have is killed."""
     submitted: list[client.Experiment] = []
 
-    def submit(file: str, *overrides: str) -> client.Experiment:
+    def submit(file: str, *overrides: str, include: str | None = None) -> client.Experiment:
         options = [option for override in overrides for option in ("--config", override)]
+        options += [] if include is None else ["--include", include]
         command = [str(Path(sys.executable).parent / "det"), "experiment", "create", *options, file, "."]
         result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
         created = re.search(r"^Created experiment (\d+)", result.stdout, flags=re.MULTILINE)
@@ -97,9 +108,38 @@ def completed(experiment: client.Experiment) -> client.Experiment:
 
 
 @pytest.fixture(scope="module")
-def straight(submit: Submit) -> client.Experiment:
+def jobs(submit: Submit) -> dict[str, client.Experiment]:
+    """The experiments that wait for nothing but slots, all submitted at once."""
+    straight, killed = submit(*SAMPLE), submit(*KILLED, include="tests/cluster/killed.py")
+    return {"straight": straight, "killed": killed, "search": submit(*SEARCH)}
+
+
+@pytest.fixture(scope="module")
+def straight(jobs: dict[str, client.Experiment]) -> client.Experiment:
     """The sample's experiment, trained without interruption."""
-    return completed(submit(*SAMPLE))
+    return completed(jobs["straight"])
+
+
+@pytest.fixture(scope="module")
+def best(straight: client.Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its best checkpoint, in a folder that bears the checkpoint's uuid."""
+    (checkpoint,) = straight.list_checkpoints(max_results=1)
+    return Path(checkpoint.download(str(tmp_path_factory.mktemp("best") / checkpoint.uuid)))
+
+
+@pytest.fixture
+def needs_two_slots(compute_pool: Any) -> None:
+    num_slots = max(compute_pool.slotsAvailable, compute_pool.maxAgents * (compute_pool.slotsPerAgent or 0))
+    if num_slots < 2:
+        pytest.skip(f"needs two slots; the cluster's default pool has {num_slots}")
+
+
+def predict(model: str, folder: Path) -> bytes:
+    """Tag with predict.py on this machine; returns what it wrote."""
+    command = [sys.executable, "predict.py", "--model", model, *TAGGED, "--output", str(folder / "out.jsonl")]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return (folder / "out.jsonl").read_bytes()
 
 
 def reports(experiment: client.Experiment, group: str = "validation") -> dict[int, dict[str, Any]]:
@@ -132,9 +172,18 @@ def test_the_sample_trains_and_the_master_has_its_metrics_and_checkpoints(straig
     assert all("model/config.json" in checkpoint.resources for checkpoint in checkpoints)
 
 
-def test_its_best_checkpoint_holds_a_model_that_tags_text(straight: client.Experiment, tmp_path: Path) -> None:
-    (best,) = straight.list_checkpoints(max_results=1)
-    folder = Path(best.download(str(tmp_path / best.uuid))) / "model"
+def test_the_master_has_the_scores_on_the_test_split(straight: client.Experiment) -> None:
+    scores = reports(straight, "test")
+    assert scores and scores.keys() <= reports(straight).keys()
+    assert max(scores.items())[1]["f1"] >= 0.85
+    (trial,) = straight.list_trials()
+    log = [line for line in trial.iter_logs() if f"'f1': {max(scores.items())[1]['f1']}" in line]
+    assert len(log) == 1 and "group=test" in log[0]
+    assert not [line for line in trial.iter_logs() if "it/s]" in line], "progress bars"
+
+
+def test_its_best_checkpoint_holds_a_model_that_tags_text(best: Path) -> None:
+    folder = best / "model"
     names = transformers.AutoModelForTokenClassification.from_pretrained(folder).config.label2id.keys()
     command = [sys.executable, "predict.py", "--model", str(folder), "--input", "-", "--output", "-"]
     text = "Ada Lovelace lived in London .\n"
@@ -151,6 +200,22 @@ def has_left_its_container(trial: client.Trial) -> bool:
     return all(allocation.endTime for allocation in task.allocations)
 
 
+def assert_same_end(
+    experiment: client.Experiment, straight: client.Experiment, compute_pool: Any, folder: Path
+) -> None:
+    """They end with the same weights and metrics, and validated at the same batches."""
+    expected, found = (newest_weights(run, folder) for run in (straight, experiment))
+    assert found.keys() == expected.keys()
+    vectors = [torch.cat([weights[name].double().flatten() for name in expected]) for weights in (expected, found)]
+    distance = float((vectors[1] - vectors[0]).norm() / vectors[0].norm())
+    # CPUs repeat a training bit for bit; GPUs add in an order of their own each time.
+    on_cpu = compute_pool.slotType == bindings.devicev1Type.CPU
+    assert distance == 0 if on_cpu else distance < 0.05
+    assert reports(experiment).keys() == reports(straight).keys()
+    for name in ("f1", "validation_loss"):
+        assert final(experiment)[name] == pytest.approx(final(straight)[name], rel=1e-6 if on_cpu else 0.05)
+
+
 def test_a_run_that_was_paused_ends_as_one_that_was_not(
     straight: client.Experiment, submit: Submit, compute_pool: Any, tmp_path: Path
 ) -> None:
@@ -164,33 +229,73 @@ def test_a_run_that_was_paused_ends_as_one_that_was_not(
     experiment.activate()
     completed(experiment)
 
-    expected, found = (newest_weights(run, tmp_path) for run in (straight, experiment))
-    assert found.keys() == expected.keys()
-    vectors = [torch.cat([weights[name].double().flatten() for name in expected]) for weights in (expected, found)]
-    distance = float((vectors[1] - vectors[0]).norm() / vectors[0].norm())
-    # CPUs repeat a training bit for bit; GPUs add in an order of their own each time.
-    on_cpu = compute_pool.slotType == bindings.devicev1Type.CPU
-    assert distance == 0 if on_cpu else distance < 0.05
-    assert reports(experiment).keys() == reports(straight).keys()
-    for name in ("f1", "validation_loss"):
-        assert final(experiment)[name] == pytest.approx(final(straight)[name], rel=1e-6 if on_cpu else 0.05)
+    assert_same_end(experiment, straight, compute_pool, tmp_path)
 
 
-def test_two_slots_learn_what_one_does(straight: client.Experiment, submit: Submit, compute_pool: Any) -> None:
-    num_slots = max(compute_pool.slotsAvailable, compute_pool.maxAgents * (compute_pool.slotsPerAgent or 0))
-    if num_slots < 2:
-        pytest.skip(f"the cluster's default pool has {num_slots} slots")
+def test_a_run_that_was_killed_twice_ends_as_one_that_was_not(
+    straight: client.Experiment, jobs: dict[str, client.Experiment], compute_pool: Any, tmp_path: Path
+) -> None:
+    killed = completed(jobs["killed"])
+    (trial,) = killed.list_trials()
+    assert bindings.get_GetTrial(client._get_singleton_session(), trialId=trial.id).trial.restarts == 2
+    assert_same_end(killed, straight, compute_pool, tmp_path)
+
+
+@pytest.mark.usefixtures("needs_two_slots")
+def test_two_slots_learn_what_one_does(straight: client.Experiment, submit: Submit) -> None:
     experiment = completed(submit(*SAMPLE, "resources.slots_per_trial=2"))
     assert reports(experiment).keys() == reports(straight).keys(), "another number of batches"
     # Not equal: each slot drops units of its own. Seeds differ by 0.02.
     assert final(experiment)["f1"] == pytest.approx(final(straight)["f1"], abs=0.03)
 
 
-def test_the_search_tries_four_trials_and_names_the_best(submit: Submit) -> None:
-    experiment = completed(submit(*SEARCH))
+def test_the_search_tries_four_trials_and_names_the_best(jobs: dict[str, client.Experiment]) -> None:
+    experiment = completed(jobs["search"])
     trials = experiment.list_trials()
     assert len({trial.hparams["learning_rate"] for trial in trials}) == 4
     highest = max(max(report.metrics["f1"] for report in trial.iter_metrics("validation")) for trial in trials)
     assert highest > 0.1, "nothing was learned"
     (best,) = experiment.list_checkpoints(max_results=1)
     assert best.training.validation_metrics["avgMetrics"]["f1"] == pytest.approx(highest)
+
+
+def test_a_registered_model_is_found_by_name_and_by_uuid(
+    best: Path, straight: client.Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # of this test alone: what it has is downloaded
+    name, det = f"ner-test-{straight.id}-{int(time.time())}", str(Path(sys.executable).parent / "det")
+    for command in (["create", name], ["register-version", name, best.name]):
+        subprocess.run([det, "model", *command], check=True, capture_output=True, timeout=300)
+    try:
+        expected = predict(str(best / "model"), tmp_path)
+        for model in (f"det://{name}", f"det://{name}:1", best.name):
+            assert predict(model, tmp_path) == expected
+        assert [path.name for path in (tmp_path / "cache" / "determined-ner").iterdir()] == [best.name]
+    finally:
+        client.get_model(name).delete()
+
+
+@pytest.mark.usefixtures("needs_two_slots")
+def test_batch_prediction_on_two_slots_is_that_of_predict_py(
+    best: Path, straight: client.Experiment, submit: Submit, compute_pool: Any, tmp_path: Path
+) -> None:
+    arguments = f"--model {best.name} {' '.join(TAGGED)} --output out.jsonl"
+    launcher = "python3 -m determined.launch.torch_distributed"
+    experiment = completed(submit("det_predict.yaml", f"entrypoint={launcher} python3 batch_predict.py {arguments}"))
+    (trial,) = experiment.list_trials()
+    log = "".join(trial.iter_logs())
+    (uuid,) = set(re.findall(r"stored with default paths are at: \S*?([0-9a-f-]{36})", log))
+    # What was uploaded is no checkpoint that the master knows, but lies in the same storage as those.
+    (output,) = straight.list_checkpoints(max_results=1)
+    output.uuid = uuid
+    folder = Path(output.download(str(tmp_path / "output")))
+    assert len(list(folder.glob("rank_[01]/*.shard"))) == 7
+    found, expected = (
+        [json.loads(line) for line in text.splitlines()]
+        for text in ((folder / "rank_0" / "out.jsonl").read_bytes(), predict(best.name, tmp_path))
+    )
+    if compute_pool.slotType != bindings.devicev1Type.CPU:  # another machine's sums differ in their last digits
+        found, expected = ([row["tags"] for row in rows] for rows in (found, expected))
+    assert found == expected
+    ((steps, scores),) = reports(experiment, "test").items()
+    assert steps == 7 and scores["f1"] >= 0.85
