@@ -3,7 +3,6 @@
 Then its environment variables (`local.py` and `processes.py`) and the files of its checkpoints (`checkpoints.py`).
 """
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
