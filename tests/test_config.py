@@ -101,7 +101,7 @@ MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
         *(("learning_rate", {"type": x}, f"found {{'type': {x!r}}}; {NUMBER} {RANGE}") for x in ("logg", "double")),
     ],
     "data": [
-        (8, "eight", "unknown key (found 'eight'). Remove it. Accepted: bad_spans, cache_dir, dataloader_num_w"),
+        (8, "eight", "unknown key (found 'eight'). Remove it. Accepted: bad_spans, cache_dir, context_tokens"),
         ("dataset_name", False, f"found False; {TEXT} {NOT_BOOLEAN}"),
         ("text_column_name", True, f"found True; {TEXT_OR_NUMBER} {NOT_BOOLEAN}"),
         ("text_column_name", [0], f"found [0]; {TEXT_OR_NUMBER}"),
@@ -217,7 +217,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "pad_to_max_length": True, "label_all_tokens": True, "group_by_length": True, "max_train_samples": 100,
         "max_eval_samples": 50, "return_entity_level_metrics": True, "metric_mode": "strict", "metric_scheme": "BILOU",
         "label_scheme": "plain", "document_column_name": "doc_id", "outside_label": "OTHER", "bad_spans": "widen",
-        "encoding": "cp1252", "delimiter": ";",
+        "encoding": "cp1252", "delimiter": ";", "document_context": "merged", "context_tokens": 32,
     },
 }  # fmt: skip
 COMPANIONS: dict[str, Values] = {

@@ -30,7 +30,7 @@ from test_predict import read_lines
 import ner.card
 import ner.report
 import predict
-from ner.config import NERDataConfig
+from ner.config import NERDataConfig, TaggerSettings
 from ner.sentences import Sentence
 from ner.windows import prepare_tokenizer
 from transformer_trial.checkpoints import export_model, recipe
@@ -154,7 +154,7 @@ def test_names_in_the_card_are_neither_markdown_nor_html(types: list[str], title
     counts = {"sentences": 1, "words": 2, "entities": dict.fromkeys(types, 3)}
     card, plain_card = (
         ner.card.model_card(
-            name, {"label_scheme": "IOB2", "max_seq_length": 8}, {"splits": {"train": counts}},
+            name, TaggerSettings(label_scheme="IOB2", max_seq_length=8).model_dump(), {"splits": {"train": counts}},
             {"test": report.as_dict()}, batches=7, recipe="- `data.x`: `1`", versions="Python",
         )
         for name in (title, "x")
