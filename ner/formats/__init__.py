@@ -4,6 +4,7 @@ The datasets library's readers of csv and json guess types, pad short rows and k
 columns, in version 5 only, pads and cuts lines silently. So none of them is used here.
 """
 
+import dataclasses
 import itertools
 import lzma
 import zlib
@@ -33,31 +34,12 @@ FILE_FORMATS = {
 }
 """The format of each ending, in upper or lower case, before that of a packed file."""
 
-Lines = Iterator[str]
-OF_FILES: dict[str, Callable[[Path, ReadOptions], Iterator[Record]]] = {
-    "parquet": lambda path, options: read_parquet(path),
-    "brat": read_brat,
-    "spacy": lambda path, options: read_spacy(path),
-}
-OF_LINES: dict[str, Callable[[Path, Lines, ReadOptions], Iterator[Record]]] = {
-    **dict.fromkeys(("json", "jsonl"), lambda path, lines, options: read_json(path, lines)),
-    "csv": lambda path, lines, options: read_table(path, lines, options, ","),
-    "tsv": lambda path, lines, options: read_table(path, lines, options, "\t"),
-    "conll": lambda path, lines, options: read_columns(path, lines, options, is_conllu=False),
-    "conllu": lambda path, lines, options: read_columns(path, lines, options, is_conllu=True),
-    "webanno": lambda path, lines, options: read_webanno(path, lines),
-    "text": lambda path, lines, options: _read_text(path, lines),
-}
-
 
 def read_records(path: Path, options: ReadOptions) -> Iterator[Record]:
     """Read a file, plain or packed. Raise a TrialError where it is not of its format."""
     kind = options.file_format or format_of(path, options.names.file_format)
+    lines: Iterator[str] = read_lines(path, options)  # which opens the file at the first one, where a reader wants any
     try:
-        if kind in OF_FILES:
-            yield from OF_FILES[kind](path, options)
-            return
-        lines = read_lines(path, options)
         if kind in ("", "conll"):
             first = next(lines, "")
             if first.startswith(BEGIN):
@@ -65,16 +47,24 @@ def read_records(path: Path, options: ReadOptions) -> Iterator[Record]:
             elif not kind:
                 kind = "tsv" if options.count_column_names(first.rstrip("\r\n").split("\t")) else "conll"
             lines = itertools.chain([first] if first else [], lines)
-        yield from OF_LINES[kind](path, lines, options)
+        yield from READERS[kind](path, lines, dataclasses.replace(options, file_format=kind))
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None)
         advice = "Check its owner and permissions." if reason else "Is it whole? Pack it anew."
         raise TrialError(f"{path}: cannot be read: {reason or error}. {advice}") from None
 
 
-def _read_text(path: Path, lines: Lines) -> Iterator[Record]:
+def _read_text(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterator[Record]:
     for number, line in enumerate(lines, start=1):
         yield Record(f"{path}, line {number}", {"text": line.rstrip("\r\n")})
+
+
+READERS: dict[str, Callable[[Path, Iterator[str], ReadOptions], Iterator[Record]]] = {
+    **dict.fromkeys(("json", "jsonl"), read_json),
+    **dict.fromkeys(("csv", "tsv"), read_table),
+    **dict.fromkeys(("conll", "conllu"), read_columns),
+    **{"webanno": read_webanno, "text": _read_text, "parquet": read_parquet, "brat": read_brat, "spacy": read_spacy},
+}
 
 
 def format_of(path: Path, setting: str = "data.file_format") -> str:

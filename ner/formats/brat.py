@@ -9,13 +9,13 @@ from ner.formats.text import read_lines
 from transformer_trial.errors import TrialError
 
 
-def read_brat(path: Path, options: ReadOptions) -> Iterator[Record]:
+def read_brat(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterator[Record]:
     """Read the entities of FILE.ann (lines such as T1, type and offsets, text) and the lines of FILE.txt."""
     text_file = path.with_suffix(".txt")
     if not text_file.is_file():
         raise TrialError(f"{path}: there is no {text_file.name} beside it. Give both files of each document.")
     entities: list[list[Any]] = []  # start, end, type and place
-    for number, line in enumerate(read_lines(path, options), start=1):
+    for number, line in enumerate(lines, start=1):
         if line.startswith("T"):
             _, _, rest = line.partition("\t")
             kind, _, offsets = rest.partition("\t")[0].partition(" ")

@@ -19,7 +19,7 @@ NUM_PEEKED_LINES = 2000
 logger = logging.getLogger(__name__)
 
 
-def read_columns(path: Path, lines: Iterator[str], options: ReadOptions, *, is_conllu: bool) -> Iterator[Record]:
+def read_columns(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterator[Record]:
     """Read CoNLL columns, separated by TABs, or by spaces if the first line has no TAB.
 
     Sentences end at blank lines and at -DOCSTART-, which begins a document, as "# newdoc" does. Of CoNLL-U, ranges
@@ -27,6 +27,7 @@ def read_columns(path: Path, lines: Iterator[str], options: ReadOptions, *, is_c
     "# global.columns = ..." can name the columns; otherwise they are called by their number from 0.
     """
     names, has_misc_tags = list[str](), False
+    is_conllu = options.file_format == "conllu"
     if is_conllu:
         names, first = list(CONLLU_COLUMNS), list(itertools.islice(lines, NUM_PEEKED_LINES))
         has_misc_tags = options.label_column is None and any(map(TAG_IN_MISC.search, first))

@@ -13,14 +13,14 @@ import datasets
 import pyarrow
 from pyarrow import parquet
 
-from ner.columns import Record
+from ner.columns import ReadOptions, Record
 from ner.formats.text import ADVICE, open_binary, refuse_twice, unreadable
 from transformer_trial.errors import TrialError, format_value
 
 JSON_BLANKS = re.compile(r"[ \t\r\n]*")
 
 
-def read_parquet(path: Path) -> Iterator[Record]:
+def read_parquet(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterator[Record]:
     number = 0
     try:
         with open_binary(path) as file:
@@ -58,7 +58,7 @@ def names_of_feature(feature: Any) -> tuple[str, ...]:
     return tuple(inner.names) if isinstance(inner, datasets.ClassLabel) else ()
 
 
-def read_json(path: Path, lines: Iterator[str]) -> Iterator[Record]:
+def read_json(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterator[Record]:
     """Read JSON objects, one on each line; or, if the first line is none, one list or one sequence of them."""
     decoder = json.JSONDecoder(object_pairs_hook=_object)
     numbered = ((number, line) for number, line in enumerate(lines, start=1))

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ner.columns import Record
+from ner.columns import ReadOptions, Record
 from transformer_trial.errors import TrialError
 
 
-def read_spacy(path: Path) -> Iterator[Record]:
+def read_spacy(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterator[Record]:
     """Read the sentences of each document, or the whole document where it has no marks of sentences."""
     try:
         import spacy  # type: ignore[import-not-found]

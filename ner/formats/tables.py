@@ -1,6 +1,7 @@
 """Tables: csv and tsv, with a first row that names the columns."""
 
 import csv
+import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -16,12 +17,12 @@ csv.field_size_limit(sys.maxsize)  # else a cell of 128 KiB is an error
 DELIMITERS = {",": "commas", "\t": "TABs", ";": "semicolons", "|": "pipes"}
 
 
-def read_table(path: Path, lines: Iterator[str], options: ReadOptions, usual: str) -> Iterator[Record]:
+def read_table(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterator[Record]:
     """Read the rows of a table. Its first row tells what separates the cells, where no setting does."""
     first = next(lines, "")
-    delimiter = options.delimiter or _find_delimiter(first, options, usual)
+    delimiter = options.delimiter or _find_delimiter(first, options)
     try:
-        rows = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
+        rows = csv.reader(itertools.chain([first] if first else [], lines), delimiter=delimiter, strict=True)
     except (TypeError, ValueError):
         found = f"{path}: found {options.names.delimiter}: {delimiter!r}"
         raise TrialError(f"{found}; accepted is one character that separates cells, such as ';'.") from None
@@ -57,14 +58,9 @@ def read_table(path: Path, lines: Iterator[str], options: ReadOptions, usual: st
             yield Record(place, dict(zip(header, cells)))
 
 
-def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
-    if first:
-        yield first
-    yield from lines
-
-
-def _find_delimiter(first: str, options: ReadOptions, usual: str) -> str:
+def _find_delimiter(first: str, options: ReadOptions) -> str:
     """The character that parts the first row into most of the names that columns usually have, or into most cells."""
+    usual = "\t" if options.file_format == "tsv" else ","
 
     def rate(delimiter: str) -> tuple[int, bool, int]:
         cells = next(csv.reader([first.replace("\r", " ")], delimiter=delimiter), [])

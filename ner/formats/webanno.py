@@ -5,13 +5,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ner.columns import Record
+from ner.columns import ReadOptions, Record
 from transformer_trial.errors import TrialError
 
 BEGIN = "#FORMAT=WebAnno TSV 3"
 
 
-def read_webanno(path: Path, lines: Iterator[str]) -> Iterator[Record]:
+def read_webanno(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterator[Record]:
     """Read the layer of named entities, else the first layer of spans, of which the feature `value`, else the first."""
     features: list[tuple[str, str]] = []  # layer and name of each column's feature
     words: dict[str, tuple[str, str, str]] = {}  # by place: the word, its tag, and which entity it belongs to
