@@ -2,11 +2,9 @@
 
 import ast
 import bisect
-import io
-import itertools
 import json
+import operator
 import re
-import tokenize
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,6 +20,7 @@ HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # a surrogate, which Arrow colu
 NO_TAG = re.compile(r"""[\[\]{}"\t\r\n]|[,;](\S|$)|^(O|[BIESLUMW]-\S+) +(O|[BIESLUMW]-\S+)( |$)""")
 # A list as pandas and NumPy print it.
 PRINTED_LIST = re.compile(r"^(?:\[list|(?:np\.|numpy\.)?array)\((\[.*\])(?:, dtype=\S+)?\)\]?$", re.DOTALL)
+QUOTED = re.compile(r"""[a-zA-Z]*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", re.DOTALL)  # a text as Python writes it
 TAGGED_LINE = re.compile(r"[ \t](O|[BIESLUMW]-\S+)$")  # the end of a line of CoNLL columns whose tags have prefixes
 
 # At blanks and punctuation as BERT does; and each ideograph or letter is a word in scripts that part no words.
@@ -61,20 +60,35 @@ def holds_spans(text: Any, label: Any) -> bool:
 
 
 def parse_cells(
-    text: Any, label: Any, label_names: Sequence[str] | None, respell: Callable[[str], str] = str,
-    *, label_list: str = "data.label_list", known: dict[str, str] | None = None,
-) -> tuple[list[str], list[str]]:  # fmt: skip
+    text: Any,
+    label: Any,
+    names: Sequence[str] | None,
+    respell: Callable[[str], str],
+    setting: str,
+    known: dict[str, str],
+) -> tuple[list[str], list[str]]:
     """Return the words and tags of a sentence. Raise a ValueError if there is not one tag for each word.
 
-    Args:
-        text: The cell of its words.
-        label: The cell of its tags.
-        label_names: What numbers among the tags stand for.
-        respell: Writes a tag as B-PER, whatever the column writes for that.
-        label_list: The setting that names the tags, for messages.
-        known: See `parse_tags`.
+    Numbers among the tags stand for `names`, which `setting` gives, and texts have to be among these. `respell` writes
+    a tag as B-PER, whatever the column writes for that. `known` are texts that were read before, and as what.
     """
-    words, tags = read_words(text), parse_tags(label, label_names, respell, label_list, known)
+    words, tags = read_words(text), list[str]()
+    for place, written in enumerate(read_list(label, "tags"), start=1):
+        if isinstance(written, str) and written in known:
+            tags.append(known[written])
+            continue
+        tag: Any = written.strip(BLANKS) if isinstance(written, str) else written
+        try:
+            tag = respell(tag) if isinstance(tag, str) and tag else tag
+        except ValueError as error:
+            raise WordError(place, f"tag {place} is {error}") from None
+        if isinstance(tag, str) and re.fullmatch(r"-?\d+", tag) and tag not in (names or ()):
+            tag = int(tag)  # as csv and CoNLL columns write it
+        if problem := _tag_problem(tag, names, setting):
+            raise WordError(place, f"tag {place} is {problem}")
+        tags.append(names[tag] if isinstance(tag, int) and names is not None else tag)
+        if isinstance(written, str):
+            known[written] = tags[-1]
     if len(words) != len(tags):
         found = f"words: {format_value('', ' '.join(words))}; tags: {format_value('', ' '.join(tags))}"
         problem = f"found {len(words)} words but {len(tags)} tags ({found}). Every word needs one tag."
@@ -94,35 +108,6 @@ def read_words(cell: Any) -> list[str]:
     if not words:
         raise ValueError("found a sentence without words. Remove it.")
     return words
-
-
-def parse_tags(
-    cell: Any, names: Sequence[str] | None, respell: Callable[[str], str] = str, label_list: str = "data.label_list",
-    known: dict[str, str] | None = None,
-) -> list[str]:  # fmt: skip
-    """Return the tags of a cell as texts. Numbers stand for `names`, and texts have to be among these.
-
-    `known` are texts that were read before, with the same arguments, and what they were read as.
-    """
-    tags: list[str] = []
-    known = {} if known is None else known
-    for place, written in enumerate(read_list(cell, "tags"), start=1):
-        if isinstance(written, str) and written in known:
-            tags.append(known[written])
-            continue
-        tag: Any = written.strip(BLANKS) if isinstance(written, str) else written
-        try:
-            tag = respell(tag) if isinstance(tag, str) and tag else tag
-        except ValueError as error:
-            raise WordError(place, f"tag {place} is {error}") from None
-        if isinstance(tag, str) and re.fullmatch(r"-?\d+", tag) and tag not in (names or ()):
-            tag = int(tag)  # as csv and CoNLL columns write it
-        if problem := _tag_problem(tag, names, label_list):
-            raise WordError(place, f"tag {place} is {problem}")
-        tags.append(names[tag] if isinstance(tag, int) and names is not None else tag)
-        if isinstance(written, str):
-            known[written] = tags[-1]
-    return tags
 
 
 def _tag_problem(tag: Any, names: Sequence[str] | None, label_list: str) -> str:
@@ -159,7 +144,7 @@ def read_list(cell: Any, what: str) -> list[Any]:
             for read in (json.loads, _read_python):
                 try:
                     value = read(text)
-                except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+                except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
                     continue
                 if isinstance(value, (list, tuple)):
                     return list(value)
@@ -175,15 +160,11 @@ def read_list(cell: Any, what: str) -> list[Any]:
 def _read_python(text: str) -> Any:
     if re.fullmatch(r"\[[-\d\s]+\]", text):  # numbers of a printed NumPy array, which has no commas
         return [int(number) for number in text[1:-1].split()]
-    if re.search(r"""['"]\s*['"]""", text):
-        tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.string.strip()]
-        strings = [(a, b) for a, b in itertools.pairwise(tokens) if a.type == b.type == tokenize.STRING]
-        if any(a.end == b.start for a, b in strings):  # 'don''t', whose pieces Python would glue together
-            raise ValueError
-        if strings and [token.string for token in tokens if token.type != tokenize.STRING] == ["[", "]"]:
-            return [ast.literal_eval(token.string) for token in tokens[1:-1]]  # texts of a printed NumPy array
-        if strings:
-            raise ValueError
+    shape = QUOTED.sub("''", text)
+    if re.fullmatch(r"\[\s*''(\s+'')*\s*\]", shape):  # texts of one
+        return [ast.literal_eval(match[0]) for match in QUOTED.finditer(text)]
+    if re.search(r"''\s*''", shape):  # 'don''t', whose pieces Python would glue together
+        raise ValueError
     return ast.literal_eval(text)
 
 
@@ -197,7 +178,7 @@ def split_text(text: str) -> list[tuple[str, int, int]]:
     return [(word, start, end) for word, (start, end) in WORD_SPLITTER.pre_tokenize_str(text)]
 
 
-def read_spans(text: str, spans: Sequence[Any], bad_spans: str = "error") -> tuple[list[str], list[str], list[str]]:
+def read_spans(text: str, spans: Sequence[Any], bad_spans: str) -> tuple[list[str], list[str], list[str]]:
     """Return the words of a text, their B- and I- tags from its entities, and notes of what was changed in these.
 
     An entity is a mapping with `start`, `end` (or `start_offset`, `end_offset`) and `label`, or a list of these three.
@@ -207,18 +188,10 @@ def read_spans(text: str, spans: Sequence[Any], bad_spans: str = "error") -> tup
     pieces = split_text(text)
     if not pieces:
         raise ValueError("found a text without words. Remove it.")
-    tags, starts = ["O"] * len(pieces), [start for _, start, _ in pieces]
+    tags = ["O"] * len(pieces)
     problems, notes = list[tuple[str, str]](), list[str]()
     for number, span in enumerate(spans, start=1):
-        start, end, label = _span(span)
-        kind, problem = _span_problem(text, span, number)
-        touched = range(0)
-        if not kind:
-            first = max(bisect.bisect_right(starts, start) - 1, 0)
-            first += pieces[first][2] <= start
-            touched = range(first, bisect.bisect_left(starts, end))
-            kind, problem = _word_problem(text, pieces, touched, tags, (start, end))
-            problem = f"entity {number}, {format_value('', text[start:end])} ({label}, {start} to {end}), {problem}"
+        touched, kind, problem = _check_span(number, span, text, pieces, tags)
         if kind == CUTS and bad_spans == "widen" and all(tags[i] == "O" for i in touched):
             notes.append("entities that cut a word, widened")
         elif kind and bad_spans != "error":
@@ -226,49 +199,46 @@ def read_spans(text: str, spans: Sequence[Any], bad_spans: str = "error") -> tup
             continue
         elif kind:
             problems.append((f"entities that {kind}", problem))
-        label = label.strip(BLANKS) if isinstance(label, str) else label
         for i in touched:
-            tags[i] = f"{'B' if i == touched[0] else 'I'}-{label}"
+            tags[i] = f"{'B' if i == touched[0] else 'I'}-{_span(span)[2].strip(BLANKS)}"
     if problems:
         raise SpanErrors(problems)
     return [word for word, _, _ in pieces], tags, notes
 
 
-def _span_problem(text: str, span: Any, number: int) -> tuple[str, str]:
-    """The kind of what is wrong with an entity by itself, and a message; two empty texts if nothing is."""
+def _check_span(
+    number: int, span: Any, text: str, pieces: Sequence[tuple[str, int, int]], tags: Sequence[str]
+) -> tuple[range, str, str]:
+    """The words that an entity touches, the kind of what is wrong with it, and a message; "" twice if nothing is."""
     start, end, label = _span(span)
     if any(isinstance(n, bool) or not isinstance(n, int) for n in (start, end)) or not isinstance(label, str):
         found = f"entity {number} is {format_value('', span)}"
-        return "have no start, end and label", f"{found}; accepted are start, end and label."
+        return range(0), "have no start, end and label", f"{found}; accepted are start, end and label."
     if not 0 <= start < end <= len(text):
         accepted = f"accepted are characters from 0 to {len(text)}, the end after the start"
-        return "are out of range", f"entity {number} reaches from {start} to {end}; {accepted}."
+        return range(0), "are out of range", f"entity {number} reaches from {start} to {end}; {accepted}."
     if not re.search(r"[^\W_]", label) or NO_TAG.search(label.strip(BLANKS)):
-        return "name no type", f"entity {number} has the label {label.strip(BLANKS)!r}, which names no type."
-    own_text = span.get("text") if isinstance(span, dict) else None
+        return range(0), "name no type", f"entity {number} has the label {label.strip(BLANKS)!r}, which names no type."
+    found, own_text = format_value("", text[start:end]), span.get("text") if isinstance(span, dict) else None
     if isinstance(own_text, str) and own_text.strip() != text[start:end].strip():
-        given, found = format_value("", own_text), format_value("", text[start:end])
+        problem = f"has the text {format_value('', own_text)}, but from {start} to {end} there is {found}"
         advice = "Count characters (code points), from 0, the end exclusive."
-        problem = f"entity {number} has the text {given}, but from {start} to {end} there is {found}. {advice}"
-        return "have another text than their offsets", problem
-    return "", ""
-
-
-def _word_problem(
-    text: str, pieces: Sequence[tuple[str, int, int]], touched: range, tags: Sequence[str], span: tuple[int, int]
-) -> tuple[str, str]:
-    """The kind of what is wrong with an entity among the words that it touches, and a message."""
+        return range(0), "have another text than their offsets", f"entity {number} {problem}. {advice}"
+    first = bisect.bisect_right(pieces, start, key=operator.itemgetter(2))
+    touched = range(first, bisect.bisect_left(pieces, end, key=operator.itemgetter(1)))
+    this = f"entity {number}, {found} ({label}, {start} to {end}),"
     if not touched:
-        return "hold no word", "holds no word."
-    for word, first, last in (pieces[touched[0]], pieces[touched[-1]]):
-        if first < span[0] or last > span[1]:
+        return touched, "hold no word", f"{this} holds no word."
+    for word, word_start, word_end in (pieces[touched[0]], pieces[touched[-1]]):
+        if word_start < start or word_end > end:
             advice = (
                 "Words end at blanks and punctuation; move the entity's ends there, or write rows of words and tags."
             )
-            return CUTS, f"cuts the word {word!r} ({first} to {last}). {advice}"
+            return touched, CUTS, f"{this} cuts the word {word!r} ({word_start} to {word_end}). {advice}"
     if any(tags[i] != "O" for i in touched):
-        return "overlap", "overlaps with another one. A word can have one tag; keep one of the entities."
-    return "", ""
+        advice = "A word can have one tag; keep one of the entities."
+        return touched, "overlap", f"{this} overlaps with another one. {advice}"
+    return touched, "", ""
 
 
 def _span(span: Any) -> tuple[Any, Any, Any]:

@@ -239,7 +239,7 @@ def _parse_record(
             words, gold, notes = read_spans(text, spans, options.bad_spans)
         else:
             as_written = functools.partial(respell, columns=columns)
-            words, gold = parse_cells(text, label, label_names, as_written, label_list=name, known=known)
+            words, gold = parse_cells(text, label, label_names, as_written, name, known)
         "".join(gold).encode()  # fails at half of a character
         if sentence.words != words:  # blanks separate the words of a text that has a tag for each
             sentence = Sentence(words)
