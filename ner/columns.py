@@ -102,6 +102,16 @@ class Columns:
     nested: str | None = None  # another column, of tags of the same types, which is not read
     num_unnamed: int = 0  # the number of columns where they have no names, else 0
 
+    def respell(self, tag: str) -> str:
+        """The tag as B-PER or O, whatever the column writes for these. A tag that is written otherwise is an error."""
+        if tag in ("O", self.outside) or (self.spelling and tag == "o"):
+            return "O"
+        if self.spelling is None:
+            return tag
+        if (match := SPELLINGS[self.spelling].fullmatch(tag)) is None:
+            raise ValueError(f"{tag!r}, where the first ones are written like {self.spelling}. Write all alike.")
+        return f"{match['prefix'].upper()}-{match['type']}"
+
 
 def find_columns(records: Sequence[Record], options: ReadOptions, task: str, like: Columns | None = None) -> Columns:
     """Find the columns of words and tags: the configured ones, else those with usual names, else by what they hold.
@@ -110,29 +120,25 @@ def find_columns(records: Sequence[Record], options: ReadOptions, task: str, lik
     https://github.com/huggingface/transformers/tree/main/examples/pytorch/token-classification), whose only usual names
     are tokens and {task}_tags, where `task` is `finetuning_task`. Raise a TrialError if there is no such column.
 
-    Args:
-        records: The first records of the source.
-        options: What the user says.
-        task: Tags are looked for in the column `{task}_tags`.
-        like: The columns of the train split. Where they have names, another split has to have them too.
+    `records` are the first ones of the source. `like` are the columns of the train split: where they have names,
+    another split has to have them too.
     """
     first, settings = records[0], options.names
     names = list(first.cells if first.places else dict.fromkeys(name for record in records for name in record.cells))
     if any(NO_NAME.search(name) for name in names):
         found = f"the line before holds {format_value('', join_names(names))}, which looks like data"
         raise TrialError(f"{first.place}: {found}; accepted is a first line with the columns' names.")
-    choose = functools.partial(_choose, names, first)
+    choose = functools.partial(_choose, names, first, options)
     usual, usual_documents = ((), ()) if first.places else (SENTENCE_NAMES, DOCUMENT_NAMES)
-    sentence = choose(settings.sentence_column, options.sentence_column, usual, required=False)
-    document = choose(settings.document_column, options.document_column, usual_documents, required=False)
+    sentence, document = choose("sentence_column", usual), choose("document_column", usual_documents)
     others = [name for name in names if name not in (sentence, document) and not NO_DATA.fullmatch(name)]
     text_names, label_names = list(TEXT_NAMES), [f"{task}_tags", *LABEL_NAMES]
     if like is not None and not like.text.isdigit() and not _is_numbered(first):
         text_names, label_names, others = [like.text.strip().lower()], [str(like.label).strip().lower()], []
     guess = _guess_text(records, [name for name in others if name.lower() not in label_names], options)
-    text = str(choose(settings.text_column, options.text_column, text_names, guess))
+    text = str(choose("text_column", text_names, guess))
     guess, nested = _guess_label(records, others, text, needs_tags=options.needs_tags)
-    label = choose(settings.label_column, options.label_column, label_names, guess, required=options.needs_tags)
+    label = choose("label_column", label_names, guess)
     if label in SPAN_NAMES and options.text_column is None and "text" in names:
         text = "text"  # an annotation tool's tokens hold more than the words
     if text == label:
@@ -156,22 +162,10 @@ def find_columns(records: Sequence[Record], options: ReadOptions, task: str, lik
 
 
 def _find_spelling(items: Sequence[str]) -> str | None:
-    tags = {item for item in items if item not in ("O", "o")}
-    found = (
-        name for name, pattern in SPELLINGS.items() if len(tags) < len({*items}) and all(map(pattern.fullmatch, tags))
-    )
-    return next(found, None) if tags else None
-
-
-def respell(tag: str, columns: Columns) -> str:
-    """The tag as B-PER or O, whatever the column writes for these. A tag that is written otherwise is a ValueError."""
-    if tag in ("O", columns.outside) or (columns.spelling and tag == "o"):
-        return "O"
-    if columns.spelling is None:
-        return tag
-    if (match := SPELLINGS[columns.spelling].fullmatch(tag)) is None:
-        raise ValueError(f"{tag!r}, where the first ones are written like {columns.spelling}. Write all alike.")
-    return f"{match['prefix'].upper()}-{match['type']}"
+    tags = {*items} - {"O", "o"}
+    if not tags or len(tags) == len({*items}):
+        return None
+    return next((name for name, pattern in SPELLINGS.items() if all(map(pattern.fullmatch, tags))), None)
 
 
 def is_word(cell: Any) -> bool:
@@ -188,10 +182,10 @@ def _is_numbered(record: Record) -> bool:
 
 
 def _choose(
-    names: Sequence[str], first: Record, setting: str, given: Any, usual: Sequence[str], guess: str | None = None, *,
-    required: bool = True,
-) -> str | None:  # fmt: skip
-    """Return the configured column, else one with a usual name, else the guess. If required, it must exist."""
+    names: Sequence[str], first: Record, options: ReadOptions, key: str, usual: Sequence[str], guess: str | None = None
+) -> str | None:
+    """Return the configured column, else one with a usual name, else the guess."""
+    given, is_required = getattr(options, key), key == "text_column" or (key == "label_column" and options.needs_tags)
     if isinstance(given, int) or (given is not None and _is_numbered(first) and re.fullmatch(r"-?\d+", given)):
         found = names[int(given)] if -len(names) <= int(given) < len(names) else None
     elif given is not None:
@@ -199,9 +193,9 @@ def _choose(
     else:
         by_lower = {name.strip().lower(): name for name in reversed(names)}
         found = next((by_lower[name] for name in usual if name in by_lower), guess)
-    if found is None and (required or given is not None):
+    if found is None and (given is not None or is_required):
         found = f"no column {usual[0] if given is None else given!r}; found {join_names(names)}"
-        raise TrialError(f"{first.place}: {found}. Set {setting} to the right column.")
+        raise TrialError(f"{first.place}: {found}. Set {getattr(options.names, key)} to the right column.")
     return found
 
 
@@ -214,22 +208,17 @@ def _guess_text(records: Sequence[Record], names: Sequence[str], options: ReadOp
         return names[1]
     ids = [record.cells.get(names[0], []) for record in records] if records[0].places else []
     if not ids or not all(str(cell).isdigit() for cells in ids for cell in cells):
-        if records[0].places and len(names) == 2 and options.needs_tags and not _are_tags(second):
-            _refuse_if_turned(records[0].place, first, second, options.names)
+        counts, settings = [len({*items}) for items in (first, second)], options.names
+        may_be_turned = ids and len(names) == 2 and options.needs_tags and not _are_tags(second)
+        if may_be_turned and 2 * counts[0] < counts[1]:  # without prefixes, the first ones look like tags
+            readings = f"column 0 has {counts[0]} different values, column 1 has {counts[1]}, in {len(first)} words"
+            advice = f"Say which are the words: {settings.text_column}: 1 and {settings.label_column}: 0, or 0 and 1."
+            raise TrialError(f"{records[0].place}: {readings}; tags are few. {advice}")
         return names[0]
     if len(names) == 2 and _are_tags(second):
         return names[0]  # words that happen to be numbers
     is_count = all(cells in ([str(i + start) for i in range(len(cells))] for start in (0, 1)) for cells in ids)
     return names[1] if is_count else None  # other numbers are no words
-
-
-def _refuse_if_turned(place: str, first: Sequence[str], second: Sequence[str], settings: SettingNames) -> None:
-    """Raise a TrialError where two columns without prefixes look as if the first one held the tags."""
-    counts = [len({*items}) for items in (first, second)]
-    if 2 * counts[0] < counts[1]:
-        readings = f"column 0 has {counts[0]} different values, column 1 has {counts[1]}, in {len(first)} words"
-        advice = f"Say which are the words: {settings.text_column}: 1 and {settings.label_column}: 0, or 0 and 1."
-        raise TrialError(f"{place}: {readings}; tags are few. {advice}")
 
 
 def _guess_label(

@@ -1,6 +1,5 @@
 """Files and hub data sets in, checked sentences out, for training and for prediction. Nothing here knows of models."""
 
-import functools
 import itertools
 import logging
 import re
@@ -19,7 +18,7 @@ import ner.columns
 import ner.formats
 import ner.sources
 from ner.cells import BLANKS, SpanErrors, join_names, parse_cells, read_list, read_spans, read_words
-from ner.columns import Columns, ReadOptions, Record, find_columns, is_tag, is_word, respell
+from ner.columns import Columns, ReadOptions, Record, find_columns, is_tag, is_word
 from ner.config import NERDataConfig
 from ner.sentences import Sentence
 from ner.sources import Source, agree, source_of_files, source_of_rows
@@ -39,10 +38,8 @@ NOT_ACCEPTED = "rows that an annotator rejected, ignored or did not reach, left 
 
 def read_options(config: NERDataConfig) -> ReadOptions:
     """Return what the `data` section says about files and columns."""
-    columns = {name: getattr(config, f"{name}_name") for name in ("text_column", "label_column", "sentence_column")}
-    shared = ("file_format", "outside_label", "bad_spans", "encoding", "delimiter")
-    given = {name: getattr(config, name) for name in shared}
-    return ReadOptions(**columns, **given, document_column=config.document_column_name)
+    given = {name.removesuffix("_name"): value for name, value in config}
+    return ReadOptions(**{name: given[name] for name in ReadOptions.__annotations__ if name in given})
 
 
 def load_splits(config: NERDataConfig) -> Mapping[str, Any]:
@@ -79,79 +76,70 @@ def read_splits(
         columns[split] = find_columns(source.first_records(), options, task, columns.get("train"))
     named = {source.name: source.label_names(str(columns[split].label)) for split, source in sources.items()}
     named["data.label_list"] = tuple(config.label_list or ())
-    label_names = tuple(respell(name, columns["train"]) for name in agree(named, options)) or None
+    label_names = tuple(columns["train"].respell(name) for name in agree(named, options)) or None
     rows = {}
     for split, source in sources.items():
-        where = columns[split]
-        logger.info("%s: %s", source.name, describe_columns(where))
-        arguments = {"source": source, "columns": where, "label_names": label_names}
-        rows[split] = _build_unchanged_rows(split, config, source, [where, label_names], arguments)
+        logger.info("%s: %s", source.name, describe_columns(columns[split]))
+        rows[split] = _build_rows(split, config, source, columns[split], label_names)
     return datasets.DatasetDict(rows), label_names
 
 
-def _build_unchanged_rows(
-    split: str, config: NERDataConfig, source: Source, key: list[Any], arguments: dict[str, Any]
+def _build_rows(
+    split: str, config: NERDataConfig, source: Source, columns: Columns, label_names: tuple[str, ...] | None
 ) -> datasets.Dataset:
-    """Build the rows anew where the source changes meanwhile: the cache would hold them under what it was before.
+    """Generate the rows of a split, or find them in the cache under a hash of the source and of the code that reads it.
 
-    Rows of a source without a fingerprint are read anew each time, and kept in memory.
+    They are built anew where the source changes meanwhile: the cache would hold them under what it was before. Those of
+    a source without a fingerprint are read anew each time, and kept in memory.
     """
+    arguments = {"source": source, "columns": columns, "label_names": label_names}
+    formats = sorted(Path(ner.formats.__file__).parent.glob("*.py"))
+    modules = (__file__, ner.cells.__file__, ner.columns.__file__, ner.sources.__file__, *formats)
+    code = [Path(str(file)).read_bytes() for file in modules]
+    options: dict[str, Any] = {"features": SENTENCE_FEATURES, "gen_kwargs": arguments}
+
+    def build(cache_dir: str | None) -> datasets.Dataset:
+        name = datasets.NamedSplit(split)
+        try:
+            return datasets.Dataset.from_generator(_generate_rows, split=name, cache_dir=cache_dir, **options)
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise error.__cause__ or error from None
+
     for _ in range(3):
         before, fingerprint = source.signature(), source.fingerprint()
         if not fingerprint:
             return datasets.Dataset.from_list([*_generate_rows(**arguments)], features=SENTENCE_FEATURES)
-        rows = _build_rows(split, config, [fingerprint, *key], arguments)
+        options["fingerprint"] = Hasher.hash([split, fingerprint, columns, label_names, code])
+        if config.overwrite_cache:
+            # The new files replace the old ones one by one: other processes tokenize in the folder that they are in.
+            cache = Path(config.cache_dir or datasets.config.HF_DATASETS_CACHE)
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache) as own:
+                new = Path(build(own).cache_files[0]["filename"]).parent
+                folder = cache / new.relative_to(own)
+                folder.mkdir(parents=True, exist_ok=True)
+                for file in sorted(
+                    new.iterdir(), reverse=True
+                ):  # dataset_info.json, which says that all is there, last
+                    file.replace(folder / file.name)
+        rows = build(config.cache_dir)
         if source.signature() == before:
             return rows
         shutil.rmtree(Path(rows.cache_files[0]["filename"]).parent)
     raise TrialError(f"{source.name}: changes again and again while it is read. Read it when nobody writes to it.")
 
 
-def _build_rows(split: str, config: NERDataConfig, key: list[Any], arguments: dict[str, Any]) -> datasets.Dataset:
-    """Generate the rows of a split, or find them in the cache under a hash of `key` and of the code that reads them."""
-    formats = sorted(Path(ner.formats.__file__).parent.glob("*.py"))
-    modules = (__file__, ner.cells.__file__, ner.columns.__file__, ner.sources.__file__, *formats)
-    fingerprint = Hasher.hash([split, key, [Path(str(file)).read_bytes() for file in modules]])
-
-    def build(cache_dir: str | None) -> datasets.Dataset:
-        try:
-            return datasets.Dataset.from_generator(
-                _generate_rows,
-                features=SENTENCE_FEATURES,
-                cache_dir=cache_dir,
-                gen_kwargs=arguments,
-                split=datasets.NamedSplit(split),
-                fingerprint=fingerprint,
-            )
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise error.__cause__ or error from None
-
-    if config.overwrite_cache:
-        # The new files replace the old ones one by one: other processes tokenize in the folder that they are in.
-        cache = Path(config.cache_dir or datasets.config.HF_DATASETS_CACHE)
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as own:
-            new = Path(build(own).cache_files[0]["filename"]).parent
-            folder = cache / new.relative_to(own)
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in sorted(new.iterdir(), reverse=True):  # dataset_info.json, which says that all is there, is last
-                file.replace(folder / file.name)
-    return build(config.cache_dir)
-
-
 def _generate_rows(**arguments: Any) -> Iterator[dict[str, Any]]:
-    for sentence in read_sentences(**arguments):
-        words, tags = sentence.words, sentence.gold
-        yield {"tokens": words, "tags": tags, **{n: getattr(sentence, n) for n in ("place", "document", "notes")}}
+    for found in read_sentences(**arguments):
+        texts = {"place": found.place, "document": found.document, "notes": found.notes}
+        yield {"tokens": found.words, "tags": found.gold, **texts}
 
 
 def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] | None) -> Iterator[Sentence]:
     """Yield the sentences of a source, with gold tags where it has them. Raise a TrialError at one that is not right.
 
-    Args:
-        source: Its options say whether every sentence needs tags.
-        columns: From `find_columns`.
-        label_names: What numbers among the tags stand for, and what texts have to be among.
+    The source's options say whether every sentence needs tags. Numbers among the tags stand for `label_names`, and
+    texts have to be among these.
     """
     records, needs_tags = source.records(), source.options.needs_tags
     if columns.sentence is not None:
@@ -189,9 +177,8 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
     if problems:
         raise TrialError(_summarize(source.name, problems, source.options.names.bad_spans))
     if waiting is None:
-        raise TrialError(
-            f"{source.name}: none of its {len(notes):,} rows is one that an annotator accepted. Accept some."
-        )
+        found = f"none of its {len(notes):,} rows is one that an annotator accepted"
+        raise TrialError(f"{source.name}: {found}. Accept some.")
     waiting.notes = [*waiting.notes, *notes]
     yield waiting
     if only_words and num_sentences > 1:
@@ -203,9 +190,8 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
 def _summarize(name: str, problems: Sequence[tuple[str, str]], setting: str) -> str:
     """Say how many problems a source has, of which kinds, and show the first ones."""
     counts = Counter(kind for kind, _ in problems)
-    advice = (
-        f" Or say what becomes of such entities by {setting}: widen or drop." if "entities" in str([*counts]) else ""
-    )
+    of_spans = any("entities" in kind for kind in counts)
+    advice = f" Or say what becomes of such entities by {setting}: widen or drop." if of_spans else ""
     if len(problems) == 1:
         return problems[0][1] + advice
     kinds = "; ".join(f"{number:,} {kind}" for kind, number in counts.most_common())
@@ -228,18 +214,15 @@ def _parse_record(
     label = None if columns.label is None else record.cells.get(columns.label)
     is_running = columns.has_spans or options.file_format == "text"
     is_text = isinstance(text, str) and (is_running or not LIST_TEXT.match(text))
-    sentence = (
-        Sentence.of_text(text) if is_text and not options.needs_tags else Sentence([])
-    )  # only prediction shows it
+    # Only prediction shows the text.
+    sentence = Sentence.of_text(text) if is_text and not options.needs_tags else Sentence([])
     if label is not None or options.needs_tags or columns.has_spans:
-        name = options.names.label_list
         notes = list[str]()
         if columns.has_spans and isinstance(text, str):
             spans = [] if label in (None, "") else read_list(label, "entities")
             words, gold, notes = read_spans(text, spans, options.bad_spans)
         else:
-            as_written = functools.partial(respell, columns=columns)
-            words, gold = parse_cells(text, label, label_names, as_written, name, known)
+            words, gold = parse_cells(text, label, label_names, columns.respell, options.names.label_list, known)
         "".join(gold).encode()  # fails at half of a character
         if sentence.words != words:  # blanks separate the words of a text that has a tag for each
             sentence = Sentence(words)
@@ -253,11 +236,10 @@ def _parse_record(
 
 def join_words(records: Iterator[Record], columns: Columns) -> Iterator[Record]:
     """Join records that are words to sentences. A word without a sentence's id belongs to the sentence before it."""
-    names = [name for name in (columns.text, columns.label) if name is not None]
     for _, of_file in itertools.groupby(records, key=lambda record: record.place.rpartition(", ")[0]):
         seen: set[Any] = set()  # another file may count anew
         current: Any = None
-        places, cells, same = list[str](), dict[str, list[Any]](), dict[str, Any]()
+        words: list[Record] = []
         for record in of_file:
             identity = _check_word(record, columns)
             if identity is None or identity in ("", current) or identity != identity:  # NaN, as pandas fills up
@@ -268,15 +250,20 @@ def join_words(records: Iterator[Record], columns: Columns) -> Iterator[Record]:
                 advice = "Put the words of each sentence one after the other, and give each sentence an id of its own."
                 raise TrialError(f"{record.place}: the sentence {identity!r} goes on here, after another one. {advice}")
             else:
-                if places:
-                    yield Record(places[0], {**cells, **same}, places)
+                if words:
+                    yield _join(words, columns)
                 seen.add(identity)
-                current, places, cells = identity, [], {name: [] for name in names}
-                same = {name: record.cells.get(name) for name in (columns.document,) if name is not None}
-            places.append(record.place)
-            for name in names:
-                cells[name].append(record.cells[name])
-        yield Record(places[0], {**cells, **same}, places)
+                current, words = identity, []
+            words.append(record)
+        yield _join(words, columns)
+
+
+def _join(words: list[Record], columns: Columns) -> Record:
+    names = [name for name in (columns.text, columns.label) if name is not None]
+    cells: dict[str, Any] = {name: [word.cells[name] for word in words] for name in names}
+    if columns.document is not None:
+        cells[columns.document] = words[0].cells.get(columns.document)
+    return Record(words[0].place, cells, [word.place for word in words])
 
 
 def _check_word(record: Record, columns: Columns) -> Any:
