@@ -2,6 +2,7 @@
 
 import ast
 import bisect
+import contextlib
 import json
 import operator
 import re
@@ -25,25 +26,16 @@ TAGGED_LINE = re.compile(r"[ \t](O|[BIESLUMW]-\S+)$")  # the end of a line of Co
 
 # At blanks and punctuation as BERT does; and each ideograph or letter is a word in scripts that part no words.
 IDEOGRAPH = Regex(r"[\p{Han}\p{Hiragana}\p{Katakana}]|[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*")
-WORD_SPLITTER = pre_tokenizers.Sequence(
-    [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(IDEOGRAPH, "isolated")]
-)
+SPLITTERS = [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(IDEOGRAPH, "isolated")]
+WORD_SPLITTER = pre_tokenizers.Sequence(SPLITTERS)
 
 
-class WordError(ValueError):
-    """A problem with one word of a sentence, or with its tag; `number` is the word's number, from 1."""
+class CellError(ValueError):
+    """A problem with one word or tag, whose number counts from 1; or several, each with its kind, which are counted."""
 
-    def __init__(self, number: int, problem: str) -> None:
+    def __init__(self, problem: str, number: int = 1, counted: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(problem)
-        self.number = number
-
-
-class SpanErrors(ValueError):
-    """What is wrong with the entities of a text: the kind and the message of each problem."""
-
-    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
-        super().__init__(problems[0][1])
-        self.problems = problems
+        self.number, self.counted = number, counted
 
 
 def join_names(names: Iterable[str]) -> str:
@@ -81,18 +73,18 @@ def parse_cells(
         try:
             tag = respell(tag) if isinstance(tag, str) and tag else tag
         except ValueError as error:
-            raise WordError(place, f"tag {place} is {error}") from None
+            raise CellError(f"tag {place} is {error}", place) from None
         if isinstance(tag, str) and re.fullmatch(r"-?\d+", tag) and tag not in (names or ()):
             tag = int(tag)  # as csv and CoNLL columns write it
         if problem := _tag_problem(tag, names, setting):
-            raise WordError(place, f"tag {place} is {problem}")
+            raise CellError(f"tag {place} is {problem}", place)
         tags.append(names[tag] if isinstance(tag, int) and names is not None else tag)
         if isinstance(written, str):
             known[written] = tags[-1]
     if len(words) != len(tags):
         found = f"words: {format_value('', ' '.join(words))}; tags: {format_value('', ' '.join(tags))}"
         problem = f"found {len(words)} words but {len(tags)} tags ({found}). Every word needs one tag."
-        raise SpanErrors([("sentences with more words than tags, or fewer", problem)])
+        raise CellError(problem, 1, [("sentences with more words than tags, or fewer", problem)])
     return words, tags
 
 
@@ -102,9 +94,10 @@ def read_words(cell: Any) -> list[str]:
     for place, word in enumerate(words, start=1):
         if not isinstance(word, str):
             found = "missing" if word is None else format_value("", word)
-            raise WordError(place, f"word {place} is {found}; accepted are texts. Write it in quotes, or leave it out.")
+            problem = f"word {place} is {found}; accepted are texts. Write it in quotes, or leave it out."
+            raise CellError(problem, place)
         if HALF_CHARACTER.search(word):
-            raise WordError(place, f"word {place} is {word!r}, which holds half of a character. Write it whole.")
+            raise CellError(f"word {place} is {word!r}, which holds half of a character. Write it whole.", place)
     if not words:
         raise ValueError("found a sentence without words. Remove it.")
     return words
@@ -142,12 +135,9 @@ def read_list(cell: Any, what: str) -> list[Any]:
         text = PRINTED_LIST.sub(r"\1", cell.strip(BLANKS))
         if text[:1] in ("[", "("):
             for read in (json.loads, _read_python):
-                try:
-                    value = read(text)
-                except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-                    continue
-                if isinstance(value, (list, tuple)):
-                    return list(value)
+                with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+                    if isinstance(value := read(text), (list, tuple)):
+                        return list(value)
         is_list = text[:1] + text[-1:] in ("[]", "{}") or re.match(r"""\[\s*['"]""", text)
         if text and not is_list and not LINE_BREAK.search(cell):
             return re.split(f"[{BLANKS}]+", text)  # not at other blanks of Unicode, which a word may hold
@@ -183,7 +173,7 @@ def read_spans(text: str, spans: Sequence[Any], bad_spans: str) -> tuple[list[st
 
     An entity is a mapping with `start`, `end` (or `start_offset`, `end_offset`) and `label`, or a list of these three.
     Both ends count characters, the end exclusive; blanks at either end do not matter. Entities that are not one of
-    whole words are a `SpanErrors`; or "drop" leaves them out, and "widen" those only that no other border helps.
+    whole words are an error; or "drop" leaves them out, and "widen" those only that no other border helps.
     """
     pieces = split_text(text)
     if not pieces:
@@ -202,7 +192,7 @@ def read_spans(text: str, spans: Sequence[Any], bad_spans: str) -> tuple[list[st
         for i in touched:
             tags[i] = f"{'B' if i == touched[0] else 'I'}-{_span(span)[2].strip(BLANKS)}"
     if problems:
-        raise SpanErrors(problems)
+        raise CellError(problems[0][1], 1, problems)
     return [word for word, _, _ in pieces], tags, notes
 
 
@@ -231,10 +221,8 @@ def _check_span(
         return touched, "hold no word", f"{this} holds no word."
     for word, word_start, word_end in (pieces[touched[0]], pieces[touched[-1]]):
         if word_start < start or word_end > end:
-            advice = (
-                "Words end at blanks and punctuation; move the entity's ends there, or write rows of words and tags."
-            )
-            return touched, CUTS, f"{this} cuts the word {word!r} ({word_start} to {word_end}). {advice}"
+            this += f" cuts the word {word!r} ({word_start} to {word_end}). Words end at blanks and punctuation;"
+            return touched, CUTS, f"{this} move the entity's ends there, or write rows of words and tags."
     if any(tags[i] != "O" for i in touched):
         advice = "A word can have one tag; keep one of the entities."
         return touched, "overlap", f"{this} overlaps with another one. {advice}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ner.cells import TAGGED_LINE, WordError, holds_spans, join_names
+from ner.cells import TAGGED_LINE, holds_spans, join_names
 from ner.labels import PREFIXED
 from transformer_trial.errors import TrialError, format_value
 
@@ -41,8 +41,7 @@ class Record(NamedTuple):
 
     def place_of(self, error: Exception) -> str:
         """Return the place to name in a message: the word's own place if the error is about a word that has one."""
-        number = error.number if isinstance(error, WordError) else 1
-        return self.places[number - 1] if self.places else self.place
+        return self.places[getattr(error, "number", 1) - 1] if self.places else self.place
 
 
 class SettingNames(NamedTuple):

@@ -17,7 +17,7 @@ import ner.cells
 import ner.columns
 import ner.formats
 import ner.sources
-from ner.cells import BLANKS, SpanErrors, join_names, parse_cells, read_list, read_spans, read_words
+from ner.cells import BLANKS, join_names, parse_cells, read_list, read_spans, read_words
 from ner.columns import Columns, ReadOptions, Record, find_columns, is_tag, is_word
 from ner.config import NERDataConfig
 from ner.sentences import Sentence
@@ -55,22 +55,14 @@ def read_splits(
 ) -> tuple[datasets.DatasetDict, tuple[str, ...] | None]:
     """Read and check every sentence of every split, or find them in the cache of the datasets library.
 
-    Args:
-        splits: From `load_splits`, or of one's own: see `source_of_rows` for what each may be.
-        config: The `data` section.
-        task: As for `find_columns`.
-
-    Returns:
-        Rows with the columns `tokens` and `tags`, texts, as many tags as words, and `place`, where they were found;
-        and what numbers among the tags stood for, where something said so.
+    `splits` are those of `load_splits`, or one's own: see `source_of_rows` for what each may be. Return rows with the
+    columns `tokens` and `tags`, texts, as many tags as words, `document`, `notes` and `place`, where they were found;
+    and what numbers among the tags stood for, where something said so.
     """
     if "train" not in splits:
         raise TrialError(f"There is no train split; found are {', '.join(splits) or 'none'}.")
     name, options = config.dataset_name or "the data set", read_options(config)
-    sources = {
-        split: rows if isinstance(rows, Source) else source_of_rows(f"{name} ({split} split)", rows, options)
-        for split, rows in splits.items()
-    }
+    sources = {split: source_of_rows(f"{name} ({split} split)", rows, options) for split, rows in splits.items()}
     columns: dict[str, Columns] = {}
     for split, source in sorted(sources.items(), key=lambda item: item[0] != "train"):
         columns[split] = find_columns(source.first_records(), options, task, columns.get("train"))
@@ -165,8 +157,8 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
         except ValueError as error:
             problem = "found half of a character." if isinstance(error, UnicodeError) else error
             read = f"(Words are read from the column {columns.text!r}{tags_from}.)"
-            if needs_tags and isinstance(error, SpanErrors):
-                problems += [(kind, f"{record.place}: {text} {read}") for kind, text in error.problems]
+            if needs_tags and (counted := getattr(error, "counted", ())):
+                problems += [(kind, f"{record.place}: {text} {read}") for kind, text in counted]
                 continue
             raise TrialError(f"{record.place_of(error)}: {problem} {read}") from None
         only_words = only_words and sentence.words == [record.cells[columns.text]] and not columns.has_spans
@@ -244,8 +236,8 @@ def join_words(records: Iterator[Record], columns: Columns) -> Iterator[Record]:
             identity = _check_word(record, columns)
             if identity is None or identity in ("", current) or identity != identity:  # NaN, as pandas fills up
                 if current is None:
-                    problem = f"found no sentence's id in the column {columns.sentence!r}; number it."
-                    raise TrialError(f"{record.place}: {problem}")
+                    found = f"found no sentence's id in the column {columns.sentence!r}"
+                    raise TrialError(f"{record.place}: {found}; number it.")
             elif identity in seen:
                 advice = "Put the words of each sentence one after the other, and give each sentence an id of its own."
                 raise TrialError(f"{record.place}: the sentence {identity!r} goes on here, after another one. {advice}")

@@ -142,9 +142,8 @@ def choose_best_by(metric: tuple[str, bool], rows: Mapping[str, datasets.Dataset
     has_none = "validation" in rows and {*encode_tags(rows["validation"]).names} <= {OUTSIDE}
     if metric[0] in ("validation_loss", "accuracy_score") or not has_none:
         return metric
-    logger.warning(
-        "The validation split has no entity: %s is always 0, and validation_loss chooses the model.", metric[0]
-    )
+    effect = "is always 0, and validation_loss chooses the model"
+    logger.warning("The validation split has no entity: %s %s.", metric[0], effect)
     return "validation_loss", True
 
 

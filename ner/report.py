@@ -166,7 +166,9 @@ class ErrorReport:
         own_tags = {tag for counts in self.transitions.values() for step in counts for tag in step}
         tags = {tag: entity_tag(tag, self.scheme) for tag in own_tags} | {START: OUTSIDE, END: OUTSIDE}
         return {
-            side: Counter({(a, b): n for (a, b), n in counts.items() if is_invalid(tags[a], tags[b], self.scheme)})
+            side: Counter(
+                {(a, b): counts[a, b] for a, b in sorted(counts) if is_invalid(tags[a], tags[b], self.scheme)}
+            )
             for side, counts in self.transitions.items()
         }
 
@@ -184,12 +186,12 @@ class ErrorReport:
     def as_dict(self) -> dict[str, Any]:
         """The report, ready for json."""
         types, transitions = self.count_by_type(), self.find_invalid_transitions()
-        overall = sum(types.values(), Counter[str]())
-        confusion: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: {"same_span": 0, "other_span": 0})
-        for (gold, predicted, same_span), number in self.outcomes.items():
-            if gold is not None and predicted is not None:
-                confusion[gold, predicted]["same_span" if same_span else "other_span"] = number
-        confusion_counts = Counter({types: sum(cell.values()) for types, cell in confusion.items()})
+        overall, outcomes = sum(types.values(), Counter[str]()), self.outcomes
+        pairs = sorted({(g, p) for g, p, _ in outcomes if g is not None and p is not None})
+        confusions = Counter({(g, p): outcomes[g, p, True] + outcomes[g, p, False] for g, p in pairs})
+        steps = [(side, *step) for side, counts in transitions.items() for step in counts.most_common(NUM_COMMONEST)]
+        seen = self.seen.items() if self.training_entities is not None else ()
+        kept = {t: Counter(support=overall["support"], **self.kept[t]) for t in THRESHOLDS if self.kept}
         return {
             "sentences": self.num_sentences,
             "words": self.num_words,
@@ -197,31 +199,19 @@ class ErrorReport:
             "accuracy": self.accuracy,
             "overall": score_type(overall),
             "types": {name: score_type(types[name]) for name in sorted(types)},
-            "confusion": [{"gold": g, "predicted": p, **confusion[g, p]} for (g, p), _ in rank(confusion_counts)],
+            "confusion": [
+                {"gold": g, "predicted": p, "same_span": outcomes[g, p, True], "other_span": outcomes[g, p, False]}
+                for (g, p), _ in confusions.most_common()
+            ],
             "invalid_transitions": {side: counts.total() for side, counts in transitions.items()},
             "commonest_invalid_transitions": [
-                {"tags": side, "tag": tag, "next_tag": next_tag, "count": number}
-                for side, counts in transitions.items()
-                for (tag, next_tag), number in rank(counts)[:NUM_COMMONEST]
+                {"tags": side, "tag": tag, "next_tag": next_tag, "count": n} for side, (tag, next_tag), n in steps
             ],
-            "seen": {
-                name: {"recall": number[True] / max(number.total(), 1), "support": number.total()}
-                for name, number in self.seen.items()
-                if self.training_entities is not None
-            },
-            "thresholds": {
-                str(threshold): dict(
-                    [*score_type(Counter(support=overall["support"], **self.kept[threshold])).items()][:6]
-                )
-                for threshold in (THRESHOLDS if self.kept else ())
-            },
+            "seen": {name: {"recall": n[True] / max(n.total(), 1), "support": n.total()} for name, n in seen},
+            "thresholds": {str(t): dict([*score_type(counts).items()][:6]) for t, counts in kept.items()},
             "sentences_with_errors": self.num_wrong_sentences,
             "worst_sentences": [sentence for *_, sentence in sorted(self.worst, reverse=True)],
         }
-
-
-def rank(counts: Counter[tuple[str, str]]) -> list[tuple[tuple[str, str], int]]:
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def score_type(counts: Mapping[str, int]) -> dict[str, float]:
@@ -247,14 +237,12 @@ def summarize(report: Mapping[str, Any]) -> str:
 
 def build_tables(report: Mapping[str, Any]) -> list[tuple[str, int, list[list[str]], str]]:
     """Of each table name, number of columns that name things, rows with a head, and what to say without other rows."""
-    types = [*report["types"].items(), ("all types", report["overall"])]
-    scores, thresholds = (
-        [
-            [name, *(f"{row[key]:.3f}" for key in SCORES), *(row[key] for key in COUNTS if key in row)]
-            for name, row in part
-        ]
-        for part in (types, report["thresholds"].items())
-    )
+
+    def score_row(name: str, row: Mapping[str, Any]) -> list[Any]:
+        return [name, *(f"{row[key]:.3f}" for key in SCORES), *(row[key] for key in COUNTS if key in row)]
+
+    scores = [*itertools.starmap(score_row, report["types"].items()), score_row("all types", report["overall"])]
+    thresholds = [*itertools.starmap(score_row, report["thresholds"].items())]
     confusions = [[*cell.values()] for cell in report["confusion"] if cell["gold"] != cell["predicted"]][:NUM_COMMONEST]
     transitions = [[*row.values()] for row in report["commonest_invalid_transitions"]]
     number = ", ".join(f"{count:,} in {side} tags" for side, count in report["invalid_transitions"].items())
@@ -300,26 +288,21 @@ def build_heat_map(report: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
     """
     types = report["types"]
     names = sorted(sorted(types, key=lambda name: -types[name]["support"])[:MAX_DRAWN_TYPES])
-    numbers = {
-        (cell["gold"], cell["predicted"]): cell["same_span"] + cell["other_span"] for cell in report["confusion"]
-    }
+    numbers = {(row["gold"], row["predicted"]): row["same_span"] + row["other_span"] for row in report["confusion"]}
     numbers |= {(name, name): types[name]["correct"] for name in names}
-    rows = [
-        (gold, [*(numbers.get((gold, name), 0) for name in names), types[gold]["boundary"], types[gold]["missed"]])
-        for gold in names
-    ]
+    rows = [(gold, [numbers.get((gold, name), 0) for name in names]) for gold in names]
+    for gold, row in rows:
+        row += [types[gold]["boundary"], types[gold]["missed"]]
     return [*rows, ("spurious", [*(types[name]["spurious"] for name in names), 0, 0])] if names else []
 
 
 def report_html(report: Mapping[str, Any], title: str) -> str:
     """The report as a page that refers to no other file."""
-    sentences = [
-        sentence
-        | {"place": printable(sentence["place"])}
-        | {key: [*map(printable, sentence[key])] for key in ("words", "gold", "predicted")}
-        for sentence in report["worst_sentences"]
-    ]
-    tags = {tag for sentence in report["worst_sentences"] for side in ("gold", "predicted") for tag in sentence[side]}
+    sentences, tags = [], set[str]()
+    for sentence in report["worst_sentences"]:
+        tags.update(sentence["gold"], sentence["predicted"])
+        shown = {key: [*map(printable, sentence[key])] for key in ("words", "gold", "predicted")}
+        sentences.append({**sentence, **shown, "place": printable(sentence["place"])})
     types = {printable(tag): printable(entity_tag(tag, report["scheme"])[2:]) for tag in tags - {OUTSIDE}}
     data = {"page": PAGE_SENTENCES, "errors": report["sentences_with_errors"], "types": types, "sentences": sentences}
     tables, heat_map = build_tables(report), build_heat_map(report)

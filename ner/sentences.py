@@ -67,10 +67,9 @@ class Sentence:
     def as_json(self, label_scheme: str | None) -> dict[str, Any]:
         """What a line of json holds of a tagged sentence."""
         scores = [None if score is None else round(score, 6) for score in self.scores or []]
-        row: dict[str, Any] = {"document": self.document} if self.document else {}
-        row |= {} if self.text is None else {"text": self.text}
-        row |= {"tokens": self.words, "tags": self.tags, "scores": scores, "spans": self.spans(label_scheme)}
-        return row if self.gold is None else {**row, "gold": self.gold}
+        row: dict[str, Any] = {"document": self.document or None, "text": self.text, "tokens": self.words}
+        row |= {"tags": self.tags, "scores": scores, "spans": self.spans(label_scheme), "gold": self.gold}
+        return {name: value for name, value in row.items() if value is not None}
 
     def as_columns(self) -> str:
         """The sentence as CoNLL columns, TAB between them: word, gold tag if there is one, predicted tag."""

@@ -54,10 +54,10 @@ def find_files(key: str, pattern: str) -> list[Path]:
             what = "is a folder without files of a known format" if os.path.isdir(path) else exists
             looked = "" if path.is_absolute() else f" (looked for {path.absolute()})"
             advice = (
-                "on a cluster, copy it into the folder that is uploaded, mount its disk, or name a data set of the hub"
+                "Give a file, a folder, or a glob such as data/*.json; on a cluster, copy it into the folder that is"
             )
-            accepted = "Give a file, a folder, or a glob such as data/*.json"
-            raise TrialError(f"{key}: {path} {what}{looked}. {accepted}; {advice}.")
+            advice += " uploaded, mount its disk, or name a data set of the hub."
+            raise TrialError(f"{key}: {path} {what}{looked}. {advice}")
     return paths
 
 
@@ -93,17 +93,19 @@ def _hash_files(key: str, paths: Sequence[Path], options: str) -> str:
                 while block := file.read(1 << 20):
                     digest.update(block)
         except OSError as error:
-            reason = f"cannot be read: {error.strerror}. Check its owner and permissions."
-            raise TrialError(f"{key}: {path}: {reason}") from None
+            advice = "Check its owner and permissions."
+            raise TrialError(f"{key}: {path}: cannot be read: {error.strerror}. {advice}") from None
     return digest.hexdigest()
 
 
 def source_of_rows(name: str, rows: Any, options: ReadOptions) -> Source:
-    """Make a source of the rows of a split: of a `Dataset`, a list of dicts, or a function that yields dicts.
+    """Make a source of the rows of a split: of a `Dataset`, a list of dicts, a function that yields dicts, or a source.
 
-    A dict of the latter two may say under `place` where it is from. Rows of a `functools.partial` of a function and the
-    paths of files are cached, until the function's module or a file changes.
+    A dict of a list or a function may say under `place` where it is from. Rows of a `functools.partial` of a function
+    and the paths of files are cached, until the function's module or a file changes.
     """
+    if isinstance(rows, Source):
+        return rows
     is_data_set = isinstance(rows, datasets.Dataset)
 
     def records() -> Iterator[Record]:
@@ -111,10 +113,8 @@ def source_of_rows(name: str, rows: Any, options: ReadOptions) -> Source:
             place = f"{name}, row {number}"
             if not isinstance(cells, Mapping):
                 raise TrialError(f"{place}: found {format_value('', cells)}; accepted is a dict of columns.")
-            if not is_data_set and "place" in cells:
-                cells = dict(cells)
-                place = str(cells.pop("place"))
-            yield Record(place, dict(cells))
+            cells = dict(cells)
+            yield Record(place if is_data_set else str(cells.pop("place", place)), cells)
 
     def label_names(column: str) -> tuple[str, ...]:
         return names_of_feature(rows.features.get(column)) if is_data_set else ()

@@ -13,13 +13,10 @@ from pathlib import Path
 
 from ner.columns import ReadOptions, Record
 from ner.config import FORMAT_NAMES
-from ner.formats.brat import read_brat
 from ner.formats.columns import read_columns
-from ner.formats.rows import read_json, read_parquet
-from ner.formats.spacy import read_spacy
-from ner.formats.tables import read_table
+from ner.formats.rows import read_json, read_parquet, read_table
 from ner.formats.text import PACKED, read_lines
-from ner.formats.webanno import BEGIN, read_webanno
+from ner.formats.tools import BEGIN_WEBANNO, read_brat, read_spacy, read_webanno
 from transformer_trial.errors import TrialError
 
 FILE_FORMATS = {
@@ -42,7 +39,7 @@ def read_records(path: Path, options: ReadOptions) -> Iterator[Record]:
     try:
         if kind in ("", "conll"):
             first = next(lines, "")
-            if first.startswith(BEGIN):
+            if first.startswith(BEGIN_WEBANNO):
                 kind = "webanno"
             elif not kind:
                 kind = "tsv" if options.count_column_names(first.rstrip("\r\n").split("\t")) else "conll"

@@ -1,10 +1,12 @@
-"""Rows: json and parquet, and what annotation tools export in them."""
+"""Rows: csv, json and parquet, and what annotation tools export in them."""
 
 import contextlib
+import csv
 import io
 import itertools
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,61 @@ import datasets
 import pyarrow
 from pyarrow import parquet
 
+from ner.cells import join_names
 from ner.columns import ReadOptions, Record
 from ner.formats.text import ADVICE, open_binary, refuse_twice, unreadable
 from transformer_trial.errors import TrialError, format_value
 
+csv.field_size_limit(sys.maxsize)  # else a cell of 128 KiB is an error
+
+DELIMITERS = {",": "commas", "\t": "TABs", ";": "semicolons", "|": "pipes"}
 JSON_BLANKS = re.compile(r"[ \t\r\n]*")
+
+
+def read_table(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterator[Record]:
+    """Read the rows of a table. Its first row tells what separates the cells, where no setting does."""
+    first = next(lines, "")
+    usual = "\t" if options.file_format == "tsv" else ","
+
+    def rate(delimiter: str) -> tuple[int, bool, int]:
+        """How many of the cells are usual names, whether it is the usual delimiter, and how many cells there are."""
+        cells = next(csv.reader([first.replace("\r", " ")], delimiter=delimiter), [])
+        return options.count_column_names(cells), delimiter == usual and len(cells) > 1, len(cells)
+
+    delimiter = options.delimiter or max([usual, *DELIMITERS], key=rate)
+    try:
+        rows = csv.reader(itertools.chain([first] if first else [], lines), delimiter=delimiter, strict=True)
+    except (TypeError, ValueError):
+        found = f"{path}: found {options.names.delimiter}: {delimiter!r}"
+        raise TrialError(f"{found}; accepted is one character that separates cells, such as ';'.") from None
+    header: list[str] | None = None
+    while True:
+        place = f"{path}, line {rows.line_num + 1}"
+        try:
+            cells = next(rows, None)
+        except csv.Error as error:
+            raise unreadable(place, "csv", f"{error} in the row that begins here") from None
+        if cells is None:
+            return
+        if not cells:
+            continue  # a blank line
+        if header is None:
+            header = cells
+            refuse_twice(path, header)
+            if len(header) == 1 and (options.needs_tags or re.search("[,;|\t]", header[0])):
+                given = DELIMITERS.get(delimiter, repr(delimiter))
+                found = f"found one column, {format_value('', header[0])}; accepted are cells with {given} between them"
+                advice = f"Write it so, or name another character by {options.names.delimiter}."
+                raise TrialError(f"{place}: {found}. {advice}")
+            if not options.needs_tags and options.text_column is None and not options.count_column_names(header):
+                found = f"found {join_names(header)}, none of them a usual name of a column"
+                advice = f"Name the column of the words by {options.names.text_column}, or write a first row of names."
+                raise TrialError(f"{place}: {found}. {advice}")
+        elif len(cells) != len(header):
+            found = f"found {len(cells)} cells, but the header names {len(header)} columns: {join_names(header)}"
+            raise TrialError(f"{place}: {found}. {ADVICE['csv']}")
+        else:
+            yield Record(place, dict(zip(header, cells)))
 
 
 def read_parquet(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterator[Record]:
@@ -61,11 +113,14 @@ def names_of_feature(feature: Any) -> tuple[str, ...]:
 def read_json(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterator[Record]:
     """Read JSON objects, one on each line; or, if the first line is none, one list or one sequence of them."""
     decoder = json.JSONDecoder(object_pairs_hook=_object)
-    numbered = ((number, line) for number, line in enumerate(lines, start=1))
-    start, first = next(((number, line) for number, line in numbered if line.strip()), (1, ""))
-    number = start
+    numbered = enumerate(lines, start=1)
+    start, first = number, _ = next((item for item in numbered if item[1].strip()), (1, ""))
+    value = None
+    with contextlib.suppress(ValueError, RecursionError):
+        value = decoder.decode(first.strip())
+    is_row = isinstance(value, dict) or (isinstance(value, list) and [*map(type, value)] == [str, dict])
     try:
-        if _is_row(first, decoder):
+        if is_row:
             for number, line in itertools.chain([(start, first)], numbered):
                 if line.strip():
                     start = number
@@ -90,13 +145,6 @@ def read_json(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterato
         if isinstance(error, json.JSONDecodeError):
             reason, number = f"{error.msg} at character {error.colno}", start + error.lineno - 1
         raise unreadable(f"{path}, line {number}", "json", reason) from None
-
-
-def _is_row(line: str, decoder: json.JSONDecoder) -> bool:
-    with contextlib.suppress(ValueError, RecursionError):
-        value = decoder.decode(line.strip())
-        return isinstance(value, dict) or (isinstance(value, list) and [*map(type, value)] == [str, dict])
-    return False
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
