@@ -19,7 +19,6 @@ import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import tqdm
@@ -41,24 +40,6 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_CHUNKS = 20  # chunks of each slot between two of Determined's checkpoints: so many are tagged again at most
 
 
-class Chunks(torch.utils.data.Dataset[Any]):
-    """The chunks of an input by number, each a line of a file, so that each slot reads its own ones only."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file.open("rb")  # stays readable after the process that wrote the file has removed it
-        self.starts, self.checksum = [0], 0
-        for line in self.file:
-            self.starts.append(self.starts[-1] + len(line))
-            self.checksum = zlib.crc32(line, self.checksum)
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def __getitem__(self, number: int) -> tuple[int, list[Sentence]]:
-        self.file.seek(self.starts[number])
-        return number, from_line(self.file.readline())
-
-
 def to_line(sentences: Sequence[Sentence]) -> bytes:
     return json.dumps([vars(sentence) for sentence in sentences]).encode() + b"\n"
 
@@ -78,27 +59,26 @@ class Job:
             self.tagger, source, sentences = predict.open_input(options)
             if distributed.local_rank == 0:
                 with spool.open("wb") as file:
-                    checked = predict.check_gold(sentences, self.tagger)
-                    file.writelines(map(to_line, self.tagger.chunks(checked)))
-        self.options, self.source, self.chunks = options, source.name, Chunks(spool)
+                    file.writelines(map(to_line, self.tagger.chunks(predict.check_gold(sentences, self.tagger))))
+        self.options, self.source = options, source.name
+        self.spool = spool.open("rb")  # stays readable after the process that wrote it has removed it
+        self.chunks, self.checksum, start = list[tuple[int, int]](), 0, 0  # number and place of each
+        for number, line in enumerate(self.spool):
+            self.chunks.append((number, start))
+            self.checksum, start = zlib.crc32(line, self.checksum), start + len(line)
 
-    def identity(self) -> str:
-        """A text that changes with the chunks and with the model."""
-        files = (path for path in Path(self.tagger.model.name_or_path).iterdir() if path.is_file())
-        states = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-        return json.dumps([self.chunks.checksum, self.options.batch_size, states])
-
-    def tag(self, number: int, sentences: list[Sentence], folder: Path) -> None:
+    def tag(self, number: int, start: int, folder: Path) -> None:
         """Tag a chunk, and keep it as a shard; a kill leaves all of it or nothing."""
+        self.spool.seek(start)
         with replacing(folder / f"{number:08}.shard") as new:
-            new.write_bytes(to_line([*self.tagger.tag(sentences)]))
+            new.write_bytes(to_line([*self.tagger.tag(from_line(self.spool.readline()))]))
 
     def merge(self, folder: Path, output: Path) -> ErrorReport:
         """Write the output as `predict.py` does, of the shards in a folder and those below it."""
         shards = {int(file.stem): file for file in folder.rglob("*.shard")}
-        if missing := [number for number in range(len(self.chunks)) if number not in shards]:
-            advice = "All processes have to see the same folder. Give the same command again"
-            raise TrialError(f"{folder} lacks {len(missing)} of {len(self.chunks)} shards. {advice}.")
+        if shards.keys() != set(range(len(self.chunks))):
+            found = f"{folder} has {len(shards)} of {len(self.chunks)} shards"
+            raise TrialError(f"{found}. All processes have to see that folder. Give the same command again.")
         tagged = (sentence for number in sorted(shards) for sentence in from_line(shards[number].read_bytes()))
         options = argparse.Namespace(**{**vars(self.options), "output": str(output)})
         return predict.write_tagged(options, self.tagger, self.source, tagged)
@@ -111,7 +91,7 @@ class BatchTagger(experimental.TorchBatchProcessor):
         self.context, self.job = context, job
         context.prepare_model_for_inference(job.tagger.model)
 
-    def process_batch(self, batch: tuple[int, list[Sentence]], batch_idx: int) -> None:
+    def process_batch(self, batch: tuple[int, int], batch_idx: int) -> None:
         with self.context.upload_path() as folder:
             self.job.tag(*batch, folder)
 
@@ -131,19 +111,20 @@ class BatchTagger(experimental.TorchBatchProcessor):
 def process_here(job: Job, distributed: core.DistributedContext) -> None:
     """Do what `torch_batch_process` does, which needs a cluster; shards lie beside the output until they are merged."""
     output = Path(job.options.output).expanduser()
-    folder = output.with_name(f"{output.name}.shards")
-    mark = folder / "identity"
+    folder, mark = output.with_name(f"{output.name}.shards"), output.with_name(f"{output.name}.shards") / "made_of"
+    model = [(file.name, file.stat().st_mtime_ns) for file in sorted(Path(job.tagger.model.name_or_path).iterdir())]
+    made_of = json.dumps([job.checksum, job.options.batch_size, model])
     with local_chief_first(distributed):
         folder.mkdir(exist_ok=True)
-        if mark.exists() and mark.read_text() != job.identity():
-            advice = "Remove that folder, or name another output"
-            raise TrialError(f"--output: {folder} holds shards of another input or model. {advice}.")
+        if mark.exists() and mark.read_text() != made_of:
+            found = f"{folder} holds shards of another input or model"
+            raise TrialError(f"--output: {found}. Remove that folder, or name another output.")
         if distributed.rank == 0:
-            mark.write_text(job.identity())
-    own = range(distributed.rank, len(job.chunks), distributed.size)
-    for number in tqdm.tqdm(own, unit=" chunks", disable=None if distributed.rank == 0 else True):
+            mark.write_text(made_of)
+    own = job.chunks[distributed.rank :: distributed.size]
+    for number, start in tqdm.tqdm(own, unit=" chunks", disable=None if distributed.rank == 0 else True):
         if not (folder / f"{number:08}.shard").exists():
-            job.tag(*job.chunks[number], folder)
+            job.tag(number, start, folder)
     distributed.allgather(None)
     if distributed.rank == 0:
         job.merge(folder, output)
@@ -163,20 +144,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if task is None:
                 process_here(job, distributed)
                 return
-            experimental.torch_batch_process(
-                functools.partial(BatchTagger, job=job),
-                job.chunks,
-                batch_size=1,
-                checkpoint_interval=CHECKPOINT_CHUNKS,
-                dataloader_kwargs={"collate_fn": operator.itemgetter(0)},
-                distributed_context=joined,
-            )
+            processor, first = functools.partial(BatchTagger, job=job), operator.itemgetter(0)
+            how = {"checkpoint_interval": CHECKPOINT_CHUNKS, "dataloader_kwargs": {"collate_fn": first}}
+            experimental.torch_batch_process(processor, job.chunks, 1, distributed_context=joined, **how)
     except TrialError as error:
         logger.error("%s", error)
         sys.exit(1)
-    except KeyboardInterrupt:
-        logger.error("Interrupted: the same command goes on.")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

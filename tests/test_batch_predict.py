@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 import transformers
+import yaml
 from conftest import PROJECT, SAMPLE_DATA, check_message, save_tiny_model
 
 import batch_predict
@@ -116,6 +117,13 @@ def test_on_a_cluster_a_restart_after_a_kill_goes_on(arguments: list[str], expec
     assert metrics["accuracy_score"] == scores["accuracy"]
 
 
+def test_the_shipped_experiment_gives_arguments_that_are_accepted() -> None:
+    entrypoint = yaml.safe_load((PROJECT / "det_predict.yaml").read_text())["entrypoint"]
+    launcher, _, given = entrypoint.partition(" batch_predict.py ")
+    assert launcher == "python3 -m determined.launch.torch_distributed python3"
+    assert predict.parse_arguments(given.split()).model.startswith("det://")
+
+
 def test_text_and_columns_of_a_hub_data_set_are_written_alike(arguments: list[str], tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (SAMPLE_DATA / "test.json").read_text().splitlines()]
     texts = datasets.Dataset.from_list([{"text": " ".join(row["tokens"])} for row in rows])
@@ -150,7 +158,7 @@ def test_a_mistake_ends_in_its_message(
         datasets.Dataset.from_list([{"text": "a"}]).to_parquet(tmp_path / "hub" / f"{split}-00000-of-00001.parquet")
     shards = tmp_path / "out.jsonl.shards"
     shards.mkdir()
-    (shards / "identity").write_text("[1, 1, []]")
+    (shards / "made_of").write_text("[1, 1, []]")
     change = [text.replace("HUB", str(tmp_path / "hub")) for text in change]
     with pytest.raises(SystemExit) as ended:
         batch_predict.main([*arguments, "--output", str(tmp_path / "out.jsonl"), *change])

@@ -26,64 +26,50 @@ MODEL = {
 def checkpoint(uuid: str, storage: Path, *resources: str, state: str = "COMPLETED") -> dict[str, Any]:
     config = {"checkpoint_storage": {"type": "shared_fs", "host_path": str(storage)}, "searcher": {"metric": "f1"}}
     training = {"experimentConfig": config, "experimentId": 7, "trialId": 9, "hparams": {}}
-    files = {name: "1" for name in ("metadata.json", *resources)}
     return {
-        "uuid": uuid, "state": f"STATE_{state}", "metadata": {"steps_completed": 5}, "resources": files,
-        "training": training,
+        "uuid": uuid, "state": f"STATE_{state}", "metadata": {"steps_completed": 5}, "training": training,
+        "resources": dict.fromkeys(("metadata.json", "state_dict.pth", *resources), "1"),
     }  # fmt: skip
 
 
-def version(number: int, of: dict[str, Any]) -> dict[str, Any]:
-    return {"checkpoint": of, "creationTime": TIME, "id": number, "lastUpdatedTime": TIME, "model": MODEL,
-            "version": number}  # fmt: skip
+@pytest.fixture(autouse=True)
+def master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInMaster]:
+    """A master that knows the model `ner`, of two versions, the model `new`, of none, and three checkpoints.
 
-
-@pytest.fixture
-def master(tmp_path: Path) -> StandInMaster:
-    """A master that knows the model `ner`, of two versions, the model `new`, of none, and three checkpoints."""
+    Its user has a home, a name and a password.
+    """
     storage = tmp_path / "storage"
     (storage / WHOLE / "model").mkdir(parents=True)
-    (storage / WHOLE / "model" / "config.json").write_text("{}")
-    for name in ("metadata.json", "state_dict.pth"):
+    for name in ("metadata.json", "state_dict.pth", "model/config.json"):
         (storage / WHOLE / name).write_text("{}")
-    whole = checkpoint(WHOLE, storage, "state_dict.pth", "model/", "model/config.json")
-    bare = checkpoint(BARE, storage, "state_dict.pth")
-    deleted = checkpoint(GONE, storage, "model/config.json", state="DELETED")
-    models = {name: "GET /api/v1/models/" + name for name in ("ner", "new")}
-    newest = {"model": MODEL, "modelVersions": [version(2, whole)], "pagination": {}}
-    return StandInMaster(answers={
-        **ANSWERS,
+    whole, bare = checkpoint(WHOLE, storage, "model/", "model/config.json"), checkpoint(BARE, storage)
+    known = (whole, bare, checkpoint(GONE, storage, "model/config.json", state="DELETED"))
+    version = {"creationTime": TIME, "id": 2, "lastUpdatedTime": TIME, "model": MODEL, "version": 2}
+    old, new = ({"modelVersion": {**version, "checkpoint": of}} for of in (bare, whole))
+    newest = {"model": MODEL, "modelVersions": [new["modelVersion"]], "pagination": {}}
+    ner, empty = "GET /api/v1/models/ner", "GET /api/v1/models/new"
+    answers = {
         "GET /api/v1/me": {"user": {"username": "ada", "admin": False, "active": True}},
-        "POST /api/v1/models": {"model": MODEL},
-        "POST /api/v1/models/ner/versions": {"modelVersion": version(2, whole)},
-        models["ner"]: {"model": MODEL},
-        models["new"]: {"model": {**MODEL, "name": "new"}},
-        f"{models['ner']}/versions": newest,
-        f"{models['ner']}/versions/1": {"modelVersion": version(1, bare)},
-        f"{models['ner']}/versions/2": {"modelVersion": version(2, whole)},
-        f"{models['new']}/versions": {**newest, "modelVersions": []},
-        **{f"GET /api/v1/checkpoints/{c['uuid']}": {"checkpoint": c} for c in (whole, bare, deleted)},
-    })  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def user(master: StandInMaster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Be somebody with a home, a name and a password, and with that cluster."""
-    for name in os.environ:
-        if name.startswith("DET_"):
-            monkeypatch.delenv(name)
+        "POST /api/v1/models": {"model": MODEL}, "POST /api/v1/models/ner/versions": new,
+        ner: {"model": MODEL}, f"{ner}/versions": newest, f"{ner}/versions/1": old, f"{ner}/versions/2": new,
+        empty: {"model": {**MODEL, "name": "new"}}, f"{empty}/versions": {**newest, "modelVersions": []},
+        **{f"GET /api/v1/checkpoints/{of['uuid']}": {"checkpoint": of} for of in known},
+    }  # fmt: skip
+    for name in [name for name in os.environ if name.startswith("DET_")]:
+        monkeypatch.delenv(name)
     own = {"HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1"}
     for name, value in {**own, "DET_USER": "ada", "DET_PASS": "Lovelace1815"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.setattr(client, "_determined", None)
+    master = StandInMaster(answers={**ANSWERS, **answers})
     with master.listening() as address:
         monkeypatch.setenv("DET_MASTER", address)
-        yield
+        yield master
 
 
 @pytest.mark.parametrize("name", ["det://ner", "det://ner:2", WHOLE])
-def test_what_a_cluster_keeps_is_downloaded_once(name: str, master: StandInMaster, tmp_path: Path) -> None:
+def test_what_a_cluster_keeps_is_downloaded_once(name: str, tmp_path: Path) -> None:
     folder = registry.find_model("--model", name)
     assert folder == str(tmp_path / "cache" / "determined-ner" / WHOLE)
     assert [path.name for path in Path(folder).iterdir()] == ["config.json"], "the model alone is kept"

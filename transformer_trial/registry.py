@@ -41,11 +41,9 @@ def _download(model: str) -> Path:
             raise ValueError(f"checkpoint {checkpoint.uuid} holds no exported model. {advice}")
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as whole:  # a killed download leaves no half of a model
-            try:
-                Path(checkpoint.download(f"{whole}/checkpoint"), "model").replace(folder)
-            except OSError:
-                if not folder.exists():  # else another process was faster
-                    raise
+            downloaded = Path(checkpoint.download(f"{whole}/checkpoint"), "model")
+            if not folder.exists():  # else another process was faster
+                downloaded.replace(folder)
     return folder
 
 
