@@ -1,6 +1,7 @@
 """batch_predict.py: on a cluster, under torchrun or alone, killed or not, it writes what predict.py writes."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,8 +13,12 @@ import transformers
 import yaml
 from conftest import PROJECT, SAMPLE_DATA, check_message, save_tiny_model
 
-import batch_predict
 import predict
+
+handlers, level = logging.root.handlers[:], logging.root.level
+import batch_predict  # noqa: E402  Determined's module, which it imports, sets up the log of the whole process
+
+logging.root.handlers[:], logging.root.level = handlers, level
 
 SCRIPT = """
 import contextlib, os, signal, sys
