@@ -10,14 +10,14 @@ from conftest import PROJECT
 FLOORS = ("transformer_trial", "ner", "ner_utils", "ner_trial", "predict", "batch_predict", "train")
 """What may import what stands before it: `predict` and `ner_trial` do not know each other."""
 
-WITHOUT_DETERMINED = ["predict.py", "ner_utils.py", *(f"ner/{file.name}" for file in (PROJECT / "ner").glob("*.py"))]
-WITHOUT_DETERMINED += [f"transformer_trial/{name}.py" for name in ("errors", "config", "data", "files")]
-
 MODULES = [
     file.relative_to(PROJECT)
-    for folder in (".", "ner", "transformer_trial")
+    for folder in (".", "ner", "ner/formats", "transformer_trial")
     for file in sorted((PROJECT / folder).glob("*.py"))
 ]
+
+WITHOUT_DETERMINED = ["predict.py", "ner_utils.py", *(str(file) for file in MODULES if file.parts[0] == "ner")]
+WITHOUT_DETERMINED += [f"transformer_trial/{name}.py" for name in ("errors", "config", "data", "files")]
 
 
 def imported(file: Path) -> set[str]:
@@ -73,7 +73,7 @@ def test_private_names_of_determined_have_one_room() -> None:
 def test_the_house_can_be_read_in_a_sitting() -> None:
     lines = {str(file): len((PROJECT / file).read_text(encoding="utf-8").splitlines()) for file in MODULES}
     assert sum(lines[file] for file in ("ner_trial.py", "ner_utils.py", "transformer_trial/trial.py")) <= 800
-    assert sum(lines.values()) <= 6600
+    assert sum(lines.values()) <= 6900
     assert max(lines.values()) <= 400
     for file in MODULES:
         for node in ast.walk(ast.parse((PROJECT / file).read_text(encoding="utf-8"))):

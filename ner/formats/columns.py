@@ -27,8 +27,7 @@ def read_columns(path: Path, lines: Iterator[str], options: ReadOptions) -> Iter
     "# global.columns = ..." can name the columns; otherwise they are called by their number from 0.
     """
     names, has_misc_tags = list[str](), False
-    is_conllu = options.file_format == "conllu"
-    if is_conllu:
+    if options.file_format == "conllu":
         names, first = list(CONLLU_COLUMNS), list(itertools.islice(lines, NUM_PEEKED_LINES))
         has_misc_tags = options.label_column is None and any(map(TAG_IN_MISC.search, first))
         lines = itertools.chain(first, lines)
@@ -67,14 +66,8 @@ def read_columns(path: Path, lines: Iterator[str], options: ReadOptions) -> Iter
             )
         separator = "\t" if tabs else " "
         names = names or [str(i) for i in range(len(cells))]
-        expected = max(len(names), 1 + options.needs_tags)
-        if len(cells) != len(names) or len(cells) < expected or (not tabs and "\t" in line):
-            others = ' Name others in a first line such as "# global.columns = ID FORM NER".' if is_conllu else ""
-            raise TrialError(
-                f"{place}: found {len(cells)} columns ({format_value('', line)}) where {expected} are expected, "
-                f"separated by {'TABs' if tabs else 'spaces'} as in the first line.{others} Give every word all its "
-                "columns, and write a blank line between sentences."
-            )
+        if len(cells) != len(names) or len(cells) < 1 + options.needs_tags or (not tabs and "\t" in line):
+            raise TrialError(f"{place}: {_explain_cells(line, cells, names, options, tabs=tabs)}")
         if names[0] == "ID" and WORD_RANGE.fullmatch(cells[0]):
             continue
         if not tabs:
@@ -103,6 +96,16 @@ def _is_comment(line: str, cells: list[str], names: list[str], last_cells: set[s
     alike = cells[-1] in last_cells or is_tagged
     is_word = TAGGED_LINE.search(line) or (alike and len(cells) == len(names))
     return line[1] == " " and not is_word
+
+
+def _explain_cells(line: str, cells: list[str], names: list[str], options: ReadOptions, *, tabs: bool) -> str:
+    conllu = options.file_format == "conllu"
+    others = ' Name others in a first line such as "# global.columns = ID FORM NER".' if conllu else ""
+    return (
+        f"found {len(cells)} columns ({format_value('', line)}) where {max(len(names), 1 + options.needs_tags)} are "
+        f"expected, separated by {'TABs' if tabs else 'spaces'} as in the first line.{others} Give every word all its "
+        "columns, and write a blank line between sentences."
+    )
 
 
 def _sentence(
