@@ -34,6 +34,7 @@ from ner.labels import Array
 from ner.report import metric_directions, write_report
 from ner.sentences import Sentence, write_predictions
 from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WORD_COLUMNS, WordCollator
+from transformer_trial.builders import try_model
 from transformer_trial.checkpoints import recipe, versions
 from transformer_trial.config import TrialConfig
 from transformer_trial.data import select_splits
@@ -99,6 +100,8 @@ class NERTrial(BaseTransformerTrial):
         if self.config.pad_token_id is None:
             self.config.pad_token_id = tokenizer.pad_token_id
         window_options = ner.windows.choose_window_options(tokenizer, self.model, data)
+        if not self.inspects:
+            try_model(self.model.to(self.context.device), tokenizer)
         self.tokenized_datasets = ner_utils.build_tokenized_datasets(
             self.rows,
             tokenizer,
@@ -113,7 +116,7 @@ class NERTrial(BaseTransformerTrial):
         self.config.ner = TaggerSettings(**settings, **window_options).model_dump()  # goes into checkpoints and exports
         if self.context.distributed.rank == 0:
             labels = (self.metadata.label_list, self.metadata.label_scheme)
-            self.data_report = ner.inspect.describe_data(self.rows, self.tokenized_datasets, *labels)
+            self.data_report = ner.inspect.describe_data(self.rows, self.tokenized_datasets, tokenizer, *labels)
             logger.info("%s", ner.inspect.format_data(self.data_report))
             self.training_entities = ner.labels.encode_tags(self.rows["train"]).entity_keys(labels[1])
 

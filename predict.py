@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -38,9 +38,10 @@ from ner.formats.text import PACKED, STANDARD_INPUT, read_lines
 from ner.labels import OUTSIDE
 from ner.sentences import Sentence, write_predictions
 from transformer_trial import registry
-from transformer_trial.builders import is_made_up
+from transformer_trial.builders import check_layers, check_vocabulary, is_made_up, try_model
 from transformer_trial.data import choose_evaluation_tokens, group_by_tokens
 from transformer_trial.errors import TrialError, set_up_log
+from transformer_trial.files import resolve
 from transformer_trial.parsing import import_named
 
 logger = logging.getLogger(__name__)
@@ -86,22 +87,23 @@ class Tagger:
             if not Path(folder).is_dir():
                 raise ValueError(f"there is no such folder (looked for {Path(folder).absolute()})")
             remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-            model, loaded = auto_class.from_pretrained(folder, output_loading_info=True, **remote)
+            check_layers(config := transformers.AutoConfig.from_pretrained(folder, **remote))
+            model, loaded = auto_class.from_pretrained(folder, config=config, output_loading_info=True, **remote)
             if missing := sorted(loaded["missing_keys"]):
                 raise ValueError(f"it has no weights for {', '.join(missing[:4])}, {_why_missing(model, loaded)}")
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **remote)
             if is_made_up(tokenizer):
                 raise ValueError("it has no tokenizer")
-            with torch.inference_mode():
-                model(**tokenizer("a", return_tensors="pt"))  # a config that was edited may fail here only
+            has_mps = torch.backends.mps.is_available()
+            model.to("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+            check_vocabulary(model, tokenizer)
+            try_model(model, tokenizer)
         except Exception as error:
             reason = " ".join(str(error).split()).rstrip(".")
             accepted = (
                 "a folder with a model for token classification and its tokenizer, such as DIR/model of a training"
             )
             raise TrialError(f"--model: cannot load {folder}: {reason}. Accepted is {accepted}.") from error
-        has_mps = torch.backends.mps.is_available()
-        model.to("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
         return cls(model, tokenizer, batch_size)
 
     def tag(self, sentences: Iterable[Sentence]) -> Iterator[Sentence]:
@@ -164,11 +166,11 @@ def predict(
 
 def open_source(options: argparse.Namespace) -> ner.sources.Source:
     """Open what `--input` names: files as in training, lines of text, or standard input."""
-    stdin, output = STANDARD_INPUT, Path(options.output).expanduser()
+    stdin, output = STANDARD_INPUT, resolve("--output", options.output)
     is_on_hub = options.input.startswith(ner.sources.HUB) and options.loader is None
     has_files = options.input != "-" and options.loader is None and not is_on_hub
     paths = ner.sources.find_files("--input", options.input) if has_files else [stdin]
-    if has_files and options.output != "-" and output.exists() and any(map(output.samefile, paths)):
+    if has_files and options.output != "-" and os.path.exists(output) and any(map(output.samefile, paths)):
         raise TrialError(f"--output: {output} is the input too. Name another file.")
     given = {name: getattr(options, name) for name in COLUMN_OPTIONS}
     how = ReadOptions(options.format, **given, needs_tags=False, names=OPTION_NAMES)
@@ -259,7 +261,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logger.error("Interrupted: the output holds whole lines, for the first sentences only.")
         sys.exit(130)
     except BrokenPipeError:  # whoever reads the output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
+
+
+def print_scores(text: str, stream: TextIO) -> None:
+    """Print a text, with what the stream's encoding does not have as its code points."""
+    encoding = stream.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except OSError as error:
+        drop_output()
+        raise OSError(error.errno, error.strerror, "the scores") from None
+
+
+def drop_output() -> None:
+    """Let Python throw away what it could not print, which it tries once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tag_file(options: argparse.Namespace) -> None:
@@ -307,7 +324,7 @@ def write_tagged(
             write_predictions(whole, output, report, as_columns=as_columns, min_score=options.min_score)
         if report.num_sentences:
             found = report.as_dict()
-            print(ner.report.report_text(found), file=sys.stderr if to_stdout else sys.stdout)
+            print_scores(ner.report.report_text(found), sys.stderr if to_stdout else sys.stdout)
             if not to_stdout:
                 of_training = (path.parent / "report" / "data.json").exists()
                 folder = path.parent / (f"{path.stem}-report" if of_training else "report")

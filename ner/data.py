@@ -104,7 +104,7 @@ def _build_rows(
         options["fingerprint"] = Hasher.hash([split, fingerprint, columns, label_names, code])
         if config.overwrite_cache:
             # The new files replace the old ones one by one: other processes tokenize in the folder that they are in.
-            cache = Path(config.cache_dir or datasets.config.HF_DATASETS_CACHE)
+            cache = Path(config.cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache) as own:
                 new = Path(build(own).cache_files[0]["filename"]).parent
@@ -223,6 +223,7 @@ def _parse_record(
         sentence.words = read_words(text)
     document = record.cells.get(columns.document) if columns.document else record.document
     sentence.place, sentence.document = record.place, "" if document is None else str(document)
+    sentence.document.encode()  # as above
     return sentence
 
 

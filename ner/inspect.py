@@ -1,5 +1,6 @@
 """A look at the data before training: what each split holds, and what is odd about it. No Determined here."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,16 +17,22 @@ from transformer_trial.errors import printable
 
 RARE_ENTITIES = 10  # a type that training has fewer of is hard to learn
 LONG_WORD = 100  # characters of a word that looks like lost blanks
+MANY_UNKNOWN = 0.2  # of the sub-tokens: such a tokenizer was made for other text
+MOST_TRIED = 20_000  # different words that are looked through for examples
 MAX_TYPES, MAX_NAMES = 50, 20  # that a table and a line show
 
 
 def describe_data(
-    rows: datasets.DatasetDict, tokenized: datasets.DatasetDict, labels: Sequence[str], label_scheme: str
+    rows: datasets.DatasetDict,
+    tokenized: datasets.DatasetDict,
+    tokenizer: Any,
+    labels: Sequence[str],
+    label_scheme: str,
 ) -> dict[str, Any]:
     """Count what the splits hold: `labels`, `label_scheme`, `warnings`, and the numbers of each of the `splits`.
 
-    `rows` are checked, with the columns `tokens`, `tags` and `place`; `tokenized` are the same, tokenized. `labels` are
-    all tags, in the order of their ids, also those of rows that are not trained on.
+    `rows` are checked, with the columns `tokens`, `tags` and `place`; `tokenized` are the same, by `tokenizer`.
+    `labels` are all tags, in the order of their ids, also those of rows that are not trained on.
     """
     order = [split for split in dict.fromkeys(["train", "validation", "test", *rows]) if split in rows]
     tags = {split: encode_tags(rows[split]) for split in order}
@@ -52,6 +59,7 @@ def describe_data(
         if counts["long words"]:
             warnings.append(f"{split} has {counts['long words']} words of more than {LONG_WORD} characters.")
         warnings += _odd_tags(split, tags[split], entities, label_scheme)
+        warnings += _unknown_words(split, rows[split], tokenized[split], tokenizer)
     if duplicates := splits["train"]["duplicate sentences"]:
         warnings.append(f"{duplicates} sentences of train are there more than once.")
     number_of = np.bincount(tags["train"].ids)
@@ -118,6 +126,23 @@ def _odd_tags(split: str, tags: EncodedTags, entities: EntityMarks, label_scheme
         for scheme, odd, what, verb in kinds
         if label_scheme in (scheme, "BIOES", "BILOU") and odd.any()
     ]
+
+
+def _unknown_words(split: str, rows: datasets.Dataset, tokenized: datasets.Dataset, tokenizer: Any) -> list[str]:
+    """A warning with examples, where the tokenizer has no entry for many parts of the words."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.sep_token_id):  # it spells whatever there is
+        return []
+    sub_tokens = compute.list_flatten(tokenized.with_format("arrow")[:]["input_ids"])
+    number = len(sub_tokens) - tokenized.num_rows * tokenizer.num_special_tokens_to_add()
+    share = (compute.sum(compute.equal(sub_tokens, unknown)).as_py() or 0) / max(number, 1)
+    if share <= MANY_UNKNOWN:
+        return []
+    words = compute.unique(compute.list_flatten(rows.with_format("arrow")[:]["tokens"]))[:MOST_TRIED].to_pylist()
+    tried = zip(words, tokenizer([[word] for word in words], is_split_into_words=True)["input_ids"])
+    examples = ", ".join(itertools.islice((word for word, ids in tried if unknown in ids), 3))
+    advice = "The model learns little of these words: take one whose tokenizer was made for such text"
+    return [f"{share:.0%} of the sub-tokens of {split} are unknown to the tokenizer, as in: {examples}. {advice}."]
 
 
 def format_data(description: Mapping[str, Any]) -> str:

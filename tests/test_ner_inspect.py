@@ -49,7 +49,7 @@ def describe(
         rows[name] = change(datasets.Dataset.from_dict({**columns, "place": places}))
     metadata = get_dataset_metadata(rows, label_names, label_scheme)
     tokenized = build_tokenized_datasets(rows, tokenizer(), metadata.label_list, max_seq_length, 1)
-    return describe_data(rows, tokenized, metadata.label_list, metadata.label_scheme)
+    return describe_data(rows, tokenized, tokenizer(), metadata.label_list, metadata.label_scheme)
 
 
 # Of one sub-token but the zero-width space, of none, and the long ones, which are unknown as wholes.

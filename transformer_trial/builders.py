@@ -21,6 +21,7 @@ from transformer_trial.errors import TrialError, format_value
 
 logger = logging.getLogger(__name__)
 
+MAX_LAYERS = 1000
 AUTO_CLASSES = {
     "base": transformers.AutoModel,
     "pretraining": transformers.AutoModelForPreTraining,
@@ -59,7 +60,10 @@ def build_using_auto(
     def load(auto_class: Any, key: str, **arguments: Any) -> Any:
         name = getattr(model_config, key) or model_config.pretrained_model_name_or_path
         with _explained(f"hyperparameters.{key} (or pretrained_model_name_or_path)", f"{name!r}", auto_class):
-            return auto_class.from_pretrained(name, **hub_arguments, **arguments)
+            loaded = auto_class.from_pretrained(name, **hub_arguments, **arguments)
+            if auto_class is transformers.AutoConfig:
+                check_layers(loaded)
+            return loaded
 
     if model_config.trust_remote_code:
         runs = "true runs Python code from the model's folder or hub repository with your rights"
@@ -99,9 +103,26 @@ def build_using_auto(
     return model.config, tokenizer, model  # transformers has made a copy of the config
 
 
+def check_layers(config: Any) -> None:
+    """Refuse a config with so many layers that to build them takes all time and memory."""
+    if isinstance(layers := getattr(config, "num_hidden_layers", 0), int) and layers > MAX_LAYERS:
+        raise ValueError(f"its config.json has num_hidden_layers: {layers:.4g}")
+
+
 def is_made_up(tokenizer: Any) -> bool:
     """Whether a tokenizer knows special tokens only: transformers 5 makes one up where a folder has none."""
     return len(tokenizer) <= len(tokenizer.all_special_ids)
+
+
+def try_model(model: Any, tokenizer: Any) -> None:
+    """Let a model for token classification read a word: one whose config was edited may fail here only."""
+    try:
+        getattr(model.config, "validate", tuple)()  # of transformers 5, without which there is no export
+        with torch.inference_mode():
+            model.eval()(**tokenizer("a", return_tensors="pt").to(model.device))["logits"]
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise TrialError(f"The model cannot read a word: {reason}. Take it with the config.json it had.") from error
 
 
 def build_from_config(config: dict[str, Any], model_config: ModelConfig, model_class: Any = None) -> tuple[Any, Any]:
@@ -155,10 +176,10 @@ def _explained(key: str, what: str, auto_class: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         accepted = "Accepted are a model's name on the Hugging Face hub and a local folder with whole files"
         advice = f"{accepted}; private models need a token in HF_TOKEN."
-        explanation = _why_code_was_not_run(error, auto_class) or f"{reason} {advice}"
+        explanation = _why_code_was_not_run(error, auto_class) or f"{reason}. {advice}"
         raise TrialError(f"{key}: cannot load {what} with {auto_class.__name__}: {explanation}") from error
 
 
@@ -183,16 +204,21 @@ def _why_code_was_not_run(error: Exception, auto_class: Any) -> str | None:
     return None if cause is None else f"its weights are a pickle (pytorch_model.bin) that {damage}. {safetensors}."
 
 
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer with more entries than the model knows."""
+    known, size = getattr(model.config, "vocab_size", None), 1 + max(tokenizer.get_vocab().values(), default=-1)
+    if known is not None and size > known:
+        found = f"it has {size} entries, but the model knows {known}"
+        raise TrialError(f"hyperparameters.tokenizer_name: {found}. Take model and tokenizer of one origin.")
+
+
 def _check_loaded(model: Any, tokenizer: Any, loaded: Any, model_config: ModelConfig, *, new_head: bool) -> None:
     """Refuse a model without weights of its own, or with some of a wrong shape, or too small for the tokenizer."""
     key, in_body = "hyperparameters.model_name (or pretrained_model_name_or_path)", f"{model.base_model_prefix}."
     body = {name for name in model.state_dict() if name.startswith(in_body)}
     if body and body <= set(loaded["missing_keys"]):
         raise TrialError(f"{key}: none of the model's weights is there, but for those of a head.")
-    known = getattr(model.config, "vocab_size", None)
-    if known is not None and len(tokenizer) > known:
-        found = f"it has {len(tokenizer)} entries, but the model knows {known}"
-        raise TrialError(f"hyperparameters.tokenizer_name: {found}. Take model and tokenizer of one origin.")
+    check_vocabulary(model, tokenizer)
     names = [item if isinstance(item, str) else item[0] for item in loaded["mismatched_keys"]]
     refused = [name for name in names if not new_head or name.startswith(in_body)]
     if refused and not model_config.ignore_mismatched_sizes:

@@ -73,7 +73,7 @@ def read_config(options: Namespace) -> dict[str, Any]:
             text = f"A training is described by a yaml. {advice}\n\ndata:{lines}\n\nOr look at it: --inspect."
             raise TrialError(text)
         path = Path(__file__).parents[1] / "ner_config.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise TrialError(f"{path}: no such file (looked for {path.absolute()}). Give an experiment configuration.")
     try:
         config = YAML(typ="safe", pure=True).load(path)
@@ -101,6 +101,8 @@ def make_plain(value: Any, key: str, above: Sequence[Any]) -> Any:
     """The value as JSON can hold it, which checkpoints are written in; a ConfigError where it cannot."""
     if isinstance(value, datetime.date):  # or a datetime
         return value.isoformat()
+    if isinstance(value, str) and value != value.encode(errors="ignore").decode():
+        raise ConfigError([f"{key}: found {value!r}, which holds half of a character. Write it whole."])
     if isinstance(value, (set, bytes)) or any(value is other for other in above):
         found = "a value that contains itself" if any(value is other for other in above) else type(value).__name__
         raise ConfigError([f"{key}: found {found}; accepted are texts, numbers, lists and mappings."])
@@ -115,7 +117,7 @@ def find_data(options: Namespace) -> dict[str, str]:
     """The data files that the command line gives in place of a yaml, by the key that a yaml has for them."""
     files = {f"{split}_file": getattr(options, f"{split}_file") for split in SPLITS}
     path = Path(options.config_file or "ner_config.yaml")
-    if path.suffix not in (".yaml", ".yml") and path.exists() and not any(files.values()):
+    if path.suffix not in (".yaml", ".yml") and os.path.exists(path) and not any(files.values()):
         for split, pattern in SPLITS.items() if path.is_dir() else ():
             named = (p for p in sorted(path.iterdir()) if re.search(rf"(^|[\W_])({pattern})([\W_]|$)", p.name.lower()))
             files[f"{split}_file"] = next(map(str, named), None)
@@ -196,6 +198,8 @@ def check_output_dir(folder: Path, inputs: Mapping[str, Path], *, resumes: bool)
     if (folder / "metrics.jsonl").exists() and not resumes:
         advice = "Choose another folder, or go on with that run: --resume auto."
         raise TrialError(f"--output-dir: {folder} holds the results of another run. {advice}")
+    if folder.exists() and not folder.is_dir():
+        raise TrialError(f"--output-dir: {folder} is a file. Choose another folder.")
     is_ours = (folder / MARK).exists() or (resumes and (folder / "checkpoints" / "determined").is_dir())
     if (others := [name for name in OUTPUTS if (folder / name).exists()]) and not is_ours:
         found = f"{folder} holds {', '.join(others)}, which no training with this program has written there"

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import Field, field_validator
 
+from transformer_trial.files import resolve
 from transformer_trial.parsing import Section, parse_sections, pick_from_range
 
 logger = logging.getLogger(__name__)
@@ -223,6 +224,9 @@ def parse_trial_config(
     """
     classes: list[type[Section]] = [ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig]
     parsed = parse_sections({"hyperparameters": (hparams, (*classes, task_class)), "data": (data, [data_class])})
+    for section, section_class in (("hyperparameters", ModelConfig), ("data", data_class)):
+        if (folder := parsed[section_class].cache_dir) is not None:
+            resolve(f"{section}.cache_dir", folder)
     if parsed[ModelConfig].use_auth_token:
         logger.warning("hyperparameters.use_auth_token has no effect: the hub's token is read from HF_TOKEN.")
     return TrialConfig(*(parsed[c] for c in (*classes, data_class, task_class)))

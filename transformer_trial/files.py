@@ -13,7 +13,7 @@ def resolve(key: str, path: str | Path) -> Path:
     try:
         return Path(path).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a user who is not there, a zero byte
-        raise TrialError(f"{key}: {str(path)!r} leads nowhere: {error}. Give another path.") from None
+        raise TrialError(f"{key}: {str(path)!r} leads nowhere: {str(error).rstrip('.')}. Give another path.") from None
 
 
 @contextlib.contextmanager

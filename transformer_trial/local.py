@@ -41,6 +41,7 @@ PATIENCE = 25  # seconds that one of several processes has to end in after a SIG
 LOCK_PATIENCE = 10  # seconds to wait for an output folder: a killed run's data workers hold its lock until they notice
 UNWRITABLE = {
     "ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP", "EMFILE",
+    "ENFILE", "EFBIG", "EIO",
 }  # fmt: skip
 
 
@@ -295,7 +296,7 @@ def explain_failure(error: Exception) -> str | None:
     if isinstance(error, pyarrow.ArrowException):
         return f"A cached data set is damaged ({text[:200]}). Set data.overwrite_cache: true once, to reread it."
     is_refused = isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in UNWRITABLE
-    if is_refused or re.search("No space left|PytorchStreamWriter|inline_container", text):
+    if is_refused or re.search("No space left|Not enough disk space|PytorchStreamWriter|inline_container", text):
         return (
             f"Cannot write: {text[:200]}. The disk is full, or may not be written to, or a file is in the way. Make "
             "room, or name another folder (--output-dir, data.cache_dir, HF_HOME). The checkpoints of before are "
