@@ -29,8 +29,8 @@ def read(train_file: Path, **options: Any) -> ner_utils.DatasetMetadata:
     return ner_utils.get_dataset_metadata(rows, label_names, config.label_scheme)
 
 
-def line(tokens: Any, tags: Any) -> str:
-    return json.dumps({"tokens": tokens, "ner_tags": tags}) + "\n"
+def line(tokens: Any, tags: Any, **others: Any) -> str:
+    return json.dumps({"tokens": tokens, "ner_tags": tags, **others}) + "\n"
 
 
 def span(*entities: Any, text: Any = "Ada Lovelace lived in London.") -> str:
@@ -82,6 +82,8 @@ WORDS: list[Any] = [
     ("a blank text", GOOD + line(" ", "O"), "line 2: the words are ' '", LIST),
     ("a text of two lines", GOOD + line("EU\na", "O O"), "line 2: the words are 'EU\\na'", "a line of"),
     ("brackets that are no list", line("[EU, a]", "O O"), "the words are '[EU, a]'", LIST),
+    ("half a character of a tag", line(["a"], ["B-\ud83d"]), "line 1: found half of a character"),
+    ("half a character of a document", line(["a"], ["O"], document_id="\ud83d"), "line 1: found half of a character"),
     ("half a character", line(["\ud83d"], ["O"]), r"word 1 is '\ud83d', which holds half of a char"),
     ("a blank tag", GOOD + line(["a"], [" "]), "line 2: tag 1 is missing", "'B-PER', or whole numbers"),
     ("a null tag", GOOD + line(["a"], [None]), "line 2: tag 1 is missing", "'B-PER'"),

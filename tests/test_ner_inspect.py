@@ -55,6 +55,7 @@ def describe(
 # Of one sub-token but the zero-width space, of none, and the long ones, which are unknown as wholes.
 WORDS = ["a", "b", "c", "东", "\u200b", "Ж" * 100, "y" * 101]
 SUBTOKENS = dict.fromkeys(WORDS, 1) | {"\u200b": 0}
+UNKNOWN = [word for word in WORDS if tokenizer().unk_token_id in tokenizer()(word)["input_ids"]]
 PREFIXES = {"IOB2": "BI", "IOE2": "IE", "BIOES": "BIES", "BILOU": "BILU"}
 
 
@@ -84,6 +85,14 @@ def count(split: Split, train: Split | None = None) -> dict[str, Any]:
         known = [sentence for sentence, _ in train]
         counts["sentences that train has too"] = sum(sentence in known for sentence, _ in split)
     return counts
+
+
+def share_of_unknown(split: Split) -> float:
+    """Of the sub-tokens of whole sentences in windows of four that share one, none of which is special."""
+    words = [[word for word in sentence if word != "\u200b"] for sentence, _ in split]
+    windows = [sentence[start : start + 4] for sentence in words for start in range(0, max(len(sentence) - 1, 1), 3)]
+    known = [word in UNKNOWN for window in windows for word in window]
+    return sum(known) / max(len(known), 1)
 
 
 def odd_words(split: Split, scheme: str) -> dict[str, list[int]]:
@@ -128,6 +137,8 @@ def test_numbers_and_warnings_are_those_of_plain_loops(scheme: str, data: st.Dat
             if lines:
                 place = f"first in {name}.conll, line {lines[0]};"
                 beginnings.append(f"{name} has {len(lines)} words whose tags {what}, {place} ")
+        if (unknown := share_of_unknown(split)) > 0.2:
+            beginnings.append(f"{unknown:.0%} of the sub-tokens of {name} are unknown to the tokenizer, as in: ")
     if duplicates := expected["train"]["duplicate sentences"]:
         beginnings.append(f"{duplicates} sentences of train are there more than once.")
     types = sorted({tag[2:] for tag in found["labels"] if tag != "O"})
@@ -288,3 +299,15 @@ def test_inspect_shows_the_data_and_trains_nothing(
     assert f"{format_data(report)}\n" in caplog.text
     assert json.loads((folder / "report" / "data.json").read_text()) == report
     assert len(read_metrics(folder, "validation")) == 1
+
+
+@pytest.mark.parametrize(("num_known", "share"), [(3, "25%"), (4, "")])
+def test_words_unknown_to_the_tokenizer_are_shown(num_known: int, share: str) -> None:
+    train: Split = [(["a", "东", "a"], ["O"] * 3), (["a"] * (num_known - 2), ["O"] * (num_known - 2))]
+    found = describe(
+        {"train": train, "validation": [(["a", "人", "人", "Ж", "京", "东"], ["O"] * 6)]}, max_seq_length=9
+    )
+    told = [text for text in found["warnings"] if "unknown" in text]
+    of_validation = "83% of the sub-tokens of validation are unknown to the tokenizer, as in: 人, Ж, 京. "
+    assert told[-1].startswith(of_validation) and len(told) == 1 + bool(share)
+    assert told[0].startswith(f"{share} of the sub-tokens of train" if share else of_validation)

@@ -107,7 +107,7 @@ def test_dates_become_text_and_circles_are_refused(tmp_path: Path) -> None:
     deep: list[Any] = []
     for _ in range(100):
         deep = [deep]
-    for value, said in ((circle, "contains itself"), (deep, "more than 50 levels")):
+    for value, said in ((circle, "contains itself"), (deep, "more than 50 levels"), ("\ud83d", "half of a character")):
         with refuses(said):
             make_plain({"x": value}, "", [])
 

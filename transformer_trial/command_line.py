@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -188,7 +189,8 @@ def choose_output_dir(project: Path, config: Mapping[str, Any], options: Namespa
             raise TrialError("--resume: needs --output-dir DIR here, the folder of the run that is to go on.")
         return parents[2]
     time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = re.sub(r"[^\w. -]", "_", str(config.get("name", "experiment")))[:100]
+    letters = re.UNICODE if sys.getfilesystemencoding() == "utf-8" else re.ASCII
+    name = re.sub(r"[^\w. -]", "_", str(config.get("name", "experiment")), flags=letters)[:100]
     names = (f"{name}-{time}" + (f"-{number}" if number else "") for number in itertools.count())
     return next(folder for folder in map((project / "outputs").joinpath, names) if not folder.exists())
 

@@ -91,7 +91,12 @@ def read_spacy(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterat
     except ImportError:
         advice = "Install it (pip install spacy), or write json rows of words and tags"
         raise TrialError(f"{path}: a .spacy file needs spaCy to be read. {advice}.") from None
-    for number, doc in enumerate(DocBin().from_disk(path).get_docs(spacy.blank("xx").vocab), start=1):
+    try:
+        docs = [*DocBin().from_disk(path).get_docs(spacy.blank("xx").vocab)]
+    except Exception as error:  # whatever damaged bytes lead to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TrialError(f"{path}: not readable as .spacy: {reason}. Write it anew by DocBin.to_disk.") from error
+    for number, doc in enumerate(docs, start=1):
         for sentence in doc.sents if doc.has_annotation("SENT_START") else [doc]:
             words = [token for token in sentence if not token.is_space]
             tags = [t.ent_iob_ if t.ent_iob_ in ("", "O") else f"{t.ent_iob_}-{t.ent_type_}" for t in words]
