@@ -12,9 +12,11 @@ gc.disable()  # what is imported stays: to look for garbage in it takes a fifth 
 
 from ner_trial import NERTrial  # noqa: E402
 from transformer_trial.local import run  # noqa: E402
+from transformer_trial.machine import keep_freed_memory  # noqa: E402
 
 gc.freeze()
 gc.enable()
 
 if __name__ == "__main__":
+    keep_freed_memory()
     run(NERTrial, follows_entrypoint=True)

@@ -96,8 +96,8 @@ MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
         *(("lr_scheduler_kwargs", x, f"found {x}; {ARGUMENTS}") for x in (0.5, {"power": None})),
         ("model_mode", "causal_lm", f"found 'causal_lm'; {MODES} Did you mean causal-lm?"),
         ("lr_scheduler_type", "zigzag", f"found 'zigzag'; {SCHEDULES}"),
-        ("mixed_precision", "BF16", "found 'BF16'; accepted is one of none, bf16, fp16. Did you mean bf16?"),
-        ("mixed_precision", False, f"found False; accepted is one of none, bf16, fp16. {NOT_BOOLEAN}"),
+        ("mixed_precision", "BF16", "found 'BF16'; accepted is one of none, auto, bf16, fp16. Did you mean bf16?"),
+        ("mixed_precision", False, f"found False; accepted is one of none, auto, bf16, fp16. {NOT_BOOLEAN}"),
         *(("learning_rate", {"type": x}, f"found {{'type': {x!r}}}; {NUMBER} {RANGE}") for x in ("logg", "double")),
     ],
     "data": [

@@ -17,7 +17,7 @@ MODULES = [
 ]
 
 WITHOUT_DETERMINED = ["predict.py", "ner_utils.py", *(str(file) for file in MODULES if file.parts[0] == "ner")]
-WITHOUT_DETERMINED += [f"transformer_trial/{name}.py" for name in ("errors", "config", "data", "files")]
+WITHOUT_DETERMINED += [f"transformer_trial/{name}.py" for name in ("errors", "config", "data", "files", "machine")]
 
 
 def imported(file: Path) -> set[str]:

@@ -141,8 +141,8 @@ class TrainingConfig(Hyperparameters):
     """Rows of a training batch, over all slots together."""
     use_apex_amp: bool = False
     """Mixed precision by NVIDIA Apex, where the image has it."""
-    mixed_precision: Literal["none", "bf16", "fp16"] = "none"
-    """Mixed precision by PyTorch itself: forward passes in this type, weights and optimizer in fp32."""
+    mixed_precision: Literal["none", "auto", "bf16", "fp16"] = "none"
+    """Mixed precision by PyTorch: forward passes in this type, the rest in fp32. `auto`: bf16 where it is faster."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after so many validations without a better value of the searcher's metric."""
     export_model: bool = True
