@@ -89,8 +89,7 @@ class NERTrial(BaseTransformerTrial):
         labels = (metadata.label_list, metadata.label_scheme)
         self.entity_types = ner.labels.find_entity_types(*labels) if data.return_entity_level_metrics else []
         self.searcher_metric = searcher_metric(self.experiment_config, metric_directions(self.entity_types))
-        strict = data.metric_mode == "strict"
-        scheme = ner.labels.choose_metric_scheme(*labels, data.metric_scheme) if strict else None
+        scheme = ner.labels.choose_metric_scheme(*labels, data.metric_scheme) if data.metric_mode == "strict" else None
         self.metric_options: dict[str, Any] = {"mode": data.metric_mode, "scheme": scheme}
 
     def tokenize(self) -> None:

@@ -96,7 +96,7 @@ def test_mixed_precision_learns_about_what_fp32_does(config: Config, fit: Fit, p
 def test_auto_is_bf16_where_the_machine_knows_it(
     knows_bf16: bool, precision: str, config: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transformer_trial.trial.knows_bf16", lambda device: knows_bf16)
+    monkeypatch.setattr("transformer_trial.machine.knows_bf16", lambda device: knows_bf16)
     config["hyperparameters"]["mixed_precision"] = "auto"
     config["searcher"]["max_length"] = {"batches": 1}
     assert fit(config).settings.training.mixed_precision == precision

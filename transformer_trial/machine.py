@@ -1,9 +1,16 @@
-"""What the machine at hand does faster than PyTorch does by itself. Nothing here imports Determined."""
+"""What the machine at hand decides, and what it does faster than PyTorch by itself. Nothing here imports Determined."""
 
 import ctypes
+import dataclasses
+import logging
 import sys
+from typing import Any
 
 import torch
+
+from transformer_trial.config import TrialConfig
+
+logger = logging.getLogger(__name__)
 
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -28,3 +35,14 @@ def knows_bf16(device: torch.device) -> bool:
         return False
     flags = torch.cpu.get_capabilities()
     return any(flags.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))  # the last one is ARM's
+
+
+def settle(settings: TrialConfig[Any], device: torch.device, local_rank: int) -> TrialConfig[Any]:
+    """Decide what the settings leave to the machine, and let its first process alone make the caches anew."""
+    data, training = settings.data, settings.training
+    if local_rank > 0:
+        data = data.model_copy(update={"overwrite_cache": False})
+    if training.mixed_precision == "auto":
+        training = training.model_copy(update={"mixed_precision": "bf16" if knows_bf16(device) else "none"})
+        logger.info("mixed_precision: auto is %s on this machine.", training.mixed_precision)
+    return dataclasses.replace(settings, data=data, training=training)

@@ -5,7 +5,6 @@ keeps. A task subclasses it, and adds its data, its head and its evaluation; doc
 """
 
 import contextlib
-import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +22,7 @@ from transformer_trial.callbacks import Evaluation, TrainingMeans, build_callbac
 from transformer_trial.checkpoints import allow_determined_checkpoints, recipe, versions
 from transformer_trial.config import DataConfig, Hyperparameters, TrialConfig, parse_trial_config
 from transformer_trial.experiment import OptimizationsConfig, searcher_metric, training_length
-from transformer_trial.machine import knows_bf16
+from transformer_trial.machine import settle
 from transformer_trial.parsing import read_known
 from transformer_trial.processes import check_launcher, get_seed, local_chief_first
 
@@ -63,15 +62,8 @@ class BaseTransformerTrial(pytorch.PyTorchTrial):
         check_launcher(context.distributed)
         self.context, self.inspects = context, inspects
         self.experiment_config = context.get_experiment_config()
-        self.settings = self.parse_settings(context.get_hparams(), self.experiment_config.get("data") or {})
-        if context.distributed.local_rank > 0:  # the first process of the node makes the caches anew
-            data_config = self.settings.data.model_copy(update={"overwrite_cache": False})
-            self.settings = dataclasses.replace(self.settings, data=data_config)
-        if self.settings.training.mixed_precision == "auto":
-            precision = "bf16" if knows_bf16(context.device) else "none"
-            logger.info("mixed_precision: auto is %s on this machine.", precision)
-            training = self.settings.training.model_copy(update={"mixed_precision": precision})
-            self.settings = dataclasses.replace(self.settings, training=training)
+        settings = self.parse_settings(context.get_hparams(), self.experiment_config.get("data") or {})
+        self.settings = settle(settings, context.device, context.distributed.local_rank)
         self.training_length = training_length(self.experiment_config)
         self.searcher_metric = searcher_metric(self.experiment_config, {})
         self.seed = get_seed(context)
