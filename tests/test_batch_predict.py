@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -42,6 +43,17 @@ storage, checkpoint = os.environ.get("STORAGE"), os.environ.get("CHECKPOINT")
 with batch_task(Path(storage), checkpoint, size) if storage else contextlib.nullcontext():
     batch_predict.main(sys.argv[2:])
 """
+
+
+@pytest.fixture(autouse=True)
+def own_levels() -> Iterator[None]:
+    """Leave the levels of logs as they were: the command sets them for its whole process."""
+    levels = {
+        logging.getLogger(name): logging.getLogger(name).level for name in (None, *logging.root.manager.loggerDict)
+    }
+    yield
+    for log, before in levels.items():
+        log.setLevel(before)
 
 
 @pytest.fixture(scope="module")
