@@ -50,6 +50,9 @@ def group_documents(sentences: Iterable[Sentence], size: int) -> Iterator[list[S
             yield group
             group = []
         group.append(sentence)
+        if len(group) >= size and not document:  # without a look at the next one, for which somebody may wait
+            yield group
+            group = []
     if group:
         yield group
 
