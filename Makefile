@@ -66,7 +66,7 @@ benchmark: .venv/done
 
 test-cluster-stack: .venv-cluster/done
 	$(call PYTEST,.venv-cluster) -m "not slow" $(addprefix tests/test_,$(addsuffix .py,trial base data cluster_resume \
-		batch_predict ner_utils ner_windows ner_formats ner_data bad_inputs ner_labels ner_inspect tokenizers predict ner_report export callbacks))
+		batch_predict ner_utils ner_windows context ner_formats ner_data bad_inputs ner_labels ner_inspect tokenizers predict ner_report export callbacks))
 
 clean:
 	rm -rf .venv .venv-cluster outputs
