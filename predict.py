@@ -87,7 +87,7 @@ class Tagger:
             if not Path(folder).is_dir():
                 raise ValueError(f"there is no such folder (looked for {Path(folder).absolute()})")
             remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-            check_layers(config := transformers.AutoConfig.from_pretrained(folder, **remote))
+            config = check_layers(transformers.AutoConfig.from_pretrained(folder, **remote))
             model, loaded = auto_class.from_pretrained(folder, config=config, output_loading_info=True, **remote)
             if missing := sorted(loaded["missing_keys"]):
                 raise ValueError(f"it has no weights for {', '.join(missing[:4])}, {_why_missing(model, loaded)}")
@@ -261,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logger.error("Interrupted: the output holds whole lines, for the first sentences only.")
         sys.exit(130)
     except BrokenPipeError:  # whoever reads the output has enough
-        drop_output()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_scores(text: str, stream: TextIO) -> None:
@@ -270,13 +270,8 @@ def print_scores(text: str, stream: TextIO) -> None:
     try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
     except OSError as error:
-        drop_output()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python tries once more at its end
         raise OSError(error.errno, error.strerror, "the scores") from None
-
-
-def drop_output() -> None:
-    """Let Python throw away what it could not print, which it tries once more at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tag_file(options: argparse.Namespace) -> None:

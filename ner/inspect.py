@@ -1,7 +1,7 @@
 """A look at the data before training: what each split holds, and what is odd about it. No Determined here."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
@@ -18,16 +18,11 @@ from transformer_trial.errors import printable
 RARE_ENTITIES = 10  # a type that training has fewer of is hard to learn
 LONG_WORD = 100  # characters of a word that looks like lost blanks
 MANY_UNKNOWN = 0.2  # of the sub-tokens: such a tokenizer was made for other text
-MOST_TRIED = 20_000  # different words that are looked through for examples
 MAX_TYPES, MAX_NAMES = 50, 20  # that a table and a line show
 
 
 def describe_data(
-    rows: datasets.DatasetDict,
-    tokenized: datasets.DatasetDict,
-    tokenizer: Any,
-    labels: Sequence[str],
-    label_scheme: str,
+    rows: datasets.DatasetDict, tokenized: datasets.DatasetDict, tokenizer: Any, labels: list[str], label_scheme: str
 ) -> dict[str, Any]:
     """Count what the splits hold: `labels`, `label_scheme`, `warnings`, and the numbers of each of the `splits`.
 
@@ -138,7 +133,7 @@ def _unknown_words(split: str, rows: datasets.Dataset, tokenized: datasets.Datas
     share = (compute.sum(compute.equal(sub_tokens, unknown)).as_py() or 0) / max(number, 1)
     if share <= MANY_UNKNOWN:
         return []
-    words = compute.unique(compute.list_flatten(rows.with_format("arrow")[:]["tokens"]))[:MOST_TRIED].to_pylist()
+    words = compute.unique(compute.list_flatten(rows.with_format("arrow")[:]["tokens"]))[:20_000].to_pylist()
     tried = zip(words, tokenizer([[word] for word in words], is_split_into_words=True)["input_ids"])
     examples = ", ".join(itertools.islice((word for word, ids in tried if unknown in ids), 3))
     advice = "The model learns little of these words: take one whose tokenizer was made for such text"

@@ -118,17 +118,15 @@ def make_case(rng: random.Random, folder: Path, config: Config, model: Path) -> 
     """Write what a case needs into the folder, and return its program and arguments."""
     kind = rng.choice(["config", "command", "data", "data", "model"])
     given, data = json.loads(json.dumps(config)), folder / "data"
+
+    def tag(model: Path, file: Path | str) -> Case:
+        output = str(folder / "out" / "o.jsonl")
+        return "predict", ["--model", str(model), "--input", str(file), "--output", output]
+
     if kind == "data":
         given["data"] |= {"train_file": str(data / write_data(rng, data, given["data"]))}
         if rng.random() < 0.4:
-            return "predict", [
-                "--model",
-                str(model),
-                "--input",
-                given["data"]["train_file"],
-                "--output",
-                str(folder / "out" / "o.jsonl"),
-            ]
+            return tag(model, given["data"]["train_file"])
     if kind == "config":
         for _ in range(rng.randint(1, 3)):
             given = mutate_tree(rng, given)
@@ -144,32 +142,13 @@ def make_case(rng: random.Random, folder: Path, config: Config, model: Path) -> 
             target = rng.choice(list(copy.iterdir()))
             target.write_bytes(mutate_bytes(rng, target.read_bytes()))
         if rng.random() < 0.7:
-            return "predict", [
-                "--model",
-                str(copy),
-                "--input",
-                str(data / "in.txt"),
-                "--output",
-                str(folder / "out" / "o.jsonl"),
-            ]
+            return tag(copy, data / "in.txt")
         given["hyperparameters"]["pretrained_model_name_or_path"] = str(copy)
     (folder / "config.yaml").write_text(yaml.safe_dump(given, allow_unicode=True))
-    arguments = [
-        str(folder / "config.yaml"),
-        rng.choice(["--test", "--inspect"]),
-        "--output-dir",
-        str(folder / "out" / "run"),
-    ]
+    arguments = [str(folder / "config.yaml"), rng.choice(["--test", "--inspect"])]
+    arguments += ["--output-dir", str(folder / "out" / "run")]
     if kind == "command":
-        keys = [
-            "hyperparameters.learning_rate",
-            "data.train_file",
-            "searcher",
-            "name",
-            "a.b.c",
-            "data",
-            "min_validation_period",
-        ]
+        keys = "hyperparameters.learning_rate data.train_file searcher name a.b.c data min_validation_period".split()  # noqa: SIM905
         for _ in range(rng.randint(1, 3)):
             odd = str(rng.choice(ODD)).replace("\0", "")
             arguments += rng.choice(

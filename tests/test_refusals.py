@@ -150,24 +150,15 @@ def test_what_the_machine_refuses_is_told(
     ("change", "said"),
     [
         ({"num_attention_heads": 3}, "multiple of the number of attention heads"),
-        ({"num_attention_heads": -2}, "The model cannot read a word: invalid shape"),
-        ({"return_dict": False}, "The model cannot read a word"),
-        ({"num_attention_heads": "x"}, "num_attention_heads"),
-        ({"num_hidden_layers": 10**20}, "its config.json has num_hidden_layers: 1e+20"),
-        ({"hidden_size": 48}, ""),
-        ({"hidden_size": -1}, ""),
-        ({"vocab_size": 10**15}, ""),
-        ({"vocab_size": 10}, "it has 900 entries, but the model knows 10|ignore_mismatched_sizes|size mismatch"),
-        ({"vocab_size": None}, ""),
-        ({"model_type": None}, "model type `None`"),
-        ({"hidden_act": "nothing"}, "nothing"),
-        ({"hidden_dropout_prob": 5}, "dropout probability has to be between 0 and 1"),
-        ({"pad_token_id": 10**6}, "Padding_idx"),
-        ("tokenizer.json", ""),
-        ("model.safetensors", ""),
-        ("larger", "it has 2001 entries, but the model knows 900"),
+        ({"num_attention_heads": -2}, "cannot read a word: invalid shape"), ({"num_attention_heads": "x"}, "_heads"),
+        ({"return_dict": False}, "The model cannot read a word"), ({"num_hidden_layers": 10**20}, "_layers: 1e+20"),
+        ({"hidden_size": 48}, ""), ({"hidden_size": -1}, ""), ({"vocab_size": 10**15}, ""), ({"vocab_size": None}, ""),
+        ({"vocab_size": 10}, "it has 900 entries, but the model knows 10|ignore_mismatched_sizes"),
+        ({"model_type": None}, "model type `None`"), ({"hidden_act": "nothing"}, "nothing"),
+        ({"hidden_dropout_prob": 5}, "between 0 and 1"), ({"pad_token_id": 10**6}, "Padding_idx"),
+        ("tokenizer.json", ""), ("model.safetensors", ""), ("larger", "it has 2001 entries, but the model knows 900"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize(
     ("program", "option"), [("train", "hyperparameters.pretrained_model_name_or_path"), ("predict", "--model")]
 )

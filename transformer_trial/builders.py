@@ -60,10 +60,7 @@ def build_using_auto(
     def load(auto_class: Any, key: str, **arguments: Any) -> Any:
         name = getattr(model_config, key) or model_config.pretrained_model_name_or_path
         with _explained(f"hyperparameters.{key} (or pretrained_model_name_or_path)", f"{name!r}", auto_class):
-            loaded = auto_class.from_pretrained(name, **hub_arguments, **arguments)
-            if auto_class is transformers.AutoConfig:
-                check_layers(loaded)
-            return loaded
+            return check_layers(auto_class.from_pretrained(name, **hub_arguments, **arguments))
 
     if model_config.trust_remote_code:
         runs = "true runs Python code from the model's folder or hub repository with your rights"
@@ -103,10 +100,11 @@ def build_using_auto(
     return model.config, tokenizer, model  # transformers has made a copy of the config
 
 
-def check_layers(config: Any) -> None:
+def check_layers(loaded: Any) -> Any:
     """Refuse a config with so many layers that to build them takes all time and memory."""
-    if isinstance(layers := getattr(config, "num_hidden_layers", 0), int) and layers > MAX_LAYERS:
+    if isinstance(layers := getattr(loaded, "num_hidden_layers", 0), int) and layers > MAX_LAYERS:
         raise ValueError(f"its config.json has num_hidden_layers: {layers:.4g}")
+    return loaded
 
 
 def is_made_up(tokenizer: Any) -> bool:
