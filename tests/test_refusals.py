@@ -69,7 +69,7 @@ def refused(
 
 PATHS = [
     ("file", "file"), ("file/sub", "Not a directory"), ("loop", "loop"), ("a" * 300, "File name too long"),
-    ("~nouser/x", "leads nowhere"), ("a\0b", "leads nowhere"), ("\ud83d", "half of a char|leads nowhere"),
+    ("~nouser/x", "leads nowhere"), ("a\0*", "zero byte|leads nowhere"), ("\ud83d", "half of a char|leads nowhere"),
     ("e\x1b[31m\0", "e\\x1b[31m\\x00"),
 ]  # fmt: skip
 WHERE = [("train", "--output-dir"), ("train", "data.cache_dir"), ("predict", "--output"), ("predict", "--model")]
@@ -141,6 +141,12 @@ def test_what_the_machine_refuses_is_told(
         log = (folder / "log").read_text()
     assert process.exitcode == 1 and "Traceback" not in log, log
     assert said in log.splitlines()[-1], log
+
+
+def test_the_model_is_no_place_for_the_output(refused: Refused, export: Path) -> None:
+    before = (export / "config.json").read_bytes()
+    assert "lies in the model's folder" in refused("predict", "--output", str(export / "config.json"))
+    assert (export / "config.json").read_bytes() == before
 
 
 # --------------------------------------------------------------------------------------------------------------- models

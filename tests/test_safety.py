@@ -26,6 +26,7 @@ from transformer_trial.builders import build_default_lr_scheduler, build_using_a
 from transformer_trial.command_line import check_output_dir, find_data, make_plain, parse_arguments, read_config
 from transformer_trial.config import ModelConfig, SchedulerConfig
 from transformer_trial.errors import TrialError
+from transformer_trial.private import is_ignored
 from transformer_trial.processes import join_torchrun
 
 Train = Callable[..., tuple[int, str]]
@@ -73,7 +74,18 @@ def test_inputs_and_output_never_lie_in_each_other(config: Config, tmp_path: Pat
     for path in (tmp_path / "run" / "mine", tmp_path / "run", tmp_path):
         with refuses("hyperparameters.model_name", "lie in each other"):
             check_output_dir(tmp_path / "run", {"hyperparameters.model_name": path}, resumes=False)
+    (tmp_path / "run" / "a.json").touch()
+    for value in ("*.json", "a.json"):
+        inputs = command_line.resolve_paths({"data": {"train_file": value}}, tmp_path / "run", tmp_path)
+        with refuses("data.train_file", "lie in each other"):
+            check_output_dir(tmp_path / "run", inputs, resumes=False)
     check_output_dir(tmp_path / "run", {"data.train_file": SAMPLE_DATA / "train.json"}, resumes=False)
+
+
+def test_secrets_do_not_travel_with_the_code() -> None:
+    for name in (".env", "sub/key.pem", "id_rsa", ".netrc", ".npmrc", ".pypirc", "sub/my-credentials.json"):
+        assert is_ignored(PROJECT, PROJECT / name)
+    assert not is_ignored(PROJECT, PROJECT / "ner_trial.py")
 
 
 def test_the_name_of_an_experiment_stays_in_outputs(tmp_path: Path) -> None:

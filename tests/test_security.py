@@ -298,11 +298,12 @@ def token_cases(project: Path) -> dict[str, list[str]]:
     config["checkpoint_storage"] = {"type": "s3", "bucket": "b", "access_key": TOKEN, "secret_key": TOKEN}
     (project / "tokens.yaml").write_text(yaml.safe_dump(config))
     (project / "broken.yaml").write_text(f"hyperparameters:\n  hf_token: '{TOKEN}\n")
+    (project / "twice.yaml").write_text(f"password: {TOKEN}\npassword: {TOKEN}2\n")
     (project / "colon.yaml").write_text(f"environment:\n  registry_auth: password: {TOKEN}\n")
     cases = {"accepted tokens": ["train.py", "tokens.yaml", "--test", "--output-dir", "outputs/tokens"]}
     for key in ("token: hyperparameters.use_auth_token", "token: data.hub.token", "misspelt: hyperparameters.hf_tokn"):
         cases[key] = ["train.py", YAML, "--test", "--config", f"{key.partition(': ')[2]}={TOKEN}"]
-    for name in ("broken", "colon"):
+    for name in ("broken", "colon", "twice"):
         cases[f"unreadable: {name}.yaml"] = ["train.py", f"{name}.yaml", "--test"]
     cases["unreadable: --config"] = ["train.py", YAML, "--test", "--config", f"hyperparameters.use_auth_token: {TOKEN}"]
     return cases
@@ -376,6 +377,7 @@ def test_prediction_and_data_sets_run_nothing(outcomes: dict[str, Outcome]) -> N
 def test_a_run_repeats_no_token(outcomes: dict[str, Outcome], project: Path) -> None:
     outcome = outcomes["accepted tokens"]
     assert outcome.status == 0, outcome.said
+    assert "tokens.yaml holds what looks like a secret" in outcome.said
     folder = project / "outputs" / "tokens"
     # What Determined keeps of the configuration in a checkpoint has tests of its own.
     files = [path for path in folder.rglob("*") if path.is_file() and "checkpoints" not in path.parts]

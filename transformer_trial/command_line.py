@@ -102,8 +102,8 @@ def make_plain(value: Any, key: str, above: Sequence[Any]) -> Any:
     """The value as JSON can hold it, which checkpoints are written in; a ConfigError where it cannot."""
     if isinstance(value, datetime.date):  # or a datetime
         return value.isoformat()
-    if isinstance(value, str) and value != value.encode(errors="ignore").decode():
-        raise ConfigError([f"{key}: found {value!r}, which holds half of a character. Write it whole."])
+    if isinstance(value, str) and value != value.encode(errors="ignore").replace(b"\0", b"").decode():
+        raise ConfigError([f"{key}: found {value!r}, which holds half of a character or a zero byte. Leave it out."])
     if isinstance(value, (set, bytes)) or any(value is other for other in above):
         found = "a value that contains itself" if any(value is other for other in above) else type(value).__name__
         raise ConfigError([f"{key}: found {found}; accepted are texts, numbers, lists and mappings."])
@@ -144,8 +144,10 @@ def resolve_paths(config: Mapping[str, Any], folder: Path, project: Path) -> dic
                 elif key.endswith("_file") and not (os.path.exists(other) or glob.glob(str(other), recursive=True)):
                     looked = f"neither {own} nor {other} is there"
                     raise ConfigError([f"{section}.{key}: {looked}. Give the path of a file, or a glob."])
-            if isinstance(value, str) and value and os.path.exists(path := project / os.path.expanduser(values[key])):
-                paths[f"{section}.{key}"] = path.resolve()
+            if isinstance(value, str) and value:
+                path = str(project / os.path.expanduser(values[key]))
+                if found := [path] if os.path.exists(path) else glob.glob(path, recursive=True):
+                    paths[f"{section}.{key}"] = Path(found[0]).resolve()
     return paths
 
 
@@ -182,7 +184,7 @@ def choose_output_dir(project: Path, config: Mapping[str, Any], options: Namespa
     if options.resume is not None and (options.test or options.inspect):
         raise TrialError("--resume: goes with neither --test nor --inspect.")
     if options.output_dir is not None:
-        return resolve("--output-dir", options.output_dir)
+        return resolve("--output-dir", make_plain(str(options.output_dir), "--output-dir", []))
     if options.resume is not None:
         parents = resolve("--resume", options.resume).parents
         if options.resume == "auto" or len(parents) < 3 or parents[1].name != "checkpoints":
