@@ -172,7 +172,8 @@ def open_source(options: argparse.Namespace) -> ner.sources.Source:
     paths = ner.sources.find_files("--input", options.input) if has_files else [stdin]
     if has_files and options.output != "-" and os.path.exists(output) and any(map(output.samefile, paths)):
         raise TrialError(f"--output: {output} is the input too. Name another file.")
-    if options.output != "-" and os.path.exists(options.model) and Path(options.model).resolve() in output.parents:
+    is_model = options.output != "-" and os.path.exists(os.path.join(options.model, "config.json"))
+    if is_model and Path(options.model).resolve() in output.parents:
         raise TrialError(f"--output: {output} lies in the model's folder. Name a file elsewhere.")
     given = {name: getattr(options, name) for name in COLUMN_OPTIONS}
     how = ReadOptions(options.format, **given, needs_tags=False, names=OPTION_NAMES)
