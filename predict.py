@@ -6,6 +6,16 @@ In Python: `from predict import predict`, or `Tagger` to tag more than once with
 next: `ner/data.py` reads the input, as for a training, and `ner/sentences.py` writes the output.
 """
 
+import gc
+import sys
+from typing import Any, Literal, TextIO, get_args
+
+if __name__ == "__main__":  # a third of the start goes into these
+    gc.disable()  # what is imported stays: there is no garbage to look for
+    # transformers imports these wherever it finds them. Tagging needs none; scores do, which come after the imports.
+    hidden: Any = dict.fromkeys(("accelerate", "scipy", "sklearn"))
+    sys.modules.update(hidden)
+
 import argparse
 import dataclasses
 import functools
@@ -13,11 +23,9 @@ import itertools
 import logging
 import math
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -42,9 +50,18 @@ from transformer_trial.builders import check_layers, check_vocabulary, is_made_u
 from transformer_trial.data import choose_evaluation_tokens, group_by_tokens
 from transformer_trial.errors import TrialError, set_up_log
 from transformer_trial.files import resolve
+from transformer_trial.machine import keep_freed_memory, knows_bf16
 from transformer_trial.parsing import import_named
 
+if __name__ == "__main__":
+    for name in hidden:
+        del sys.modules[name]
+    gc.freeze()
+    gc.enable()
+
 logger = logging.getLogger(__name__)
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 # Sentences of 32 batches are read, sorted by length, tagged and written before the next ones are read.
 CHUNK_BATCHES, USUAL_BATCH_SIZE = 32, 32
@@ -77,25 +94,38 @@ class Tagger:
         self.window_options = ner.windows.choose_window_options(tokenizer, model, settings)
 
     @classmethod
-    def load(cls, folder: str | Path, batch_size: int | None = None, *, trust_remote_code: bool = False) -> "Tagger":
+    def load(
+        cls,
+        folder: str | Path,
+        batch_size: int | None = None,
+        *,
+        trust_remote_code: bool = False,
+        precision: Precision = "fp32",
+    ) -> "Tagger":
         """Load the model in an exported folder, on a GPU if there is one. Raise a TrialError if it is not whole.
 
-        `trust_remote_code` runs the code that an export takes along whose model is none of transformers' own.
+        `trust_remote_code` runs the code that an export takes along whose model is none of transformers' own. The
+        `precision` bf16 rounds the weights, and a few tags are others; auto takes it where the machine is faster in it.
         """
         auto_class = transformers.AutoModelForTokenClassification
+        has_mps = torch.backends.mps.is_available()
+        device = torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+        if precision == "auto":
+            precision = "bf16" if knows_bf16(device) else "fp32"
+            logger.info("--precision auto is %s on this machine.", precision)
         try:
             if not Path(folder).is_dir():
                 raise ValueError(f"there is no such folder (looked for {Path(folder).absolute()})")
             remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+            dtype: dict[str, Any] = {"dtype": torch.bfloat16} if precision == "bf16" else {}
             config = check_layers(transformers.AutoConfig.from_pretrained(folder, **remote))
-            model, loaded = auto_class.from_pretrained(folder, config=config, output_loading_info=True, **remote)
+            model, loaded = auto_class.from_pretrained(folder, config=config, output_loading_info=True, **remote, **dtype)
             if missing := sorted(loaded["missing_keys"]):
                 raise ValueError(f"it has no weights for {', '.join(missing[:4])}, {_why_missing(model, loaded)}")
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **remote)
             if is_made_up(tokenizer):
                 raise ValueError("it has no tokenizer")
-            has_mps = torch.backends.mps.is_available()
-            model.to("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+            model.to(device)
             check_vocabulary(model, tokenizer)
             try_model(model, tokenizer)
         except Exception as error:
@@ -147,7 +177,10 @@ def _why_missing(model: Any, loaded: Any) -> str:
 
 
 def predict(
-    model: str | Path, sentences: Iterable[str | Sequence[str]], batch_size: int | None = None
+    model: str | Path,
+    sentences: Iterable[str | Sequence[str]],
+    batch_size: int | None = None,
+    precision: Precision = "fp32",
 ) -> Iterator[dict[str, Any]]:
     """Tag sentences with the exported model in a folder. Each is a text, which is split into words, or a list of words.
 
@@ -159,7 +192,7 @@ def predict(
         for row in predict("outputs/run/model", ["Ada Lovelace lived in London."]):
             print(row["spans"])
     """
-    tagger = Tagger.load(model, batch_size)
+    tagger = Tagger.load(model, batch_size, precision=precision)
     as_sentences = (Sentence.of_text(s) if isinstance(s, str) else Sentence(list(s)) for s in sentences)
     return (sentence.as_json(tagger.settings.label_scheme) for sentence in tagger.tag(as_sentences))
 
@@ -241,6 +274,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     code = "run the Python code that the model's folder brings, with your rights"
     parser.add_argument("--trust-remote-code", action="store_true", help=code)
     parser.add_argument("--batch-size", type=int, metavar="N", help="sentences to tag at once, at most; same tags")
+    precision = "arithmetic, by default fp32; auto is bf16 where the machine has instructions for it"
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help=precision)
     parser.add_argument("--min-score", type=float, default=0, metavar="X", help="leave out spans that score below X")
     options = parser.parse_args(arguments)
     if not 0 <= options.min_score <= 1:
@@ -252,6 +287,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     set_up_log(logging.INFO)
+    keep_freed_memory()
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     options = parse_arguments(arguments)
@@ -288,7 +324,8 @@ def open_input(options: argparse.Namespace) -> tuple[Tagger, ner.sources.Source,
     """Open the input and load the model, by whose settings the sentences are read."""
     source = open_source(options)
     model = registry.find_model("--model", options.model)
-    tagger = Tagger.load(model, options.batch_size, trust_remote_code=options.trust_remote_code)
+    how_to_load = {"trust_remote_code": options.trust_remote_code, "precision": options.precision}
+    tagger = Tagger.load(model, options.batch_size, **how_to_load)
     task = getattr(tagger.model.config, "finetuning_task", None) or "ner"
     how = dataclasses.replace(source.options, outside_label=tagger.settings.outside_label)
     source = dataclasses.replace(source, options=how)
