@@ -12,7 +12,7 @@ from typing import Any, Literal, TextIO, get_args
 
 if __name__ == "__main__":  # a third of the start goes into these
     gc.disable()  # what is imported stays: there is no garbage to look for
-    # transformers imports these wherever it finds them. Tagging needs none; scores do, which come after the imports.
+    # transformers imports these wherever it finds them, and tagging needs none.
     hidden: Any = dict.fromkeys(("accelerate", "scipy", "sklearn"))
     sys.modules.update(hidden)
 

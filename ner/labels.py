@@ -56,7 +56,7 @@ def find_entity_types(label_list: Sequence[str], label_scheme: str | None = None
 
 
 def find_entities(tags: list[str], mode: str = "default", scheme: str | None = None) -> list[Entity]:
-    """Find the entities of a sentence, by seqeval, in tags that `entity_tag` wrote.
+    """Find the entities of a sentence, as seqeval does, in tags that `entity_tag` wrote.
 
     "default" finds them as conlleval does: an I-X after O begins one. "strict" finds only those that keep the rules of
     the scheme, a class of `seqeval.scheme`.
@@ -68,12 +68,24 @@ def find_entities(tags: list[str], mode: str = "default", scheme: str | None = N
     if tags.count(OUTSIDE) == len(tags):  # as in many sentences
         return []
     if mode != "strict":
-        # Imported here, as it imports scikit-learn: half a second that the first batch need not wait for.
-        from seqeval.metrics.sequence_labeling import get_entities
-
-        return get_entities(tags)
+        return _find_as_conlleval(tags)
     (found,) = seqeval_schemes.Entities([tags], getattr(seqeval_schemes, str(scheme))).entities
     return [(entity.tag, entity.start, entity.end - 1) for entity in found]
+
+
+def _find_as_conlleval(tags: list[str]) -> list[Entity]:
+    """What `seqeval.metrics.sequence_labeling.get_entities` finds, whose module imports scikit-learn for a second."""
+    found = list[Entity]()
+    before, type_before, start = OUTSIDE, "", 0
+    for place, tag in enumerate([*tags, OUTSIDE]):
+        mark, entity_type = tag[0], tag[1:].split("-", maxsplit=1)[-1] or "_"
+        has_changed = entity_type != type_before
+        if before in "ES" or (before in "BI" and mark in "BSO") or (before != OUTSIDE and has_changed):
+            found.append((type_before, start, place - 1))
+        if mark in "BS" or (before in "ESO" and mark in "EI") or (mark != OUTSIDE and has_changed):
+            start = place
+        before, type_before = mark, entity_type
+    return found
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,22 @@ def test_contenders_see_the_same_and_come_to_the_same(tmp_path: Path) -> None:
     assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=1e-6)
 
 
+@pytest.mark.slow
+def test_prediction_is_compared_on_the_same_tags(tmp_path: Path) -> None:
+    script, file = PROJECT / "tests" / "benchmarks" / "benchmark.py", tmp_path / "found.json"
+    command = [sys.executable, str(script), "--only", "prediction", "--rounds", "1", "--json", str(file)]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("predict.py, times as fast as pipeline, batch") == 2
+    found = json.loads(file.read_text())["prediction"]
+    assert len(found["rounds"]) == 2 + 4 * 2
+    for (times,) in found["rounds"].values():
+        assert 0 < times["tagging"] < times["seconds"]
+    others = found["other_tags"]
+    assert found["words"] > 1000 and others["predict.py"] == 0
+    assert {count for name, count in others.items() if name.startswith("pipeline")} == {0}
+
+
 def test_repeated_data_has_as_many_sentences_and_labels_as_asked_for(tmp_path: Path) -> None:
     label_names = repeat_data(PROJECT / "sample" / "data", tmp_path, num_sentences=450, num_types=4)
 

@@ -334,3 +334,10 @@ def test_the_requested_scheme_and_order_are_the_models_and_a_label_of_validation
     assert exported.ner["label_scheme"] == "plain"
     (metrics,) = read_metrics(trial.output_dir, "validation")
     assert metrics["B-ORG_number"] == metrics["L-ORG_number"] == metrics["U-PER_number"] == 1
+
+
+def test_entities_are_those_that_seqeval_finds() -> None:
+    tags = ["O", "B-c-d", *(f"{mark}-{entity_type}" for mark in "BIES" for entity_type in "ab")]
+    sentences = [[*sentence] for size in range(5) for sentence in itertools.product(tags, repeat=size)]
+    assert len(sentences) == 11111
+    assert [sentence for sentence in sentences if ner.labels.find_entities(sentence) != get_entities(sentence)] == []

@@ -475,6 +475,31 @@ def test_the_command_needs_no_determined_and_stops_with_its_reader(model: Path) 
     assert process.returncode == 0 and "Traceback" not in errors, errors
 
 
+@pytest.mark.parametrize("has_gold", [False, True], ids=["text", "gold-tags"])
+def test_the_command_imports_what_it_needs_and_no_more(has_gold: bool, model: Path, tmp_path: Path) -> None:
+    file = SAMPLE_DATA / "validation.json" if has_gold else tmp_path / "in.txt"
+    (tmp_path / "in.txt").write_text("\n".join(TEXTS))
+    command = [sys.executable, "-X", "importtime", str(PROJECT / "predict.py"), "--model", str(model)]
+    command += ["--input", str(file), "--output", str(tmp_path / "out.jsonl")]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    imported = set(re.findall(r"^import time:.*\| +(\w+)$", process.stderr, re.MULTILINE))
+    assert {"torch", "transformers"} < imported
+    assert imported.isdisjoint({"accelerate", "boto3", "determined", "scipy", "sklearn", "tensorboard"})
+    assert ("Entities by type" in process.stdout) == has_gold
+
+
+def test_bf16_changes_few_tags_and_auto_is_bf16_where_the_machine_knows_it(
+    tag: Tag, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, low = (tag(SAMPLE_DATA / "validation.json", None, "--precision", p) for p in ("fp32", "bf16"))
+    pairs = [(a, b) for one, other in zip(full, low) for a, b in zip(one["tags"], other["tags"])]
+    assert full != low and sum(a != b for a, b in pairs) < 0.02 * len(pairs)
+    for knows_bf16, expected in ((False, full), (True, low)):
+        monkeypatch.setattr(predict_module, "knows_bf16", lambda device, knows_bf16=knows_bf16: knows_bf16)
+        assert tag(SAMPLE_DATA / "validation.json", None, "--precision", "auto") == expected
+
+
 def test_python_gets_what_the_command_writes_as_it_comes(model: Path, tag: Tag) -> None:
     written = tag("texts.txt", "\n".join(TEXTS))
     asked: list[int] = []

@@ -28,12 +28,13 @@ sys.path.insert(0, str(PROJECT))
 import contenders  # noqa: E402
 import datasets  # noqa: E402
 import meters  # noqa: E402
+import prediction  # noqa: E402
 import subprocesses  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
-SECTIONS = ("training", "evaluation", "memory", "start-up", "scaling")
+SECTIONS = ("training", "evaluation", "prediction", "memory", "start-up", "scaling")
 PACKAGES = ("determined", "torch", "transformers", "accelerate", "datasets", "seqeval", "numpy")
 
 Results = dict[str, list[dict[str, Any]]]
@@ -150,6 +151,23 @@ def measure_memory(job: contenders.Job, options: argparse.Namespace) -> list[dic
     return results
 
 
+def measure_prediction(job: contenders.Job, rounds: int) -> dict[str, Any]:
+    """Whole processes, and tagging alone; the ratios are of seconds, to the fastest one of `pipeline`'s variants."""
+    validation, folder = Path(job.data_dir) / "validation.json", Path(job.work_dir)
+    results = take_turns(prediction.contestants(job.model_dir, validation, folder), rounds)
+    expected = results["predict.py"][0]["tags"]
+    changed = {name: sum(a != b for a, b in zip(r[0]["tags"], expected)) for name, r in results.items()}
+    for key, what in (("seconds", "the whole process"), ("tagging", "tagging alone")):
+        best = min(prediction.PIPELINES, key=lambda name: statistics.median(r[key] for r in results[name]))
+        rows = [[n, *spread([r[key] for r in found], 2), f"{changed[n]:,}"] for n, found in results.items()]
+        print_table(f"Prediction, seconds of {what}:", ("", "median", "min", "max", "other tags"), rows)
+        ratios = {n: [b[key] / a[key] for a, b in zip(results[n], results[best])] for n in prediction.OURS}
+        rows = [[f"{name}, times as fast as {best}", *spread(ratios[name], 2)] for name in ratios]
+        print_table("Ratios of the same round:", ("", "median", "min", "max"), rows)
+    rounds_found = {n: [{k: r[k] for k in ("seconds", "tagging")} for r in found] for n, found in results.items()}
+    return {"rounds": rounds_found, "other_tags": changed, "words": len(expected)}
+
+
 def measure(options: argparse.Namespace, work_dir: Path, found: dict[str, Any]) -> None:
     """Add to `found` everything that was asked for; the sections that no size or precision changes once only."""
     found |= {"command": sys.argv, "machine": describe_machine(), "training": {}, "evaluation": {}}
@@ -174,6 +192,8 @@ def measure(options: argparse.Namespace, work_dir: Path, found: dict[str, Any]) 
             found["evaluation"][title] = {"rounds": take_turns(evaluators, options.rounds)}
             what = f"Evaluation with metrics, sentences a second ({title}):"
             print_speeds(what, found["evaluation"][title]["rounds"])
+    if "prediction" in options.only:
+        found["prediction"] = measure_prediction(first, options.rounds)
     if "memory" in options.only:
         found["memory"] = measure_memory(first, options)
     if "start-up" in options.only:
