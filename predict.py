@@ -119,7 +119,9 @@ class Tagger:
             remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
             dtype: dict[str, Any] = {"dtype": torch.bfloat16} if precision == "bf16" else {}
             config = check_layers(transformers.AutoConfig.from_pretrained(folder, **remote))
-            model, loaded = auto_class.from_pretrained(folder, config=config, output_loading_info=True, **remote, **dtype)
+            model, loaded = auto_class.from_pretrained(
+                folder, config=config, output_loading_info=True, **remote, **dtype
+            )
             if missing := sorted(loaded["missing_keys"]):
                 raise ValueError(f"it has no weights for {', '.join(missing[:4])}, {_why_missing(model, loaded)}")
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **remote)
