@@ -36,6 +36,8 @@ Config = dict[str, Any]
 """An experiment configuration."""
 Fit = Callable[..., Any]
 """The fixture `fit`."""
+Patch, Log, Capture = pytest.MonkeyPatch, pytest.LogCaptureFixture, pytest.CaptureFixture[str]
+"""The fixtures `monkeypatch`, `caplog`, and `capsys` or `capfd`."""
 
 SAMPLE_DATA = PROJECT / "sample" / "data"
 SAMPLE_MODEL = PROJECT / "sample" / "model"

@@ -139,7 +139,6 @@ def save_kind(kind: Kind, folder: Path) -> Path:
         tokenizer.normalizer = kind.normalizer
     tokenizer.train_from_iterator((" ".join(row["tokens"]) for row in SENTENCES), trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-
     roles = {f"{role}_token": token for role, token in kind.special_tokens.items()}
     tokenizer_config = {"tokenizer_class": kind.tokenizer_class, **roles, **kind.tokenizer_config}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config), encoding="utf-8")

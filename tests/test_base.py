@@ -2,14 +2,13 @@
 
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from conftest import SAMPLE_MODEL, read_metrics
+from conftest import SAMPLE_MODEL, Config, Fit, Patch, read_metrics
 from determined import pytorch
 
 from ner_trial import NERTrial
@@ -87,15 +86,13 @@ def test_adamw_is_fused_where_the_device_has_a_kernel() -> None:
         assert optimizer.param_groups[0]["fused"]
 
 
-def test_adafactor_with_its_own_rate_trains(config: dict[str, Any], fit: Callable[..., Any]) -> None:
+def test_adafactor_with_its_own_rate_trains(config: Config, fit: Fit) -> None:
     config["hyperparameters"] |= {"adafactor": True, "relative_step": True, "scale_parameter": True}
     losses = [line["loss"] for line in read_metrics(fit(config).output_dir, "training")]
     assert losses[-1] < losses[0]
 
 
-def test_apex_trains_the_data_parallel_model(
-    config: dict[str, Any], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_apex_trains_the_data_parallel_model(config: Config, fit: Fit, monkeypatch: Patch) -> None:
     """Apex and its GPU cannot be had here: a stand-in notes what Determined's `configure_apex_amp` is asked for."""
     monkeypatch.setitem(sys.modules, "apex", types.SimpleNamespace(__spec__=types.SimpleNamespace()))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -122,7 +122,6 @@ def test_on_a_cluster_a_restart_after_a_kill_goes_on(arguments: list[str], expec
     (checkpoint,) = storage.glob("*/batch_completed.json")
     assert json.loads(checkpoint.read_text()) == {"batch_completed": 2}
     output = storage / json.loads(checkpoint.with_name("metadata.json").read_text())["default_output_uuid"]
-
     goes_on = run_two(tmp_path, command, STORAGE=str(storage), CHECKPOINT=checkpoint.parent.name)
     assert goes_on.returncode == 0, goes_on.stderr
     shards = [path.relative_to(output) for path in output.rglob("*.shard")]

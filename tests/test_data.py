@@ -148,7 +148,6 @@ def test_every_slot_validates_on_as_many_pieces(num_rows: int, num_slots: int) -
     for rank in range(num_slots):
         loader = build_data_loader(num_rows, group_by_tokens([5] * num_rows, 20, num_slots=num_slots))
         pieces.append([b["number"].tolist() for b in loader.get_data_loader(num_replicas=num_slots, rank=rank)])
-
     assert len({len(of_slot) for of_slot in pieces}) == 1
     assert len(pieces[0]) > 0  # else Determined refuses the loader
     assert [n for step in zip(*pieces) for piece in step for n in piece] == list(range(num_rows))

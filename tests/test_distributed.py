@@ -103,7 +103,6 @@ def config(config: Config) -> Config:
 
 def download_slowly() -> None:
     """Let rank 2 take longer to load its data than torch lets the others wait."""
-
     patch, seconds = pytest.MonkeyPatch(), 3 if os.environ["RANK"] == "2" else 0
     set_timeout, timeout = torch.distributed.distributed_c10d._set_pg_timeout, datetime.timedelta(seconds=2)
     watch(torch.distributed, "init_process_group", patch, then=lambda *_: set_timeout(timeout))
@@ -116,7 +115,6 @@ def test_processes_of_several_nodes_do_what_one_does(config: Config, tmp_path: P
     config["searcher"]["max_length"] = {"batches": 13}
     alone = train_to_end(config, tmp_path / "alone", 1)
     together = train_to_end(config, tmp_path / "together", 4, nodes=2, changes=[download_slowly])
-
     assert rows_of_steps(together) == rows_of_steps(alone)
     norms, expected_norms = (read_notes(folder, "norms")[0] for folder in (together, alone))
     assert norms == pytest.approx(expected_norms, rel=2e-4)
@@ -166,7 +164,6 @@ def test_torchrun_passes_a_signal_on_and_other_numbers_go_on(config: Config, tmp
     assert all(len({tuple(row) for rows in epoch for row in rows}) == 41 for epoch in epochs)
     scores = [line["accuracy_score"] for line in read_metrics(alone / "run", "validation")]
     assert len(set(scores)) > 2, "it has to learn something that a difference would change"
-
     folder.mkdir()
     (folder / "stopped.py").write_text(STOPPED_BY_TORCHRUN)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -192,21 +189,17 @@ def test_whatever_ends_several_processes_they_go_on_exactly(config: Config, tmp_
     config["hyperparameters"]["pretrained_model_name_or_path"] = str(model)
     config["scheduling_unit"] = 6
     whole, cut, log = train_to_end(config, tmp_path / "whole", 2), tmp_path / "cut", tmp_path / "cut" / "log"
-
     assert train(config, cut, 2, signals={rank: [("training", 13, TERM)] for rank in range(2)}) == [128 + TERM] * 2
     assert steps_of(cut / "run")[-1] == 14  # in a validation, amid an accumulation and between two reports
-
     killed = {1: [("training", 9, KILL)]}  # at batch 22; the first one waits for its gradients
     assert train(config, cut, 2, "--resume", "auto", signals=killed) == [1, -KILL]
     assert "Another process of this training has ended: see its error." in log.read_text()
     assert steps_of(cut / "run")[-1] == 21
-
     # At the last batch, whose loss the second one waits for to report it. torchrun would send it a SIGTERM.
     ended = {0: [("training", 3, KILL)], 1: [("training", 3, TERM)]}
     statuses = train(config, cut, 2, "--resume", "auto", signals=ended, changes=[hurry])
     assert statuses[0] == -KILL and statuses[1] in (1, 128 + TERM)
     assert "Another process of this training" in log.read_text().splitlines()[-1]
-
     train_to_end(config, cut, 2, "--resume", "auto")
     assert (cut / "run" / "metrics.jsonl").read_text() == (whole / "run" / "metrics.jsonl").read_text()
     assert steps_of(cut / "run")[-1] == steps_of(whole / "run")[-1] == 24

@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import PROJECT, SAMPLE_DATA, read_metrics
+from conftest import PROJECT, SAMPLE_DATA, Capture, Config, Fit, Log, Patch, read_metrics
 from training_process import Training, start_ranks, wait_for_all
 
 import ner_utils
@@ -37,9 +37,7 @@ def is_good(row: dict[str, Any]) -> bool:
 
 
 @pytest.fixture
-def command(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str], list[str]]]:
+def command(config: Config, tmp_path: Path, monkeypatch: Patch) -> Iterator[Callable[[str], list[str]]]:
     """Write an example's files, its yaml and its data into a folder, and return the command line of its training."""
     with (tmp_path / "sentiment.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *((" ".join(r["tokens"]), int(is_good(r))) for r in ROWS)])
@@ -99,7 +97,6 @@ def test_an_example_trains_resumes_and_is_the_same_in_two_processes(
     )
     validations = read_metrics(tmp_path / "outputs" / "whole", "validation")
     assert len(validations) == 3 and validations[-1]["validation_loss"] < validations[0]["validation_loss"]
-
     interrupt = [("training", 10, int(signal.SIGINT))]
     assert (
         Training([*arguments, str(tmp_path / "outputs" / "cut")], log, interrupt, changes=changes).wait()
@@ -112,7 +109,6 @@ def test_an_example_trains_resumes_and_is_the_same_in_two_processes(
         assert (tmp_path / "outputs" / "cut" / file).read_bytes() == (
             tmp_path / "outputs" / "whole" / file
         ).read_bytes()
-
     assert wait_for_all(start_ranks([*arguments, str(tmp_path / "outputs" / "two")], log, 2, changes=changes)) == [
         0,
         0,
@@ -133,7 +129,7 @@ def test_the_classifier_of_the_docs_is_exported_for_pipeline_and_its_accuracy_is
 
 
 def test_the_loader_of_the_docs_serves_training_and_prediction(
-    command: Callable[[str], list[str]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    command: Callable[[str], list[str]], tmp_path: Path, capfd: Capture
 ) -> None:
     arguments = command(LOADER)
     model = train_here(arguments)
@@ -168,9 +164,7 @@ def test_the_weight_of_the_docs_counts_as_in_torch(command: Callable[[str], list
     assert losses[0] != losses[1]
 
 
-def test_the_head_of_the_docs_is_exported_with_its_code(
-    command: Callable[[str], list[str]], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_head_of_the_docs_is_exported_with_its_code(command: Callable[[str], list[str]], capfd: Capture) -> None:
     model = train_here(command(HEAD))
     assert "does not rebuild" not in capfd.readouterr().err
     weights = torch.nn.Module.state_dict(
@@ -190,7 +184,7 @@ def test_the_head_of_the_docs_is_exported_with_its_code(
 
 
 def test_a_head_that_only_its_trial_builds_is_told_before_training_and_where_it_is_loaded(
-    config: dict[str, Any], fit: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    config: Config, fit: Fit, caplog: Log
 ) -> None:
     class OtherHeadTrial(NERTrial):
         def build_model(self) -> None:
@@ -207,7 +201,7 @@ def test_a_head_that_only_its_trial_builds_is_told_before_training_and_where_it_
 
 
 def test_rows_longer_than_the_models_positions_are_told_before_training(
-    config: dict[str, Any], fit: Callable[..., Any]
+    config: Config, fit: Callable[..., Any]
 ) -> None:
     class LongTrial(BaseTransformerTrial):
         def load_datasets(self) -> Any:
@@ -227,7 +221,7 @@ def test_rows_longer_than_the_models_positions_are_told_before_training(
 
 
 def test_another_task_knows_its_own_settings_and_none_of_ner(
-    config: dict[str, Any], command: Callable[[str], list[str]]
+    config: Config, command: Callable[[str], list[str]]
 ) -> None:
     command(LOSS)
     weighted = __import__("weighted_trial").WeightedTrial
@@ -255,7 +249,7 @@ def test_another_task_knows_its_own_settings_and_none_of_ner(
     ],
 )
 def test_an_entrypoint_that_names_no_trial_is_told(
-    command: Callable[[str], list[str]], capfd: pytest.CaptureFixture[str], entrypoint: str, message: str
+    command: Callable[[str], list[str]], capfd: Capture, entrypoint: str, message: str
 ) -> None:
     with pytest.raises(SystemExit):
         train_here(command(LOSS), "--config", f"entrypoint={entrypoint}")
@@ -263,7 +257,7 @@ def test_an_entrypoint_that_names_no_trial_is_told(
     assert f"entrypoint: found {entrypoint}" in error and message in error
 
 
-def test_a_trial_of_the_script_that_is_run_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_trial_of_the_script_that_is_run_is_refused(config: Config, tmp_path: Path) -> None:
     code = "from ner_trial import NERTrial\nfrom transformer_trial.local import run\nclass Own(NERTrial): ...\nrun(Own)"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     process = [sys.executable, "-c", code, str(tmp_path / "config.yaml")]
@@ -275,9 +269,7 @@ def test_a_trial_of_the_script_that_is_run_is_refused(config: dict[str, Any], tm
 # -------------------------------------------------------------------------------------------------------------- loaders
 
 
-def test_rows_of_a_file_are_cached_until_it_changes_and_other_rows_are_not(
-    config: dict[str, Any], tmp_path: Path
-) -> None:
+def test_rows_of_a_file_are_cached_until_it_changes_and_other_rows_are_not(config: Config, tmp_path: Path) -> None:
     from ner.data import read_splits
 
     calls = []

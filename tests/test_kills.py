@@ -31,7 +31,6 @@ def test_every_kill_is_survived(
     assert Training(command, tmp_path / "log").wait() == 0
     seconds = time.monotonic() - begun
     whole_run = folder.rename(tmp_path / "whole")
-
     killed_in: collections.Counter[str] = collections.Counter()
     while sum(killed_in.values()) < NUM_KILLS:
         # At a moment at random, or as a phase begins: the short ones would seldom be hit.

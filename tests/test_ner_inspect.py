@@ -123,7 +123,6 @@ def test_numbers_and_warnings_are_those_of_plain_loops(scheme: str, data: st.Dat
     assert (found["splits"], found["label_scheme"]) == (expected, scheme)
     tags = {name: {tag for _, tags in split for tag in tags} for name, split in (("t", train), ("v", validation))}
     assert found["labels"] == sorted(tags["t"] | tags["v"])
-
     beginnings = []
     for name, split in (("train", train), ("validation", validation)):
         if name == "validation" and (unlearned := sorted(tags["v"] - tags["t"])):
@@ -293,7 +292,6 @@ def test_inspect_shows_the_data_and_trains_nothing(
     assert len(report["warnings"]) == 6
     assert f"first in {tmp_path}/train.json, line 2;" in report["warnings"][1]
     assert f"{format_data(report)}\n" in caplog.text
-
     caplog.clear()
     run_module.run(NERTrial, [str(odd_config), "--output-dir", str(folder)])  # into the folder of the inspection
     assert f"{format_data(report)}\n" in caplog.text

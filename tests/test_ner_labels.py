@@ -3,15 +3,14 @@
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 import transformers
-from conftest import SHARED_DATA, read_metrics
+from conftest import SHARED_DATA, Config, Fit, read_metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
@@ -316,7 +315,7 @@ def test_tags_are_converted_to_what_both_modes_of_seqeval_read() -> None:
 
 
 def test_the_requested_scheme_and_order_are_the_models_and_a_label_of_validation_alone_is_scored(
-    config: dict[str, Any], fit: Callable[..., Any], tmp_path: Path
+    config: Config, fit: Fit, tmp_path: Path
 ) -> None:
     train = [("Ada Lovelace slept", "B-PER L-PER O"), ("London", "U-LOC"), ("nobody came", "O O")] * 8
     validation = [("Acme Corp hired Ada", "B-ORG L-ORG O U-PER"), ("in London", "O U-LOC")]

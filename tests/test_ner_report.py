@@ -99,7 +99,6 @@ def assert_seqeval_agrees(
     metrics = report.metrics([*rows])
     assert metrics == expected
     assert {type(value) for value in metrics.values()} == {float}
-
     as_dict = report.as_dict()
     assert json.loads(json.dumps(as_dict)) == as_dict
     assert [as_dict["accuracy"], *(as_dict["overall"][name] for name in SCORES)] == [*metrics.values()][:4]

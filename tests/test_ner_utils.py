@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLE_DATA
+from conftest import SAMPLE_DATA, Patch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from model_kinds import KINDS, LABELS, SENTENCES, every_kind, load_tokenizer, prepared_tokenizer
@@ -80,7 +80,6 @@ def rows_by_trying_all(
     begin, end = (inner[0], inner[-1] + 1) if inner else (0, 0)  # special tokens are around
     windows = [(begin + a, begin + b) for a, b in cut(end - begin, content, stride, tokenizer.truncation_side)]
     places = {word: word_ids.index(word) for word in range(len(sentence)) if word in word_ids}
-
     chosen: dict[int, int] = {}  # the window of each word
     window = 0
     for word in range(len(sentence)):
@@ -248,9 +247,7 @@ def test_a_new_process_finds_every_split_in_the_cache(kind: str) -> None:
     ],
     ids=lambda options: str(*options),
 )  # fmt: skip
-def test_the_cache_is_not_taken_for_something_else(
-    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_is_not_taken_for_something_else(options: dict[str, Any], tmp_path: Path, monkeypatch: Patch) -> None:
     first = files_of(tokenize_sample())
     if "changed" in options:
         (tmp_path / "other.py").write_text("# another version")
@@ -259,7 +256,7 @@ def test_the_cache_is_not_taken_for_something_else(
     assert files_of(tokenize_sample(**options)).isdisjoint(first)
 
 
-def test_several_processes_tokenize_to_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_tokenize_to_the_same_rows(tmp_path: Path, monkeypatch: Patch) -> None:
     made = []
     for num_workers in (None, 2):
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / str(num_workers))

@@ -143,7 +143,6 @@ def test_rows_are_padded_as_transformers_does(
 
     rows = [{name: numbers_of(name, *of_row) for name in columns} for of_row in lengths]
     batch = ner.windows.WordCollator(tokenizer, columns, **options)(rows)
-
     assert type(batch) is dict and [*batch] == columns
     assert pytorch.data_length(batch) == len(rows)
     assert all(values.dtype == torch.int64 for values in batch.values())

@@ -99,9 +99,7 @@ def test_losses_and_weights_follow_transformers_trainer(
         config, tmp_path / "reference", sum_of_means=summed,
         learning_rate=1e-3, max_steps=NUM_BATCHES // every, **arguments,
     )  # fmt: skip
-
     trial = fit(config)
-
     losses = [line["loss"] for line in read_metrics(trial.output_dir, "training")]
     assert len(losses) == len(reference.losses) == NUM_BATCHES
     assert losses == pytest.approx(reference.losses, rel=1e-5)

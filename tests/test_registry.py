@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import refuses
+from conftest import Patch, refuses
 from determined.experimental import client
 from test_client import ANSWERS, StandInMaster, run_det
 
@@ -33,7 +33,7 @@ def checkpoint(uuid: str, storage: Path, *resources: str, state: str = "COMPLETE
 
 
 @pytest.fixture(autouse=True)
-def master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInMaster]:
+def master(tmp_path: Path, monkeypatch: Patch) -> Iterator[StandInMaster]:
     """A master that knows the model `ner`, of two versions, the model `new`, of none, and three checkpoints.
 
     Its user has a home, a name and a password.
@@ -78,7 +78,7 @@ def test_what_a_cluster_keeps_is_downloaded_once(name: str, tmp_path: Path) -> N
     assert registry.find_model("--model", name) == folder
 
 
-def test_a_folder_needs_no_cluster(master: StandInMaster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_needs_no_cluster(master: StandInMaster, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / WHOLE).mkdir()
     for name in (WHOLE, "outputs/mine/model", "gone", "deb://ner"):
@@ -104,9 +104,7 @@ def test_what_cannot_be_had_is_a_sentence(name: str, said: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("problem", "said"), [("master", "refused"), ("login", "Unauth"), ("client", "pip install")])
-def test_no_cluster_is_a_sentence(
-    problem: str, said: str, master: StandInMaster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_cluster_is_a_sentence(problem: str, said: str, master: StandInMaster, monkeypatch: Patch) -> None:
     if problem == "master":
         with socket.create_server(("127.0.0.1", 0)) as server:
             monkeypatch.setenv("DET_MASTER", f"http://127.0.0.1:{server.getsockname()[1]}")

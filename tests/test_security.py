@@ -249,13 +249,11 @@ def outcomes(project: Path) -> dict[str, Outcome]:
     """What became of every case, by its name."""
     cases = dict(planted_cases())
     model = "hyperparameters.pretrained_model_name_or_path"
-
     command = '!!python/object/apply:os.system ["touch PWNED"]'
     unsafe = (project / YAML).read_text().replace("finetuning_task: ner", f"finetuning_task: {command}")
     (project / "tag.yaml").write_text(unsafe)
     cases["a tag in the yaml"] = ["train.py", "tag.yaml", "--test"]
     cases["a tag in --config"] = inspect({"hyperparameters.finetuning_task": command})
-
     # Everything that a file, a folder or a run can be called, of things that work.
     row = {SHELL: ["Ada", "{{7*7}}", "$(touch PWNED)"], QUOTED: ["B-PER", "O", f"B-{SHELL}"]}
     for name in (SHELL, QUOTED):
@@ -269,7 +267,6 @@ def outcomes(project: Path) -> dict[str, Outcome]:
     cases["names"] = ["train.py", YAML, "--test", "--output-dir", "outputs/names", *override(names)]
     (project / "cell.csv").write_text(f'tokens,ner_tags\n"[{PYTHON}]",O\n')
     cases["a cell"] = inspect({**NO_FILES, "data.train_file": "cell.csv"})
-
     code = make_model(project / "code", "code")
     cases |= {"code": inspect({model: code}), "trusted code": inspect({model: code, **TRUSTED})}
     for kind in ("a pickle", *PICKLES):
@@ -277,14 +274,12 @@ def outcomes(project: Path) -> dict[str, Outcome]:
         cases[kind] = inspect({model: folder, "hyperparameters.use_pretrained_weights": True})
     predict = ["predict.py", "--input", "sample/data/test.json", "--output", "tags.jsonl", "--model"]
     cases |= {f"predict.py, {kind}": [*predict, kind] for kind in ("code", *PICKLES)}
-
     script = b"import pathlib\npathlib.Path('IMPORTED').touch()\n"
     for name, content in (("script.py", script), ("train.pkl", pickle.dumps(RunsACommand()))):
         (project / f"data {name}").mkdir()
         (project / f"data {name}" / name).write_bytes(content)
         settings = {**NO_FILES, "data.dataset_name": str(project / f"data {name}"), **TRUSTED}
         cases[f"a data set that is {name}"] = inspect(settings)
-
     return run_cases(project, cases | token_cases(project), HF_TOKEN=TOKEN)
 
 

@@ -244,7 +244,6 @@ def test_hook_installs_what_the_image_lacks_and_leaves_its_stack_alone(
     result = workshop.source_hook(python, PIP_CONSTRAINT=str(tmp_path / "constraint.txt"))
     assert result.returncode == 0, result.stderr
     assert list_packages(python.parents[1]) == {**image, **expected}
-
     again = workshop.source_hook(python, PIP_FIND_LINKS="")
     assert (again.returncode, again.stdout, again.stderr) == (0, "sourced\n", "")
 
@@ -268,7 +267,6 @@ def test_hook_installs_for_the_user_who_may_not_write_to_the_image(workshop: Wor
     home = workshop.root / "home"
     home.mkdir()
     os.chown(home, NOBODY, NOBODY)
-
     result = workshop.source_hook(python, user=NOBODY, HOME=str(home), PYTHONUSERBASE=str(home / "base"))
     assert result.returncode == 0, result.stderr
     assert list_packages(home / "base") == WITH_TRANSFORMERS_4

@@ -4,7 +4,6 @@ import functools
 import json
 import math
 import string
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
-from conftest import SAMPLE_DATA, read_metrics
+from conftest import SAMPLE_DATA, Config, Fit, read_metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from model_kinds import KINDS, SENTENCES, SPLIT_BEFORE, TINY, every_kind, folder_of, load_tokenizer, prepared_tokenizer
@@ -99,9 +98,7 @@ FAST = ("BERT", "RoBERTa", "DeBERTa-v3")
 
 
 @pytest.mark.parametrize("kind", [*FAST, *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k not in FAST)])
-def test_each_kind_trains_and_tags_every_word_once(
-    kind: str, config: dict[str, Any], fit: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_each_kind_trains_and_tags_every_word_once(kind: str, config: Config, fit: Fit, tmp_path: Path) -> None:
     odd = {"tokens": ["Ada", LONG_WORD, "\x07", "", "東京"], "ner_tags": ["B-PER", "I-PER", "O", "O", "B-LOC"]}
     for split in ("train", "validation"):
         lines = (SAMPLE_DATA / f"{split}.json").read_text(encoding="utf-8").splitlines()
@@ -111,7 +108,6 @@ def test_each_kind_trains_and_tags_every_word_once(
     config["hyperparameters"] |= {"pretrained_model_name_or_path": str(folder_of(kind)), "global_batch_size": 4}
     config["searcher"]["max_length"]["batches"] = 2
     trial = fit(config)
-
     sentences = [odd, *map(json.loads, lines[:5])]
     assert len(trial.tokenizer.tokenize(LONG_WORD)) > 32
     assert trial.tokenized_datasets["validation"].num_rows > len(sentences)

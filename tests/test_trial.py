@@ -170,7 +170,6 @@ def test_a_validation_waits_for_a_batch_only_once(config: Config, fit: Fit, monk
     config["searcher"]["max_length"]["batches"] = 1
     config["hyperparameters"]["export_model"] = False
     trial = fit(config, CountedTrial)
-
     assert calls["batches"] > 1
     assert calls["copies"] == calls["batches"], "a batch is copied to the host in one piece"
     assert calls["compute_metrics"] == 1

@@ -228,7 +228,6 @@ def test_a_run_that_was_paused_ends_as_one_that_was_not(
     assert 0 < max(reports(experiment, "training")) < 756, "it was over before it could be paused"
     experiment.activate()
     completed(experiment)
-
     assert_same_end(experiment, straight, compute_pool, tmp_path)
 
 
