@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,17 @@ def watch(owner: Any, name: str, patch: pytest.MonkeyPatch, *, first: Any = None
     patch.setattr(owner, name, watched)
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of json lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_lines(rows: Iterable[Any], path: Path) -> str:
+    """Write rows as json lines; returns the name of the file."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
 def write_config(config: Config, folder: Path, output: str = "run") -> list[str]:
     """Write config.yaml to a folder; returns what `train.py` takes to train it into another one in that folder."""
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -106,9 +117,12 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def own_log() -> Iterator[None]:
-    """Let no log of a test go to what was standard error then: it is closed."""
-    yield
+    """Leave levels of logs as they were, and let none go to what was standard error in a test: it is closed."""
     root = logging.getLogger()
+    levels = {log: log.level for log in (root, *map(logging.getLogger, root.manager.loggerDict))}
+    yield
+    for log, level in levels.items():
+        log.setLevel(level)
     for handler in [handler for handler in root.handlers if isinstance(handler.formatter, PrintableFormatter)]:
         root.removeHandler(handler)
 
@@ -193,5 +207,4 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
 
 def read_metrics(folder: Path, group: str) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl` that report training or validation."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["group"] == group]
+    return [line for line in read_lines(folder / "metrics.jsonl") if line["group"] == group]

@@ -2,17 +2,14 @@
 
 import json
 import logging
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import pytest
 import transformers
 import yaml
-from conftest import PROJECT, SAMPLE_DATA, check_message, save_tiny_model
+from conftest import PROJECT, SAMPLE_DATA, Capture, check_message, read_lines, save_tiny_model, write_lines
+from training_process import TORCHRUN, run_python
 
 import predict
 
@@ -45,17 +42,6 @@ with batch_task(Path(storage), checkpoint, size) if storage else contextlib.null
 """
 
 
-@pytest.fixture(autouse=True)
-def own_levels() -> Iterator[None]:
-    """Leave the levels of logs as they were: the command sets them for its whole process."""
-    levels = {
-        logging.getLogger(name): logging.getLogger(name).level for name in (None, *logging.root.manager.loggerDict)
-    }
-    yield
-    for log, before in levels.items():
-        log.setLevel(before)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported model that tags at random, but with the tags of the sample."""
@@ -70,10 +56,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def arguments(model: Path, tmp_path: Path) -> list[str]:
     """Arguments, but for the output, that cut the sample's 200 sentences into 6 chunks of whole documents."""
-    rows = [json.loads(line) for line in (SAMPLE_DATA / "test.json").read_text().splitlines()]
-    lines = [json.dumps({**row, "document_id": f"document {number // 5}"}) for number, row in enumerate(rows)]
-    (tmp_path / "input.json").write_text("\n".join(lines))
-    return ["--model", str(model), "--input", str(tmp_path / "input.json"), "--batch-size", "1"]
+    rows = enumerate(read_lines(SAMPLE_DATA / "test.json"))
+    file = write_lines([row | {"document_id": f"document {i // 5}"} for i, row in rows], tmp_path / "input.json")
+    return ["--model", str(model), "--input", file, "--batch-size", "1"]
 
 
 @pytest.fixture
@@ -84,13 +69,11 @@ def expected(arguments: list[str], tmp_path: Path) -> Path:
     return tmp_path / "expected"
 
 
-def run_two(folder: Path, arguments: list[str], **env: str) -> "subprocess.CompletedProcess[str]":
-    """Run the command in two processes of torchrun."""
+def run_two(folder: Path, arguments: list[str], status: int = 0, **env: str) -> str:
+    """Run the command in two processes of torchrun; returns what they wrote to their errors."""
     (folder / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(folder / "script.py"), str(PROJECT / "tests"), *arguments]
-    env = {**os.environ, "PYTHONPATH": str(PROJECT), **env}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240)
+    command = [*TORCHRUN, folder / "script.py", PROJECT / "tests", *arguments]
+    return run_python(*command, status=status, folder=folder, PYTHONPATH=str(PROJECT), **env)[1]
 
 
 def assert_same_files(folder: Path, expected: Path) -> None:
@@ -102,8 +85,7 @@ def assert_same_files(folder: Path, expected: Path) -> None:
 
 
 def test_two_processes_of_which_one_was_killed(arguments: list[str], expected: Path, tmp_path: Path) -> None:
-    killed = run_two(tmp_path, [*arguments, "--output", "out.jsonl"], KILLED_AT="3")
-    assert killed.returncode != 0 and "SIGKILL" in killed.stderr
+    assert "SIGKILL" in run_two(tmp_path, [*arguments, "--output", "out.jsonl"], status=1, KILLED_AT="3")
     shards = tmp_path / "out.jsonl.shards"
     assert 2 <= len([*shards.glob("*.shard")]) < 6 and not (tmp_path / "out.jsonl").exists()
     # What was tagged stays, whoever goes on: here the rest is done by one.
@@ -116,19 +98,17 @@ def test_on_a_cluster_a_restart_after_a_kill_goes_on(arguments: list[str], expec
     storage = tmp_path / "storage"
     storage.mkdir()
     command = [*arguments, "--output", "out.jsonl"]
-    killed = run_two(tmp_path, command, KILLED_AT="3", STORAGE=str(storage))
-    assert killed.returncode != 0 and "SIGKILL" in killed.stderr
+    assert "SIGKILL" in run_two(tmp_path, command, status=1, KILLED_AT="3", STORAGE=str(storage))
     assert not (storage / "reports.jsonl").exists()
     (checkpoint,) = storage.glob("*/batch_completed.json")
     assert json.loads(checkpoint.read_text()) == {"batch_completed": 2}
     output = storage / json.loads(checkpoint.with_name("metadata.json").read_text())["default_output_uuid"]
-    goes_on = run_two(tmp_path, command, STORAGE=str(storage), CHECKPOINT=checkpoint.parent.name)
-    assert goes_on.returncode == 0, goes_on.stderr
+    run_two(tmp_path, command, STORAGE=str(storage), CHECKPOINT=checkpoint.parent.name)
     shards = [path.relative_to(output) for path in output.rglob("*.shard")]
     assert sorted(map(str, shards)) == sorted(f"rank_{number % 2}/{number:08}.shard" for number in range(6))
     assert_same_files(output / "rank_0", expected)
     scores = json.loads((expected / "report" / "report.json").read_text())
-    ((group, steps, metrics),) = map(json.loads, (storage / "reports.jsonl").read_text().splitlines())
+    ((group, steps, metrics),) = read_lines(storage / "reports.jsonl")
     assert (group, steps) == ("test", 6) and metrics["f1"] == scores["overall"]["f1"] > 0
     assert metrics["accuracy_score"] == scores["accuracy"]
 
@@ -141,7 +121,7 @@ def test_the_shipped_experiment_gives_arguments_that_are_accepted() -> None:
 
 
 def test_text_and_columns_of_a_hub_data_set_are_written_alike(arguments: list[str], tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in (SAMPLE_DATA / "test.json").read_text().splitlines()]
+    rows = read_lines(SAMPLE_DATA / "test.json")
     texts = datasets.Dataset.from_list([{"text": " ".join(row["tokens"])} for row in rows])
     for split in ("dev", "test"):
         texts.to_parquet(tmp_path / "hub" / f"{split}-00000-of-00001.parquet")
@@ -151,7 +131,7 @@ def test_text_and_columns_of_a_hub_data_set_are_written_alike(arguments: list[st
             folder.mkdir(exist_ok=True)
             module.main([*arguments, *hub, "--output", str(folder / name)])
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
-    row = json.loads((tmp_path / "many" / "out.jsonl").read_text().splitlines()[0])
+    row = read_lines(tmp_path / "many" / "out.jsonl")[0]
     assert row["text"] == " ".join(rows[0]["tokens"]) and all(span["score"] >= 0.4 for span in row["spans"])
 
 
@@ -159,17 +139,13 @@ def test_text_and_columns_of_a_hub_data_set_are_written_alike(arguments: list[st
     ("change", "said"),
     [
         pytest.param(["--output", "-"], "--input, --output: found -; accepted are names of files", id="stdout"),
-        pytest.param(
-            ["--input", "hf://HUB"], "found the splits validation, test; name one: hf://HUB:SPLIT", id="split"
-        ),
+        pytest.param(["--input", "hf://HUB"], "the splits validation, test; name one: hf://HUB:SPLIT", id="split"),
         pytest.param(["--input", "hf://HUB/gone:a"], "--input: cannot load hf://HUB/gone:a: ", id="no-data-set"),
         pytest.param(["--batch-size", "2"], "out.jsonl.shards holds shards of another input or model", id="others"),
         pytest.param(["--model", "gone"], "--model: cannot load gone: there is no such folder", id="model"),
     ],
 )
-def test_a_mistake_ends_in_its_message(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], said: str
-) -> None:
+def test_a_mistake_is_told(arguments: list[str], tmp_path: Path, capsys: Capture, change: list[str], said: str) -> None:
     for split in ("dev", "test"):
         datasets.Dataset.from_list([{"text": "a"}]).to_parquet(tmp_path / "hub" / f"{split}-00000-of-00001.parquet")
     shards = tmp_path / "out.jsonl.shards"

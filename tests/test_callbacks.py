@@ -1,6 +1,5 @@
 """The callbacks: metrics log, test split and early end, alone, after a resume, and with several processes."""
 
-import contextlib
 import json
 import math
 from collections import Counter
@@ -12,7 +11,7 @@ import datasets
 import pytest
 import torch
 import transformers
-from conftest import SAMPLE_DATA, Config, Fit, read_metrics
+from conftest import SAMPLE_DATA, Capture, Config, Fit, Patch, read_lines, read_metrics
 from determined import core, pytorch
 from seqeval import metrics as seqeval_metrics
 from stand_in import newest_checkpoint, run_on_stand_in
@@ -39,9 +38,6 @@ def script_f1(patch: pytest.MonkeyPatch, values: Iterable[float]) -> None:
 VALIDATING = {"validation_period": pytorch.Batch(2)}
 
 
-# ------------------------------------------------------------------------------------------------------- what is kept
-
-
 def test_the_log_has_what_determined_got(small: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[tuple[str, int, dict[str, Any]]] = []
 
@@ -50,24 +46,19 @@ def test_the_log_has_what_determined_got(small: Config, fit: Fit, monkeypatch: p
 
     monkeypatch.setattr(core.DummyTrainContext, "_report_trial_metrics", report)
     folder = fit(small, reporting_period=3, **VALIDATING).output_dir
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    kept = [(line.pop("group"), line.pop("batches"), line) for line in lines]
+    kept = [(line.pop("group"), line.pop("batches"), line) for line in read_lines(folder / "metrics.jsonl")]
     assert [line for line in kept if line[0] != "test"] == got
-    assert {group: sum(line[0] == group for line in got) for group in ("training", "validation")} == {
-        "training": 8, "validation": 6,
-    }  # fmt: skip
+    assert Counter(group for group, *_ in got) == {"training": 8, "validation": 6}
 
 
-@contextlib.contextmanager
-def bars_enabled() -> Iterator[None]:
+@pytest.fixture
+def bars() -> Iterator[None]:
     """Let the libraries show bars, as they do where nothing was said, whatever `conftest.py` says."""
     datasets.enable_progress_bars()
     transformers.utils.logging.enable_progress_bar()
-    try:
-        yield
-    finally:
-        datasets.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()
+    yield
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
 
 
 class KeepingTrial(NERTrial):
@@ -79,7 +70,7 @@ class KeepingTrial(NERTrial):
 
     def evaluate_best(self, folder: Path, max_rows: int | None = None) -> dict[str, float]:
         metrics = super().evaluate_best(folder, max_rows)
-        rows = [json.loads(line) for line in (folder / "test" / "predictions.jsonl").read_text().splitlines()]
+        rows = read_lines(folder / "test" / "predictions.jsonl")
         self.kept.append((self.batches_trained, [row["gold"] for row in rows], [row["tags"] for row in rows]))
         return metrics
 
@@ -109,9 +100,6 @@ def test_without_a_test_split_nothing_is_called_test(small: Config, fit: Fit) ->
     assert (folder / "report" / "report.json").exists()
 
 
-# ------------------------------------------------------------------------------------------------------- early stopping
-
-
 @pytest.mark.parametrize(
     ("patience", "values", "num_validations"),
     [
@@ -125,20 +113,13 @@ def test_without_a_test_split_nothing_is_called_test(small: Config, fit: Fit) ->
     ],
 )
 def test_training_stops_after_so_many_worse_validations(
-    small: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch, patience: int | None,
-    values: list[float], num_validations: int,
-) -> None:  # fmt: skip
+    small: Config, fit: Fit, monkeypatch: Patch, patience: int | None, values: list[float], num_validations: int
+) -> None:
     script_f1(monkeypatch, values)
     small["hyperparameters"]["early_stopping_patience"] = patience
     folder = fit(small, **VALIDATING).output_dir
     assert len(read_metrics(folder, "validation")) == num_validations
     assert read_metrics(folder, "training")[-1]["batches"] == 2 * num_validations
-
-
-def test_smaller_may_be_better(small: Config, fit: Fit) -> None:
-    small["searcher"] |= {"metric": "validation_loss", "smaller_is_better": True}
-    small["hyperparameters"] |= {"early_stopping_patience": 1, "learning_rate": 0}
-    assert len(read_metrics(fit(small, **VALIDATING).output_dir, "validation")) == 2
 
 
 @pytest.mark.parametrize(
@@ -151,7 +132,7 @@ def test_smaller_may_be_better(small: Config, fit: Fit) -> None:
     ],
 )
 def test_a_resumed_run_stops_when_it_would_have(
-    small: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: list[float], after: list[float]
+    small: Config, fit: Fit, monkeypatch: Patch, tmp_path: Path, before: list[float], after: list[float]
 ) -> None:
     small["hyperparameters"]["early_stopping_patience"] = 3
     script_f1(monkeypatch, [*before, *after])
@@ -192,13 +173,11 @@ def test_a_resume_validates_before_it_trains(small: Config, tmp_path: Path) -> N
     assert batches == 4 and [report[:2] for report in reports] == [("test", 4), ("validation", 4)]
 
 
-def test_a_cluster_gets_test_scores_and_logs_each_number_once_without_bars(
-    small: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("bars")
+def test_a_cluster_gets_each_number_once_and_no_bars(small: Config, tmp_path: Path, capfd: Capture) -> None:
     small["data"]["overwrite_cache"] = True
     small |= {"min_validation_period": {"batches": 4}, "checkpoint_policy": "all"}
-    with bars_enabled():
-        _, reports = run_on_stand_in(small, tmp_path)
+    _, reports = run_on_stand_in(small, tmp_path)
     groups = [group for group, *_ in reports]
     assert groups[:3] == ["training", "test", "validation"] and groups.count("test") <= groups.count("validation")
     assert reports[1][1] == 4 and reports[1][2].keys() == {"accuracy_score", "precision", "recall", "f1"}
@@ -209,9 +188,6 @@ def test_a_cluster_gets_test_scores_and_logs_each_number_once_without_bars(
     assert "it/s" not in shown and "%|" not in shown, "a bar, where no terminal is"
 
 
-# --------------------------------------------------------------------------------------------------- several processes
-
-
 def test_two_processes_keep_what_one_keeps(small: Config, tmp_path: Path) -> None:
     small["data"] |= {"max_eval_samples": 50, "return_entity_level_metrics": True}
     small["hyperparameters"] |= {"learning_rate": 0, "early_stopping_patience": 2}  # no validation is ever better
@@ -220,9 +196,9 @@ def test_two_processes_keep_what_one_keeps(small: Config, tmp_path: Path) -> Non
     for num_ranks in (1, 2):
         folder = train_to_end(small, tmp_path / str(num_ranks), num_ranks) / "run"
         files = {str(path.relative_to(folder)) for path in folder.rglob("*") if "checkpoints" not in path.parts}
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        lines = read_lines(folder / "metrics.jsonl")
         report = json.loads((folder / "report" / "report.json").read_text())
-        tags = [json.loads(line)["tags"] for line in (folder / "test" / "predictions.jsonl").read_text().splitlines()]
+        tags = [row["tags"] for row in read_lines(folder / "test" / "predictions.jsonl")]
         kept.append((files, report, tags, lines))
     (*one, lines), (*two, other_lines) = kept
     assert one == two

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from conftest import PROJECT
 from determined.common import util
+from training_process import run_python
 
 NEEDED = (
     "ner_*.py", "train.py", "*predict.py", "ner/*.py", "ner/*.j2", "ner/formats/*.py", "transformer_trial/*.py",
@@ -114,18 +115,17 @@ class StandInMaster:
                 server.shutdown()
 
 
-def create(master: StandInMaster, project: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """`det experiment create ...` by somebody whose home is beside the project, with a name and a password."""
-    return run_det(master, project, "experiment", "create", *arguments)
-
-
-def run_det(master: StandInMaster, project: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [str(Path(sys.executable).parent / "det"), *arguments]
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DET_", "XDG_"))}
+def run_det(master: StandInMaster, project: Path, *arguments: str, status: int = 0) -> tuple[str, str]:
+    """`det` by somebody whose home is beside the project, with a name and a password; returns output and errors."""
     own = {"HOME": str(project.with_suffix(".home")), "DET_USER": "ada", "DET_PASS": "Lovelace1815"}
-    with master.listening() as address:
-        environment = {**inherited, **own, "DET_MASTER": address, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-        return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=120)
+    with pytest.MonkeyPatch.context() as patch, master.listening() as address:
+        for name in [name for name in os.environ if name.startswith(("DET_", "XDG_"))]:
+            patch.delenv(name)
+        own |= {"DET_MASTER": address, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        return run_python(Path(sys.executable).parent / "det", *arguments, status=status, folder=project, **own)
+
+
+CREATE = ("experiment", "create")
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +153,9 @@ def project(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 def sample(project: Path) -> StandInMaster:
     """A master that got the sample's experiment."""
     master = StandInMaster()
-    result = create(master, project, "-f", "sample/ner_config.yaml", ".")
-    assert result.returncode == 0, result.stderr
-    assert (project.with_suffix(".home") / ".config" / "determined" / "auth.json").exists(), (
-        "the client used another home"
-    )
-    assert "Created experiment 7" in result.stdout
-    assert LOG_LINE in result.stdout, "-f shows the log"
+    output, _ = run_det(master, project, *CREATE, "-f", "sample/ner_config.yaml", ".")
+    assert (project.with_suffix(".home") / ".config/determined/auth.json").exists(), "the client used another home"
+    assert "Created experiment 7" in output and LOG_LINE in output, "-f shows the log"
     return master
 
 
@@ -176,8 +172,7 @@ def test_the_sample_arrives_as_it_is_written_and_no_more_is_asked_for(sample: St
 def test_a_configuration_arrives_as_written_but_for_overrides(file: str, project: Path, sample: StandInMaster) -> None:
     master = StandInMaster()
     overrides = ("data.dataset_name=null", "data.train_file=data/train.csv", "reproducibility.experiment_seed=7")
-    result = create(master, project, *(f"--config={override}" for override in overrides), file, ".")
-    assert result.returncode == 0, result.stderr
+    run_det(master, project, *CREATE, *(f"--config={override}" for override in overrides), file, ".")
     expected = util.safe_load_yaml_with_exceptions((PROJECT / file).read_text())
     expected["data"] |= {"dataset_name": None, "train_file": "data/train.csv"}
     expected["reproducibility"]["experiment_seed"] = 7
@@ -198,8 +193,5 @@ def test_the_upload_is_what_a_trial_needs_and_data(sample: StandInMaster, projec
 
 def test_a_refused_experiment_ends_in_the_masters_reason(project: Path) -> None:
     master = StandInMaster(refusal="invalid experiment configuration: searcher.metric must be set")
-    result = create(master, project, "ner_config.yaml", ".")
-    assert result.returncode == 1
-    assert master.refusal in result.stderr
-    assert "Traceback" not in result.stderr
-    assert "Created" not in result.stdout
+    output, errors = run_det(master, project, *CREATE, "ner_config.yaml", ".", status=1)
+    assert master.refusal in errors and "Traceback" not in errors and "Created" not in output

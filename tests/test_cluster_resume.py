@@ -33,9 +33,6 @@ def config(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {**config, "scheduling_unit": 4, "checkpoint_policy": "none"}
 
 
-# ------------------------------------------------------------------------------------------------------- on a cluster
-
-
 @pytest.mark.parametrize(
     ("batches", "as_script"),
     [
@@ -97,9 +94,6 @@ def test_the_checkpoint_of_another_model_is_refused(
             config["data"][f"{split}_file"] = str(file)
     with pytest.raises(TrialError, match=f"^The checkpoint is of another model: .*{told}"):
         run_on_stand_in(config, tmp_path, newest_checkpoint(tmp_path), steps_completed)
-
-
-# --------------------------------------------------------------------------------------------------- across the stacks
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SAMPLE_DATA, SHARED_DATA, needs_wnut, refuses
+from conftest import SAMPLE_DATA, SHARED_DATA, Patch, needs_wnut, read_lines, refuses, write_lines
 from determined import core, pytorch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,21 +25,16 @@ from transformer_trial.processes import local_chief_first
 
 sizes = {
     "num_rows": st.integers(1, 150),
-    "global_batch_size": st.integers(1, 40),
+    "batch_size": st.integers(1, 40),
     "seed": st.integers(0, 2**32 - 1),
     "lengths": st.none() | st.integers(0, 2**32 - 1),
 }
 
 
-def build_sampler(
-    num_rows: int, global_batch_size: int, seed: int, lengths: int | None, *, num_slots: int = 1
-) -> SlotBatchSampler:
+def build_sampler(num_rows: int, batch_size: int, seed: int, lengths: int | None, num_slots: int = 1) -> Any:
     """A sampler over rows whose lengths, where it groups by them, are random numbers."""
     row_lengths = None if lengths is None else np.random.default_rng(lengths).integers(1, 60, num_rows).tolist()
-    return SlotBatchSampler(num_rows, global_batch_size, num_slots, seed=seed, lengths=row_lengths)
-
-
-# ---------------------------------------------------------------------------------------------- the order of batches
+    return SlotBatchSampler(num_rows, batch_size, num_slots, seed=seed, lengths=row_lengths)
 
 
 @given(**sizes, num_slots=st.integers(1, 9))
@@ -87,8 +82,7 @@ def test_evaluation_batches_are_bounded_by_tokens(lengths: list[int], max_tokens
 
 @needs_wnut
 def test_grouping_by_length_leaves_little_padding() -> None:
-    text = (SHARED_DATA / "wnut17" / "train.json").read_text()
-    lengths = np.array([len(json.loads(line)["tokens"]) for line in text.splitlines()])
+    lengths = np.array([len(row["tokens"]) for row in read_lines(SHARED_DATA / "wnut17" / "train.json")])
 
     def real_share(sampler: SlotBatchSampler) -> float:
         batches = sampler.global_batches(0)
@@ -109,9 +103,6 @@ def test_grouped_rows_of_small_data_meet_others_in_each_epoch(num_rows: int) -> 
     assert len(first & second) <= 1  # sorted all together, each batch would be the same again
 
 
-# ---------------------------------------------------------------------------- the loaders that Determined makes of it
-
-
 def build_data_loader(num_rows: int, sampler: Any, num_workers: int = 0) -> pytorch.DataLoader:
     """A loader of rows that each hold their number."""
     rows = datasets.Dataset.from_dict({"number": list(range(num_rows))})
@@ -124,7 +115,7 @@ def collate_numbers(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 @given(
-    num_rows=st.integers(1, 40), global_batch_size=st.integers(1, 12), lengths=st.none() | st.integers(0, 9),
+    num_rows=st.integers(1, 40), batch_size=st.integers(1, 12), lengths=st.none() | st.integers(0, 9),
     num_slots=st.integers(1, 5), skip=st.integers(0, 30),
 )  # fmt: skip
 def test_slots_train_on_the_batch_of_each_step_also_resumed(num_slots: int, skip: int, **arguments: Any) -> None:
@@ -161,31 +152,22 @@ def test_processes_that_collate_do_not_change_the_batches() -> None:
     assert batches[0] == batches[1]
 
 
-# ------------------------------------------------------------------------------------------------------------ loading
-
-
 Rows = list[dict[str, Any]]
 SPLITS = ("train", "validation", "test")
-SAMPLE: dict[str, Rows] = {
-    split: list(map(json.loads, (SAMPLE_DATA / f"{split}.json").read_text().splitlines())) for split in SPLITS
-}
-
-
-def write_jsonl(rows: Rows, path: Path) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+SAMPLE: dict[str, Rows] = {split: read_lines(SAMPLE_DATA / f"{split}.json") for split in SPLITS}
 
 
 @pytest.mark.parametrize(
     ("ending", "write"),
     [
-        pytest.param(".jsonl", write_jsonl, id="jsonl"),
-        pytest.param(".JSON", write_jsonl, id="json lines, ending in capitals"),
+        pytest.param(".jsonl", write_lines, id="jsonl"),
+        pytest.param(".JSON", write_lines, id="json lines, ending in capitals"),
         pytest.param(".json", lambda rows, path: path.write_text(json.dumps(rows, indent=1)), id="json, one list"),
         pytest.param(".parquet", lambda rows, path: pd.DataFrame(rows).to_parquet(path), id="parquet"),
-        pytest.param(" [1]*?.json", write_jsonl, id="a name with characters of patterns"),
+        pytest.param(" [1]*?.json", write_lines, id="a name with characters of patterns"),
     ],
 )
-def test_files_are_read_as_they_were_written(ending: str, write: Callable[[Rows, Path], None], tmp_path: Path) -> None:
+def test_files_are_read_as_they_were_written(ending: str, write: Callable[[Rows, Path], Any], tmp_path: Path) -> None:
     files: dict[str, Any] = {f"{split}_file": str(tmp_path / f"{split}{ending}") for split in SPLITS}
     for split, rows in SAMPLE.items():
         write(rows, Path(files[f"{split}_file"]))
@@ -198,7 +180,7 @@ def test_a_local_folder_is_a_data_set(saved: str, splits: Sequence[str], tmp_pat
     data = datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in SAMPLE.items()})
     if saved == "files":
         for split, rows in SAMPLE.items():
-            write_jsonl(rows, tmp_path / f"{split}.jsonl")
+            write_lines(rows, tmp_path / f"{split}.jsonl")
     else:
         (data if saved == "splits" else data["train"]).save_to_disk(tmp_path)
     loaded = default_load_dataset(DataConfig(dataset_name=str(tmp_path)))
@@ -216,9 +198,6 @@ def test_a_file_that_changed_is_read_anew(overwrite_cache: bool, tmp_path: Path)
 def test_without_a_data_set_or_files_the_message_says_what_to_set() -> None:
     with refuses("data.train_file: missing, and dataset_name is null. Set dataset_name"):
         default_load_dataset(DataConfig())
-
-
-# ------------------------------------------------------------------------------------------------------------- splits
 
 
 def make_splits(**sizes: int) -> datasets.DatasetDict:
@@ -282,9 +261,6 @@ def test_splits_that_leave_nothing_are_refused(found: Any, percentage: float | N
         select_splits(make_splits(**found), DataConfig(dataset_name="d", validation_split_percentage=percentage))
 
 
-# ------------------------------------------------------------------------------------------- the first of a node first
-
-
 def enter_in_turn(rank: int, ports: tuple[int, int], folder: Path, failing_node: int | None) -> Any:
     """One of four processes on two nodes: the first of each makes the node's cache, the other one needs it."""
     distributed = core.DistributedContext(
@@ -339,7 +315,7 @@ def test_a_single_process_just_goes_and_keeps_its_error() -> None:
         raise OSError("the disk is full")
 
 
-def test_who_is_interrupted_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_interrupted_waits_for_nobody(monkeypatch: Patch) -> None:
     distributed = core.DummyDistributedContext()
     monkeypatch.setattr(distributed, "allgather", lambda _: pytest.fail("the others may have ended"))
     with pytest.raises(KeyboardInterrupt), local_chief_first(distributed):

@@ -4,8 +4,6 @@ import datetime
 import functools
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,13 @@ import safetensors.torch
 import torch
 import transformers
 import yaml
-from conftest import PROJECT, Config, read_metrics, save_tiny_model, slow, watch, write_config
+from conftest import PROJECT, Config, read_lines, read_metrics, save_tiny_model, slow, watch, write_config
 from test_resume import KILL, TERM, assert_same_state, checkpoints_of, steps_of
-from training_process import start_ranks, wait_for_all
+from training_process import TORCHRUN, run_python, start_ranks, wait_for_all
 
 from ner_trial import NERTrial
 from transformer_trial import checkpoints, local
 from transformer_trial.data import PADDING
-
-# ------------------------------------------------------------------------------------------------------- what they note
 
 
 def note_steps(folder: Path) -> None:
@@ -48,8 +44,7 @@ def note_steps(folder: Path) -> None:
 
 def read_notes(folder: Path, name: str) -> dict[int, list[Any]]:
     """What each process has noted under this name, by its rank."""
-    files = sorted(folder.glob(f"{name}[0-9]"))
-    return {int(file.name[-1]): [json.loads(line) for line in file.read_text().splitlines()] for file in files}
+    return {int(file.name[-1]): read_lines(file) for file in sorted(folder.glob(f"{name}[0-9]"))}
 
 
 def train(config: Config, folder: Path, num_ranks: int, *arguments: str, **options: Any) -> list[int]:
@@ -64,9 +59,6 @@ def train_to_end(config: Config, folder: Path, num_ranks: int, *arguments: str, 
     """Train in so many processes; returns the folder, which holds their notes and, in `run`, the run."""
     assert train(config, folder, num_ranks, *arguments, **options) == [0] * num_ranks, (folder / "log").read_text()
     return folder
-
-
-# ------------------------------------------------------------------------------------------------------- what they do
 
 
 def rows_of_steps(folder: Path) -> dict[int, list[list[int]]]:
@@ -166,12 +158,9 @@ def test_torchrun_passes_a_signal_on_and_other_numbers_go_on(config: Config, tmp
     assert len(set(scores)) > 2, "it has to learn something that a difference would change"
     folder.mkdir()
     (folder / "stopped.py").write_text(STOPPED_BY_TORCHRUN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(folder / "stopped.py"), str(alone / "config.yaml"), "--output-dir", str(folder / "run")]
-    env = os.environ | {"PYTHONPATH": str(PROJECT)}
-    result = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=120)
-    assert result.returncode != 0 and "SIGTERM: saving a checkpoint" in result.stderr
-    assert "Stopped after batch 10 of 24." in result.stderr
+    command = [*TORCHRUN, folder / "stopped.py", alone / "config.yaml", "--output-dir", folder / "run"]
+    _, errors = run_python(*command, status=1, PYTHONPATH=str(PROJECT))
+    assert "SIGTERM: saving a checkpoint" in errors and "Stopped after batch 10 of 24." in errors
     assert steps_of(folder / "run")[-1] == 10  # amid an accumulation, and an epoch
     train_to_end(config, folder, num_ranks, "--resume", "auto")
     assert_same_metrics_and_weights(folder, alone)
@@ -206,9 +195,6 @@ def test_whatever_ends_several_processes_they_go_on_exactly(config: Config, tmp_
     assert_same_state(checkpoints_of(cut / "run")[-1], checkpoints_of(whole / "run")[-1])
 
 
-# ------------------------------------------------------------------------------------------------------------- failures
-
-
 def fail(rank: int) -> None:
     def load_datasets(_: Any) -> None:
         if os.environ["RANK"] == str(rank):
@@ -228,14 +214,10 @@ def find_a_checkpoint_on_the_first_node_only() -> None:
         slow(None, ["--config", "data.train_file=gone.csv"], "gone.csv is there", id="a mistake"),
         pytest.param(functools.partial(fail, 0), [], "ValueError: no such thing", id="the first"),
         pytest.param(functools.partial(fail, 1), [], "Process 1 failed, and this one with it: Val", id="another"),
-        slow(
-            find_a_checkpoint_on_the_first_node_only, ["--resume", "auto"], "a folder that all nodes share", id="lost"
-        ),
+        slow(find_a_checkpoint_on_the_first_node_only, ["--resume", "auto"], "that all nodes share", id="lost"),
     ],
 )
-def test_one_that_fails_ends_all(
-    config: Config, tmp_path: Path, change: Any, arguments: list[str], message: str
-) -> None:
+def test_one_that_fails_ends_all(config: Config, tmp_path: Path, change: Any, arguments: Any, message: str) -> None:
     assert 0 not in train(config, tmp_path / "failing", 2, *arguments, changes=[change] if change else [])
     assert message in (tmp_path / "failing" / "log").read_text()
     assert not (tmp_path / "failing" / "run").exists()

@@ -18,14 +18,13 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from conftest import PROJECT, SAMPLE_DATA, Config, Fit, read_metrics
+from conftest import PROJECT, SAMPLE_DATA, Config, Fit, Patch, read_lines, read_metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from model_kinds import KINDS, LABELS, save_kind
 from stand_in import run_on_stand_in
 from test_callbacks import script_f1
 from test_ner_report import Page
-from test_predict import read_lines
 
 import ner.card
 import ner.report
@@ -36,8 +35,6 @@ from ner.windows import prepare_tokenizer
 from transformer_trial.checkpoints import export_model, recipe
 from transformer_trial.config import parse_trial_config
 from transformer_trial.errors import printable
-
-# ------------------------------------------------------------------------------------------------------- what is in it
 
 
 @pytest.fixture
@@ -97,9 +94,6 @@ def test_pipeline_gives_the_tags_of_predict(small: Config, fit: Fit) -> None:
     assert (len(differ) - len(in_long)) / (num_words - len(in_long)) < 0.005
 
 
-# ---------------------------------------------------------------------------------------------------------------- card
-
-
 def render(card: str) -> Page:
     """The card as a markdown library that is no part of this project shows it."""
     _, _, text = card.removeprefix("---\n").partition("\n---\n")
@@ -110,29 +104,16 @@ def count_tags(page: Page) -> Counter[str]:
     return Counter(tag for tag, _ in page.elements)
 
 
-def read_rows(page: Page) -> list[list[str]]:
-    """The texts of the cells of all tables."""
-    rows: list[list[str]] = []
-    for tag, text in page.texts:
-        if tag == "tr":
-            rows.append([])
-        elif tag in ("td", "th"):
-            rows[-1].append(text)
-    return rows
-
-
 REPORT_FOLDERS = {"validation": "report", "test": "test/report"}
 SCORE_NAMES = ("precision", "recall", "f1", "support")
 
 
 def check_scores(card: str, reports: dict[str, Any]) -> None:
     """Every number of the card's tables of scores is that of the report."""
-    rows = read_rows(render(card))
-    tables = [i for i, row in enumerate(rows) if row[0] == "type"]
-    assert len(tables) == len(reports)
-    for start, report in zip(tables, reports.values()):
+    tables = [rows for _, *rows in (table for table in render(card).tables if table[0][0] == "type")]
+    for rows, report in zip(tables, reports.values(), strict=True):
         lines = [*report["types"].items(), ("all types", report["overall"])]
-        for row, (name, scores) in zip(rows[start + 1 :], lines):
+        for row, (name, scores) in zip(rows, lines, strict=True):
             values = [float(cell.replace(",", "")) for cell in row[1:]]
             assert row[0] == printable(name)
             assert values == pytest.approx([scores[key] for key in SCORE_NAMES], abs=5e-4)
@@ -202,16 +183,13 @@ def test_the_card_has_the_scores_that_were_reported(small: Config, fit: Fit, tmp
     page = render(card)
     assert page.text_of("h1") == ["run <b>3</b>⟨U+000A⟩# [x](y)"]
     assert not count_tags(page).keys() & {"b", "a", "em"}
-    assert "<b>|`_P_" in [row[0] for row in read_rows(page)]
-    assert ["train", "1,000", "11,988", "1,864"] in read_rows(page)
-
-
-# ------------------------------------------------------------------------------------------------------------- cluster
+    rows = [row for table in page.tables for row in table]
+    assert "<b>|`_P_" in [row[0] for row in rows] and ["train", "1,000", "11,988", "1,864"] in rows
 
 
 @pytest.mark.parametrize("export", [True, False])
-def test_each_checkpoint_of_a_cluster_holds_its_model_and_the_best_reports(
-    export: bool, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_holds_its_model_and_the_best_reports(
+    export: bool, small: Config, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     f1s = [0.2, 0.1, 0.3, 0.3]
     script_f1(monkeypatch, f1s)
@@ -221,12 +199,10 @@ def test_each_checkpoint_of_a_cluster_holds_its_model_and_the_best_reports(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
     run_on_stand_in(small, tmp_path / "cluster")
     assert not list((tmp_path / "temp").iterdir()), "temporary folders are left"
-    checkpoints = {
-        json.loads(file.read_text())["steps_completed"]: file.parent
-        for file in (tmp_path / "cluster").glob("*/metadata.json")
-    }
-    assert sorted(checkpoints) == [2, 4, 6, 8]
-    for (batches, folder), is_best in zip(sorted(checkpoints.items()), (True, False, True, False)):
+    files = (tmp_path / "cluster").glob("*/metadata.json")
+    checkpoints = sorted((json.loads(file.read_text())["steps_completed"], file.parent) for file in files)
+    assert [batches for batches, _ in checkpoints] == [2, 4, 6, 8]
+    for (batches, folder), is_best in zip(checkpoints, (True, False, True, False)):
         expected = {*(["model"] if export else []), *(["report", "test"] if is_best else [])}
         assert {"model", "report", "test"} & {path.name for path in folder.iterdir()} == expected
         reports = {split: folder / part / "report.json" for split, part in REPORT_FOLDERS.items()} if is_best else {}
@@ -242,8 +218,6 @@ def test_each_checkpoint_of_a_cluster_holds_its_model_and_the_best_reports(
         exported = safetensors.torch.load_file(folder / "model" / "model.safetensors")
         assert all(torch.equal(exported[name], weights[name]) for name in weights)
 
-
-# ----------------------------------------------------------------------------------------------------------- two stacks
 
 SENTENCES = [row["tokens"] for row in read_lines(SAMPLE_DATA / "train.json")[:12]]
 SENTENCES += [["Ada", "\x07", "", "東京", "👩‍👩‍👧", "e\u0301", "ab" * 30, "two words"], ["\u200b"], []]
@@ -320,8 +294,7 @@ def test_an_export_tags_as_the_model_and_tokenizer_that_it_was_made_from(kinds: 
 def test_exports_of_either_stack_tag_the_same_on_the_other(kinds: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     here, expected = kinds
     command = [str(find_other_python()), __file__, str(here), str(tmp_path / "there")]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    subprocess.run(command, check=True)
     assert_same_tags(json.loads(here.with_suffix(".json").read_text()), expected)
     expected_there = json.loads((tmp_path / "there.json").read_text())
     assert_same_tags(tag_with_exports(tmp_path / "there"), expected_there)

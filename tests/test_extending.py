@@ -2,10 +2,8 @@
 
 import csv
 import functools
-import json
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,20 +14,22 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import PROJECT, SAMPLE_DATA, Capture, Config, Fit, Log, Patch, read_metrics
-from training_process import Training, start_ranks, wait_for_all
+from conftest import PROJECT, SAMPLE_DATA, Capture, Config, Fit, Log, Patch, read_lines, read_metrics, refuses, slow
+from training_process import Training, run_python, start_ranks, wait_for_all
 
 import ner_utils
 import predict
+from ner.data import read_splits
 from ner_trial import NERTrial
 from transformer_trial import local
 from transformer_trial.errors import ConfigError, TrialError
 from transformer_trial.trial import BaseTransformerTrial
 
 TASK, LOADER, LOSS, HEAD = "Another task", "Another loader", "Another loss", "Another head"
-ROWS = [json.loads(line) for line in (SAMPLE_DATA / "train.json").read_text().splitlines()]
-ROWS = ROWS[:57]  # of two slots, one gets no row of the eighth batch
+ROWS = read_lines(SAMPLE_DATA / "train.json")[:57]  # of two slots, one gets no row of the eighth batch
 VALIDATION_ROWS = 23
+Command = Callable[[str], list[str]]
+"""The fixture `command`."""
 
 
 def is_good(row: dict[str, Any]) -> bool:
@@ -37,7 +37,7 @@ def is_good(row: dict[str, Any]) -> bool:
 
 
 @pytest.fixture
-def command(config: Config, tmp_path: Path, monkeypatch: Patch) -> Iterator[Callable[[str], list[str]]]:
+def command(config: Config, tmp_path: Path, monkeypatch: Patch) -> Iterator[Command]:
     """Write an example's files, its yaml and its data into a folder, and return the command line of its training."""
     with (tmp_path / "sentiment.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *((" ".join(r["tokens"]), int(is_good(r))) for r in ROWS)])
@@ -57,9 +57,7 @@ def command(config: Config, tmp_path: Path, monkeypatch: Patch) -> Iterator[Call
         for code in (block for kind, block in blocks if kind == "python"):
             (tmp_path / code.splitlines()[0].removeprefix("# ")).write_text(code)
         changes = yaml.safe_load(next(block for kind, block in blocks if kind == "yaml"))
-        config.update(
-            {"min_validation_period": {"batches": 7}, "scheduling_unit": 3, "entrypoint": changes["entrypoint"]}
-        )
+        config.update(min_validation_period={"batches": 7}, scheduling_unit=3, entrypoint=changes["entrypoint"])
         config["hyperparameters"] |= {"learning_rate": 3e-3, **changes.get("hyperparameters", {})}
         config["data"] = changes.get("data", config["data"] | {"max_train_samples": len(ROWS)})
         config["data"] |= {"max_eval_samples": VALIDATION_ROWS}
@@ -80,63 +78,49 @@ def train_here(arguments: list[str], *options: str, batches: int = 4) -> Path:
     return folder / "model"
 
 
-# ---------------------------------------------------------------------------------------------------- the four examples
-
-
 def see_modules(folder: Path) -> None:
     sys.path.insert(0, str(folder))
 
 
-@pytest.mark.parametrize("name", [TASK, *(pytest.param(name, marks=pytest.mark.slow) for name in (LOADER, LOSS, HEAD))])
+@pytest.mark.parametrize("name", [TASK, slow(LOADER), slow(LOSS), slow(HEAD)])
 def test_an_example_trains_resumes_and_is_the_same_in_two_processes(
-    command: Callable[[str], list[str]], tmp_path: Path, name: str
+    command: Command, tmp_path: Path, name: str
 ) -> None:
     arguments, log, changes = command(name), tmp_path / "log", [functools.partial(see_modules, tmp_path)]
-    assert Training([*arguments, str(tmp_path / "outputs" / "whole")], log, changes=changes).wait() == 0, (
-        log.read_text()
-    )
-    validations = read_metrics(tmp_path / "outputs" / "whole", "validation")
+    whole, cut, two = (tmp_path / "outputs" / name for name in ("whole", "cut", "two"))
+
+    def train(folder: Path, *options: str, signals: Any = ()) -> int:
+        return Training([*arguments, str(folder), *options], log, signals, changes=changes).wait()
+
+    assert train(whole) == 0, log.read_text()
+    validations = read_metrics(whole, "validation")
     assert len(validations) == 3 and validations[-1]["validation_loss"] < validations[0]["validation_loss"]
-    interrupt = [("training", 10, int(signal.SIGINT))]
-    assert (
-        Training([*arguments, str(tmp_path / "outputs" / "cut")], log, interrupt, changes=changes).wait()
-        == 128 + signal.SIGINT
-    ), log.read_text()
-    assert (
-        Training([*arguments, str(tmp_path / "outputs" / "cut"), "--resume", "auto"], log, changes=changes).wait() == 0
-    ), log.read_text()
+    assert train(cut, signals=[("training", 10, int(signal.SIGINT))]) == 128 + signal.SIGINT, log.read_text()
+    assert train(cut, "--resume", "auto") == 0, log.read_text()
     for file in ("metrics.jsonl", "model/model.safetensors"):
-        assert (tmp_path / "outputs" / "cut" / file).read_bytes() == (
-            tmp_path / "outputs" / "whole" / file
-        ).read_bytes()
-    assert wait_for_all(start_ranks([*arguments, str(tmp_path / "outputs" / "two")], log, 2, changes=changes)) == [
-        0,
-        0,
-    ], log.read_text()
+        assert (cut / file).read_bytes() == (whole / file).read_bytes()
+    assert wait_for_all(start_ranks([*arguments, str(two)], log, 2, changes=changes)) == [0, 0], log.read_text()
     if name != HEAD:  # its dropout differs from slot to slot
-        for line, expected in zip(read_metrics(tmp_path / "outputs" / "two", "validation"), validations, strict=True):
+        for line, expected in zip(read_metrics(two, "validation"), validations, strict=True):
             assert line.pop("group") == expected.pop("group")
             assert line == pytest.approx(expected, rel=2e-3, abs=1e-6)
 
 
-def test_the_classifier_of_the_docs_is_exported_for_pipeline_and_its_accuracy_is_that_of_rows(
-    command: Callable[[str], list[str]], tmp_path: Path
-) -> None:
+def test_the_classifier_of_the_docs_is_for_pipeline_and_scored_by_rows(command: Command, tmp_path: Path) -> None:
     model = train_here([*command(TASK)], batches=8)
     classify = transformers.pipeline("text-classification", str(model))
     right = sum((classify(" ".join(r["tokens"]))[0]["label"] == "good") == is_good(r) for r in ROWS[:VALIDATION_ROWS])
     assert read_metrics(tmp_path / "outputs" / "run", "validation")[-1]["accuracy"] == right / VALIDATION_ROWS
 
 
-def test_the_loader_of_the_docs_serves_training_and_prediction(
-    command: Callable[[str], list[str]], tmp_path: Path, capfd: Capture
-) -> None:
+def test_the_loader_of_the_docs_serves_all_programs(command: Command, tmp_path: Path, capfd: Capture) -> None:
     arguments = command(LOADER)
     model = train_here(arguments)
     options = ["--loader", "own_data_trial:read_rows", "--input", "train.slashed", "--output", "tagged.jsonl"]
     predict.main(["--model", str(model), *options])
-    tagged = [json.loads(line) for line in (tmp_path / "tagged.jsonl").read_text().splitlines()]
-    assert [(row["tokens"], row["gold"]) for row in tagged] == [(row["tokens"], row["ner_tags"]) for row in ROWS]
+    assert [(row["tokens"], row["gold"]) for row in read_lines(tmp_path / "tagged.jsonl")] == [
+        (row["tokens"], row["ner_tags"]) for row in ROWS
+    ]
     (tmp_path / "validation.slashed").write_text("Ada/B-PER\nLondon/B-\n")
     model = model.parent.rename(tmp_path / "outputs" / "first") / "model"
     for run in (
@@ -148,7 +132,7 @@ def test_the_loader_of_the_docs_serves_training_and_prediction(
         assert "validation.slashed, line 2: tag 1 is 'B-', which names no type" in capfd.readouterr().err
 
 
-def test_the_weight_of_the_docs_counts_as_in_torch(command: Callable[[str], list[str]], tmp_path: Path) -> None:
+def test_the_weight_of_the_docs_counts_as_in_torch(command: Command, tmp_path: Path) -> None:
     logits, labels = torch.randn(3, 4, 5), torch.tensor([[0, 1, -100, 3]] * 3)
     weights = torch.tensor([0.1, 0.2, 1, 3, 1])
     for given in (None, weights):
@@ -164,28 +148,21 @@ def test_the_weight_of_the_docs_counts_as_in_torch(command: Callable[[str], list
     assert losses[0] != losses[1]
 
 
-def test_the_head_of_the_docs_is_exported_with_its_code(command: Callable[[str], list[str]], capfd: Capture) -> None:
+def test_the_head_of_the_docs_is_exported_with_its_code(command: Command, capfd: Capture) -> None:
     model = train_here(command(HEAD))
     assert "does not rebuild" not in capfd.readouterr().err
-    weights = torch.nn.Module.state_dict(
-        transformers.pipeline("token-classification", str(model), trust_remote_code=True).model
-    )
+    weights = transformers.pipeline("token-classification", str(model), trust_remote_code=True).model.state_dict()
     assert weights["classifier.3.weight"].shape == (9, 32)
     Path("new.txt").write_text("Ada lives in London\n")
     arguments = ["--model", str(model), "--input", "new.txt", "--output", "new.jsonl"]
     predict.main([*arguments, "--trust-remote-code"])
-    assert len(json.loads(Path("new.jsonl").read_text())["tags"]) == 4
+    assert len(read_lines(Path("new.jsonl"))[0]["tags"]) == 4
     with pytest.raises(SystemExit):
         predict.main(arguments)
     assert "brings the code for it. Read that; to run it: --trust-remote-code" in capfd.readouterr().err
 
 
-# ----------------------------------------------------------------------------------------------------- heads and models
-
-
-def test_a_head_that_only_its_trial_builds_is_told_before_training_and_where_it_is_loaded(
-    config: Config, fit: Fit, caplog: Log
-) -> None:
+def test_a_head_that_only_its_trial_builds_is_told_at_both_ends(config: Config, fit: Fit, caplog: Log) -> None:
     class OtherHeadTrial(NERTrial):
         def build_model(self) -> None:
             super().build_model()
@@ -194,15 +171,11 @@ def test_a_head_that_only_its_trial_builds_is_told_before_training_and_where_it_
     config["searcher"]["max_length"]["batches"] = 1
     folder = fit(config, OtherHeadTrial).output_dir / "model"
     assert "AutoModelForTokenClassification.from_pretrained does not rebuild" in caplog.text
-    with pytest.raises(
-        TrialError, match=r"no weights for classifier\.bias.* but for classifier\.1\.bias.*predict\.Tagger"
-    ):
+    with refuses("no weights for classifier.bias", "but for classifier.1.bias", "predict.Tagger"):
         predict.Tagger.load(folder)
 
 
-def test_rows_longer_than_the_models_positions_are_told_before_training(
-    config: Config, fit: Callable[..., Any]
-) -> None:
+def test_rows_longer_than_the_models_positions_are_told_before_training(config: Config, fit: Fit) -> None:
     class LongTrial(BaseTransformerTrial):
         def load_datasets(self) -> Any:
             return {"train": [{"text": "a"}] * 3 + [{"text": "a " * 600}], "validation": lambda: iter([{"text": "a"}])}
@@ -217,12 +190,7 @@ def test_rows_longer_than_the_models_positions_are_told_before_training(
         fit(config, LongTrial)
 
 
-# ----------------------------------------------------------------------------------------------------------- settings
-
-
-def test_another_task_knows_its_own_settings_and_none_of_ner(
-    config: Config, command: Callable[[str], list[str]]
-) -> None:
+def test_another_task_knows_its_own_settings_and_none_of_ner(config: Config, command: Command) -> None:
     command(LOSS)
     weighted = __import__("weighted_trial").WeightedTrial
     given = config["hyperparameters"] | {"outside_weight": {"type": "double", "minval": 0.2, "maxval": 0.6}}
@@ -248,9 +216,7 @@ def test_another_task_knows_its_own_settings_and_none_of_ner(
         ("json:JSONDecoder", "accepted is a subclass of BaseTransformerTrial"),
     ],
 )
-def test_an_entrypoint_that_names_no_trial_is_told(
-    command: Callable[[str], list[str]], capfd: Capture, entrypoint: str, message: str
-) -> None:
+def test_a_wrong_entrypoint_is_told(command: Command, capfd: Capture, entrypoint: str, message: str) -> None:
     with pytest.raises(SystemExit):
         train_here(command(LOSS), "--config", f"entrypoint={entrypoint}")
     error = capfd.readouterr().err
@@ -260,18 +226,11 @@ def test_an_entrypoint_that_names_no_trial_is_told(
 def test_a_trial_of_the_script_that_is_run_is_refused(config: Config, tmp_path: Path) -> None:
     code = "from ner_trial import NERTrial\nfrom transformer_trial.local import run\nclass Own(NERTrial): ...\nrun(Own)"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    process = [sys.executable, "-c", code, str(tmp_path / "config.yaml")]
-    result = subprocess.run(process, cwd=PROJECT, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "Own is defined in the script that is run. Define it in a module of its own" in result.stderr
-
-
-# -------------------------------------------------------------------------------------------------------------- loaders
+    _, errors = run_python("-c", code, tmp_path / "config.yaml", status=1)
+    assert "Own is defined in the script that is run. Define it in a module of its own" in errors
 
 
 def test_rows_of_a_file_are_cached_until_it_changes_and_other_rows_are_not(config: Config, tmp_path: Path) -> None:
-    from ner.data import read_splits
-
     calls = []
     file = tmp_path / "names"
 
@@ -282,9 +241,8 @@ def test_rows_of_a_file_are_cached_until_it_changes_and_other_rows_are_not(confi
 
     def load(rows: Any) -> datasets.Dataset:
         calls.clear()
-        return read_splits({"train": rows}, NERTrial.parse_settings(config["hyperparameters"], {}).data, "ner")[0][
-            "train"
-        ]
+        settings = NERTrial.parse_settings(config["hyperparameters"], {})
+        return read_splits({"train": rows}, settings.data, "ner")[0]["train"]
 
     file.write_text("Ada Bea")
     cached = functools.partial(read, file)

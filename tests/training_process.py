@@ -1,9 +1,10 @@
-"""Real training processes that start fast: a fork server has imported the libraries once."""
+"""Processes: Python run to its end, and real trainings that start fast, since a fork server has the libraries."""
 
 import functools
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from conftest import PROJECT
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ner_trial", "transformer_trial.local", "torch.utils.tensorboard", "training_process"])
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 PHASES = {
     "training": ("transformer_trial.trial", "BaseTransformerTrial", "train_batch"),
@@ -34,6 +37,14 @@ Changes = Sequence[Callable[[], None]]
 
 Signals = Sequence[tuple[str, int, int]]
 """Triples of a phase, n and a signal that the process gets as it enters that phase the n-th time."""
+
+
+def run_python(*arguments: object, status: int = 0, folder: Path = PROJECT, **env: str) -> tuple[str, str]:
+    """Run Python in a folder until it ends with this exit status; returns its output and its errors."""
+    command, env = [sys.executable, *map(str, arguments)], {**os.environ, **env}
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert result.returncode == status, result.stderr
+    return result.stdout, result.stderr
 
 
 def _train(arguments: Sequence[str], log: Path, signals: Signals, phase: Any, env: Any, changes: Any) -> None:

@@ -23,6 +23,8 @@ import transformers
 from conftest import PROJECT
 from determined.common.api import bindings
 from determined.experimental import client
+from determined.experimental.client import Experiment
+from training_process import run_python
 
 from transformer_trial.checkpoints import allow_determined_checkpoints
 
@@ -53,7 +55,7 @@ KILLED = (*SAMPLE, "entrypoint=python3 killed.py", "max_restarts=2", "min_checkp
 TAGGED = ("--input", "sample/data/test.json", "--batch-size", "1")
 """What is tagged, in 7 chunks."""
 
-Submit = Callable[..., client.Experiment]
+Submit = Callable[..., Experiment]
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +73,9 @@ def compute_pool() -> Any:
 @pytest.fixture(scope="module")
 def submit(compute_pool: Any) -> Iterator[Submit]:
     """Creates an experiment as a user does, with `det`; what has not ended when the tests have is killed."""
-    submitted: list[client.Experiment] = []
+    submitted: list[Experiment] = []
 
-    def submit(file: str, *overrides: str, include: str | None = None) -> client.Experiment:
+    def submit(file: str, *overrides: str, include: str | None = None) -> Experiment:
         options = [option for override in overrides for option in ("--config", override)]
         options += [] if include is None else ["--include", include]
         command = [str(Path(sys.executable).parent / "det"), "experiment", "create", *options, file, "."]
@@ -90,7 +92,7 @@ def submit(compute_pool: Any) -> Iterator[Submit]:
             experiment.kill()
 
 
-def wait_until(experiment: client.Experiment, reached: Callable[[], bool], what: str) -> None:
+def wait_until(experiment: Experiment, reached: Callable[[], bool], what: str) -> None:
     """Wait for something that happens while an experiment goes on; shows its trials' last log lines if it does not."""
     deadline = time.monotonic() + LIMIT_SECONDS
     while not reached():
@@ -102,26 +104,26 @@ def wait_until(experiment: client.Experiment, reached: Callable[[], bool], what:
         time.sleep(1)
 
 
-def completed(experiment: client.Experiment) -> client.Experiment:
+def completed(experiment: Experiment) -> Experiment:
     wait_until(experiment, lambda: experiment.state == client.ExperimentState.COMPLETED, "completed")
     return experiment
 
 
 @pytest.fixture(scope="module")
-def jobs(submit: Submit) -> dict[str, client.Experiment]:
+def jobs(submit: Submit) -> dict[str, Experiment]:
     """The experiments that wait for nothing but slots, all submitted at once."""
     straight, killed = submit(*SAMPLE), submit(*KILLED, include="tests/cluster/killed.py")
     return {"straight": straight, "killed": killed, "search": submit(*SEARCH)}
 
 
 @pytest.fixture(scope="module")
-def straight(jobs: dict[str, client.Experiment]) -> client.Experiment:
+def straight(jobs: dict[str, Experiment]) -> Experiment:
     """The sample's experiment, trained without interruption."""
     return completed(jobs["straight"])
 
 
 @pytest.fixture(scope="module")
-def best(straight: client.Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def best(straight: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its best checkpoint, in a folder that bears the checkpoint's uuid."""
     (checkpoint,) = straight.list_checkpoints(max_results=1)
     return Path(checkpoint.download(str(tmp_path_factory.mktemp("best") / checkpoint.uuid)))
@@ -136,24 +138,22 @@ def needs_two_slots(compute_pool: Any) -> None:
 
 def predict(model: str, folder: Path) -> bytes:
     """Tag with predict.py on this machine; returns what it wrote."""
-    command = [sys.executable, "predict.py", "--model", model, *TAGGED, "--output", str(folder / "out.jsonl")]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
+    run_python("predict.py", "--model", model, *TAGGED, "--output", folder / "out.jsonl")
     return (folder / "out.jsonl").read_bytes()
 
 
-def reports(experiment: client.Experiment, group: str = "validation") -> dict[int, dict[str, Any]]:
+def reports(experiment: Experiment, group: str = "validation") -> dict[int, dict[str, Any]]:
     """What the master keeps of the only trial's metrics, by batches trained."""
     (trial,) = experiment.list_trials()
     return {report.steps_completed: report.metrics for report in trial.iter_metrics(group)}
 
 
-def final(experiment: client.Experiment) -> dict[str, Any]:
+def final(experiment: Experiment) -> dict[str, Any]:
     """Metrics of the last validation."""
     return max(reports(experiment).items())[1]
 
 
-def newest_weights(experiment: client.Experiment, folder: Path) -> dict[str, torch.Tensor]:
+def newest_weights(experiment: Experiment, folder: Path) -> dict[str, torch.Tensor]:
     """The model's weights in the last checkpoint."""
     (newest,) = experiment.list_checkpoints(client.CheckpointSortBy.BATCH_NUMBER, client.OrderBy.DESC, max_results=1)
     path = Path(newest.download(str(folder / newest.uuid)))
@@ -162,7 +162,7 @@ def newest_weights(experiment: client.Experiment, folder: Path) -> dict[str, tor
     return state["models_state_dict"][0]
 
 
-def test_the_sample_trains_and_the_master_has_its_metrics_and_checkpoints(straight: client.Experiment) -> None:
+def test_the_sample_trains_and_the_master_has_its_metrics_and_checkpoints(straight: Experiment) -> None:
     assert final(straight)["f1"] >= 0.9
     assert final(straight)["validation_loss"] < 0.5
     assert max(reports(straight)) == max(reports(straight, "training")) == 756  # 12 epochs of 1,000 sentences by 16
@@ -172,7 +172,7 @@ def test_the_sample_trains_and_the_master_has_its_metrics_and_checkpoints(straig
     assert all("model/config.json" in checkpoint.resources for checkpoint in checkpoints)
 
 
-def test_the_master_has_the_scores_on_the_test_split(straight: client.Experiment) -> None:
+def test_the_master_has_the_scores_on_the_test_split(straight: Experiment) -> None:
     scores = reports(straight, "test")
     assert scores and scores.keys() <= reports(straight).keys()
     assert max(scores.items())[1]["f1"] >= 0.85
@@ -182,14 +182,12 @@ def test_the_master_has_the_scores_on_the_test_split(straight: client.Experiment
     assert not [line for line in trial.iter_logs() if "it/s]" in line], "progress bars"
 
 
-def test_its_best_checkpoint_holds_a_model_that_tags_text(best: Path) -> None:
-    folder = best / "model"
-    names = transformers.AutoModelForTokenClassification.from_pretrained(folder).config.label2id.keys()
-    command = [sys.executable, "predict.py", "--model", str(folder), "--input", "-", "--output", "-"]
-    text = "Ada Lovelace lived in London .\n"
-    result = subprocess.run(command, cwd=PROJECT, input=text, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    row = json.loads(result.stdout)
+def test_its_best_checkpoint_holds_a_model_that_tags_text(best: Path, tmp_path: Path) -> None:
+    model, text = best / "model", "Ada Lovelace lived in London ."
+    names = transformers.AutoModelForTokenClassification.from_pretrained(model).config.label2id.keys()
+    (tmp_path / "in").write_text(text)
+    files = ("--input", tmp_path / "in", "--output", "-")
+    row = json.loads(run_python("predict.py", "--model", model, *files, "--format", "text")[0])
     assert row["tokens"] == text.split()
     assert len(row["tags"]) == len(row["tokens"]) and set(row["tags"]) <= names
 
@@ -200,9 +198,7 @@ def has_left_its_container(trial: client.Trial) -> bool:
     return all(allocation.endTime for allocation in task.allocations)
 
 
-def assert_same_end(
-    experiment: client.Experiment, straight: client.Experiment, compute_pool: Any, folder: Path
-) -> None:
+def assert_same_end(experiment: Experiment, straight: Experiment, compute_pool: Any, folder: Path) -> None:
     """They end with the same weights and metrics, and validated at the same batches."""
     expected, found = (newest_weights(run, folder) for run in (straight, experiment))
     assert found.keys() == expected.keys()
@@ -216,8 +212,8 @@ def assert_same_end(
         assert final(experiment)[name] == pytest.approx(final(straight)[name], rel=1e-6 if on_cpu else 0.05)
 
 
-def test_a_run_that_was_paused_ends_as_one_that_was_not(
-    straight: client.Experiment, submit: Submit, compute_pool: Any, tmp_path: Path
+def test_a_paused_run_ends_as_one_that_was_not(
+    straight: Experiment, submit: Submit, compute_pool: Any, tmp_path: Path
 ) -> None:
     experiment = submit(*SAMPLE)
     wait_until(experiment, lambda: bool(experiment.list_trials() and reports(experiment, "training")), "trained")
@@ -231,8 +227,8 @@ def test_a_run_that_was_paused_ends_as_one_that_was_not(
     assert_same_end(experiment, straight, compute_pool, tmp_path)
 
 
-def test_a_run_that_was_killed_twice_ends_as_one_that_was_not(
-    straight: client.Experiment, jobs: dict[str, client.Experiment], compute_pool: Any, tmp_path: Path
+def test_a_run_killed_twice_ends_as_another(
+    straight: Experiment, jobs: dict[str, Experiment], compute_pool: Any, tmp_path: Path
 ) -> None:
     killed = completed(jobs["killed"])
     (trial,) = killed.list_trials()
@@ -241,14 +237,14 @@ def test_a_run_that_was_killed_twice_ends_as_one_that_was_not(
 
 
 @pytest.mark.usefixtures("needs_two_slots")
-def test_two_slots_learn_what_one_does(straight: client.Experiment, submit: Submit) -> None:
+def test_two_slots_learn_what_one_does(straight: Experiment, submit: Submit) -> None:
     experiment = completed(submit(*SAMPLE, "resources.slots_per_trial=2"))
     assert reports(experiment).keys() == reports(straight).keys(), "another number of batches"
     # Not equal: each slot drops units of its own. Seeds differ by 0.02.
     assert final(experiment)["f1"] == pytest.approx(final(straight)["f1"], abs=0.03)
 
 
-def test_the_search_tries_four_trials_and_names_the_best(jobs: dict[str, client.Experiment]) -> None:
+def test_the_search_tries_four_trials_and_names_the_best(jobs: dict[str, Experiment]) -> None:
     experiment = completed(jobs["search"])
     trials = experiment.list_trials()
     assert len({trial.hparams["learning_rate"] for trial in trials}) == 4
@@ -259,7 +255,7 @@ def test_the_search_tries_four_trials_and_names_the_best(jobs: dict[str, client.
 
 
 def test_a_registered_model_is_found_by_name_and_by_uuid(
-    best: Path, straight: client.Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    best: Path, straight: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # of this test alone: what it has is downloaded
     name, det = f"ner-test-{straight.id}-{int(time.time())}", str(Path(sys.executable).parent / "det")
@@ -276,7 +272,7 @@ def test_a_registered_model_is_found_by_name_and_by_uuid(
 
 @pytest.mark.usefixtures("needs_two_slots")
 def test_batch_prediction_on_two_slots_is_that_of_predict_py(
-    best: Path, straight: client.Experiment, submit: Submit, compute_pool: Any, tmp_path: Path
+    best: Path, straight: Experiment, submit: Submit, compute_pool: Any, tmp_path: Path
 ) -> None:
     arguments = f"--model {best.name} {' '.join(TAGGED)} --output out.jsonl"
     launcher = "python3 -m determined.launch.torch_distributed"
