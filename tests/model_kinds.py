@@ -12,13 +12,13 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from conftest import SAMPLE_DATA
+from conftest import SAMPLE_DATA, read_lines
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from ner.windows import prepare_tokenizer
 
 LABELS = ["I-PER", "O", "B-PER", "B-ORG"]  # in no order, and B-ORG without its I-ORG
-SENTENCES = [json.loads(line) for line in (SAMPLE_DATA / "train.json").read_text(encoding="utf-8").splitlines()[:200]]
+SENTENCES = read_lines(SAMPLE_DATA / "train.json")[:200]
 FOLDERS = tempfile.TemporaryDirectory(prefix="kinds")  # removed when Python ends
 
 

@@ -53,14 +53,6 @@ def test_a_head_that_the_architecture_lacks_is_a_clear_error() -> None:
         build_using_auto(model_config)
 
 
-def test_damaged_weights_are_a_clear_error(tiny_model: Path, tmp_path: Path) -> None:
-    for file in tiny_model.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes()[: 1000 if file.suffix == ".safetensors" else None])
-    model_config = ModelConfig(model_mode="token-classification", pretrained_model_name_or_path=str(tmp_path))
-    with pytest.raises(TrialError, match=r"hyperparameters\.model_name .*: cannot load .* with AutoModelForToken"):
-        build_using_auto(model_config)
-
-
 @pytest.mark.parametrize("architecture", ["Bert", "DistilBert", "Roberta", "Electra", "DebertaV2", "ModernBert", "T5"])
 def test_weight_decay_skips_biases_and_norms_as_transformers_does(architecture: str, tmp_path: Path) -> None:
     sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 0}

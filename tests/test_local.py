@@ -1,12 +1,10 @@
 """train.py: what it makes of the command line and the yaml, and that it trains what Determined's harness trains."""
 
 import contextlib
-import json
 import logging
 import os
 import pty
 import re
-import subprocess
 import sys
 import termios
 from collections.abc import Callable
@@ -17,9 +15,11 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import PROJECT, Config, Fit, read_metrics, watch, write_config
+from conftest import PROJECT, Config, Fit, Log, Patch, read_metrics, watch, write_config
 from determined import pytorch
 from stand_in import run_on_stand_in
+from test_resume import steps_of
+from training_process import run_python
 
 from ner_trial import NERTrial
 from transformer_trial import local
@@ -36,7 +36,7 @@ def config(config: Config) -> Config:
 
 
 @pytest.fixture
-def run(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Run:
+def run(config: Config, tmp_path: Path, monkeypatch: Patch, caplog: Log) -> Run:
     """Train the configuration in this process as `train.py` does, in the folder that is returned."""
     monkeypatch.setenv("XDG_DATA_HOME", "what a run sets is undone")
     monkeypatch.setattr(local, "set_up_logging", lambda on_cluster: caplog.set_level(logging.INFO))
@@ -51,11 +51,9 @@ def run(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog:
 
 def test_a_run_leaves_model_metrics_and_checkpoints(config: Config, tmp_path: Path) -> None:
     write_config(config, tmp_path)
-    command = [sys.executable, str(PROJECT / "train.py"), "config.yaml", "--output-dir", "run"]
-    command += ["--config", "scheduling_unit=2", "--config", "min_validation_period.batches=5"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    folder = tmp_path / "run"
+    options = ("--config", "scheduling_unit=2", "--config", "min_validation_period.batches=5")
+    command = (PROJECT / "train.py", "config.yaml", "--output-dir", "run", *options)
+    folder, (_, said) = tmp_path / "run", run_python(*command, folder=tmp_path)
     assert [line["batches"] for line in read_metrics(folder, "training")] == [2, 4, 5, 6, 8, 10]
     assert [line["batches"] for line in read_metrics(folder, "validation")] == [5, 10]
     model = transformers.AutoModelForTokenClassification.from_pretrained(folder / "model")
@@ -66,27 +64,25 @@ def test_a_run_leaves_model_metrics_and_checkpoints(config: Config, tmp_path: Pa
     code = {path.name for path in (checkpoints[0] / "code").iterdir()}
     assert {"ner_trial.py", "transformer_trial"} <= code
     assert not {"tests", ".venv", "outputs", ".git"} & code
-    lines = [line for line in result.stderr.splitlines() if line.startswith("batch ")]
+    lines = [line for line in said.splitlines() if line.startswith("batch ")]
     assert lines[2].startswith("batch 5 of 10: training learning_rate ")
     assert lines[3].startswith("batch 5 of 10: validation accuracy_score ")
-    assert "determined" not in result.stderr.replace(str(checkpoints[0].parents[1]), ""), "the client's chatter"
+    assert "determined" not in said.replace(str(checkpoints[0].parents[1]), ""), "the client's chatter"
 
 
 @pytest.mark.parametrize(
     ("policy", "latest", "expected"), [("best", 1, [10]), ("all", 1, [10]), ("all", 3, [6, 8, 10]), ("none", 1, [10])]
 )
-def test_the_checkpoints_that_remain_are_those_that_the_yaml_asks_for(
-    run: Run, config: Config, policy: str, latest: int, expected: list[int]
+def test_the_yaml_says_which_checkpoints_remain(
+    run: Run, config: Config, policy: str, latest: int, expected: Any
 ) -> None:
     config["hyperparameters"]["learning_rate"] = 0.003
     config["checkpoint_storage"] = {"save_trial_latest": latest}
     folder = run("--config", f"checkpoint_policy={policy}", "--config", "min_validation_period.batches=2")
-    files = folder.glob("checkpoints/determined/*/metadata.json")
-    kept = sorted(json.loads(file.read_text())["steps_completed"] for file in files)
     validations = read_metrics(folder, "validation")
     best = max(validations, key=lambda line: line["f1"])["batches"]  # the first of equals
     assert len(validations) == 5
-    assert kept == sorted({*expected, *([] if policy == "none" else [best])})
+    assert sorted(steps_of(folder)) == sorted({*expected, *([] if policy == "none" else [best])})
 
 
 def test_test_mode_trains_and_validates_one_batch_whose_checkpoint_determined_loads(run: Run) -> None:
@@ -99,11 +95,10 @@ def test_test_mode_trains_and_validates_one_batch_whose_checkpoint_determined_lo
         "checkpoints.allow_determined_checkpoints();"
         "print(type(pytorch.load_trial_from_checkpoint_path(sys.argv[1])).__name__)"
     )
-    loaded = subprocess.run([sys.executable, "-c", code, str(checkpoint)], cwd=PROJECT, capture_output=True, text=True)
-    assert loaded.stdout.strip() == "NERTrial", loaded.stderr
+    assert run_python("-c", code, checkpoint)[0].strip() == "NERTrial"
 
 
-def test_a_terminal_shows_a_progress_bar(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_a_progress_bar(run: Run, monkeypatch: Patch) -> None:
     controller, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 100))
     with open(terminal, "w") as stderr:
@@ -133,9 +128,7 @@ def test_a_terminal_shows_a_progress_bar(run: Run, monkeypatch: pytest.MonkeyPat
         pytest.param(["--output-dir", "OTHER"], "holds the results of another run", id="another-run"),
     ],
 )
-def test_a_mistake_ends_in_its_message(
-    tmp_path: Path, run: Run, arguments: list[str], message: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_mistake_is_told(tmp_path: Path, run: Run, arguments: list[str], message: str, caplog: Log) -> None:
     (tmp_path / "OTHER").mkdir()
     (tmp_path / "OTHER" / "metrics.jsonl").write_text("precious\n")
     with pytest.raises(SystemExit) as stopped:
@@ -157,8 +150,8 @@ def test_periods_mean_what_they_mean_to_determined(period: dict[str, int]) -> No
 
 
 @pytest.mark.parametrize("optimizations", [{}, {"aggregation_frequency": 2, "average_aggregated_gradients": False}])
-def test_the_same_yaml_trains_the_same_weights_in_determineds_harness_and_in_train_py(
-    config: Config, tmp_path: Path, run: Run, optimizations: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_determineds_harness_and_train_py_train_the_same_weights(
+    config: Config, tmp_path: Path, run: Run, optimizations: dict[str, Any], monkeypatch: Patch
 ) -> None:
     config |= {"optimizations": optimizations, "min_validation_period": {"batches": 4}}
     config["hyperparameters"]["learning_rate"] = 1e-3
@@ -172,7 +165,7 @@ def test_the_same_yaml_trains_the_same_weights_in_determineds_harness_and_in_tra
     assert trials[2].experiment_config["searcher"]["max_length"] == {"batches": 8}
 
 
-def test_the_search_yaml_trains_with_middle_values(config: Config, run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_search_yaml_trains_with_middle_values(config: Config, run: Run, caplog: Log) -> None:
     search = yaml.safe_load((PROJECT / "ner_search.yaml").read_text())
     model = config["hyperparameters"]["pretrained_model_name_or_path"]
     search["hyperparameters"]["pretrained_model_name_or_path"] = model

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import random
+import string
 import subprocess
 import sys
 import termios
@@ -17,8 +18,9 @@ from unittest import mock
 
 import datasets
 import pytest
-from conftest import PROJECT, SAMPLE_MODEL, SHARED_DATA, needs_wnut, refuses
+from conftest import PROJECT, SAMPLE_MODEL, SHARED_DATA, Patch, needs_wnut, refuses, slow
 from test_ner_formats import class_label_features
+from training_process import run_python
 
 import ner.cells
 import ner.columns
@@ -44,9 +46,6 @@ def read(config: NERDataConfig) -> datasets.DatasetDict:
 
 def words_and_tags(rows: datasets.Dataset) -> list[tuple[list[str], list[str]]]:
     return [(row["tokens"], row["tags"]) for row in rows]
-
-
-# ----------------------------------------------------------------------------------------------------------- columns
 
 
 def table(*names: str, cell: Any = ("x",)) -> Record:
@@ -135,17 +134,6 @@ def test_a_header_is_told_from_words(cells: list[str], expected: bool) -> None:
     assert (ReadOptions().count_column_names(cells) >= 2) == expected
 
 
-def test_splits_may_have_different_formats(tmp_path: Path) -> None:
-    (tmp_path / "a.conll").write_text("EU\tNNP\tB-ORG\nrejects\tVBZ\tO\n")
-    (tmp_path / "b.jsonl").write_text(LINE)
-    (tmp_path / "c.csv").write_text("words,tags\nEU rejects,B-ORG O\n")
-    train, validation, test = (str(tmp_path / name) for name in ("a.conll", "b.jsonl", "c.csv"))
-    splits = read(NERDataConfig(train_file=train, validation_file=validation, test_file=test))
-    assert [words_and_tags(rows) for rows in splits.values()] == [[(["EU", "rejects"], ["B-ORG", "O"])]] * 3
-
-
-# ---------------------------------------------------------------------------------------------------- numbers and names
-
 INTEGERS = [{"tokens": row["tokens"], "ner_tags": [NAMES.index(tag) for tag in row["ner_tags"]]} for row in ROWS]
 
 
@@ -191,8 +179,6 @@ def test_rows_of_ones_own_are_checked(splits: dict[str, Any], data: dict[str, An
         ner.data.read_splits(splits, NERDataConfig(**data), "ner")
 
 
-# ---------------------------------------------------------------------------------------------------------- data sets
-
 ELSEWHERE = "dataset_name: lhoestq/conll2003, which holds the same data"
 
 
@@ -225,13 +211,11 @@ def test_a_revision_without_a_script_is_not_called_one() -> None:
     assert "loading script" not in str(raised.value)
 
 
-# -------------------------------------------------------------------------------------------------------------- cache
-
 CountReads = Callable[..., tuple[int, list[Any]]]
 
 
 @pytest.fixture
-def count_reads(monkeypatch: pytest.MonkeyPatch) -> CountReads:
+def count_reads(monkeypatch: Patch) -> CountReads:
     """Reads, and tells how many splits were not found in the cache, and what was read."""
 
     def count_reads(file: Path, **options: Any) -> tuple[int, list[Any]]:
@@ -251,7 +235,7 @@ def change_within(folder: Path, _: Any) -> None:
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
-def change_code(module: Any, folder: Path, patch: pytest.MonkeyPatch) -> None:
+def change_code(module: Any, folder: Path, patch: Patch) -> None:
     (folder / "changed.py").write_text(Path(module.__file__).read_text() + "# changed\n")
     patch.setattr(module, "__file__", str(folder / "changed.py"))
 
@@ -276,7 +260,7 @@ def change_code(module: Any, folder: Path, patch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_cache_is_used_unless_something_changed(
-    change: Any, num_reads: int, count_reads: CountReads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: Any, num_reads: int, count_reads: CountReads, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     columns = {"tokens": ["EU"], "ner_tags": ["O"], "tags": ["B-ORG"], "words": ["the"]}
     (tmp_path / "a.jsonl").write_text(json.dumps(columns) + "\n")
@@ -302,12 +286,8 @@ def test_another_process_finds_the_cache_also_one_made_anew(tmp_path: Path) -> N
     file, cache = str(tmp_path / "a.jsonl"), str(tmp_path / "cache")
     for anew in (False, True):
         read(NERDataConfig(train_file=file, cache_dir=cache, overwrite_cache=anew))
-    command = [sys.executable, "-c", READ_FROM_CACHE, file, cache]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert result.stdout.strip() == "['EU', 'rejects']", result.stderr
+    assert run_python("-c", READ_FROM_CACHE, file, cache)[0].strip() == "['EU', 'rejects']"
 
-
-# ------------------------------------------------------------------------------------------ memory, processes, progress
 
 CONVERT = """
 import json, resource, sys
@@ -326,11 +306,9 @@ print(json.dumps(peaks))
 
 def write_columns(path: Path, num_words: int) -> None:
     draw = random.Random(0)
-    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(1, 10))) for _ in range(5000)]
-    lines = (
-        f"{draw.choice(words)}\t{draw.choice(['O', 'O', 'B-PER'])}\n" + "\n" * (i % 20 == 19) for i in range(num_words)
-    )
-    path.write_text("".join(lines))
+    words = ["".join(draw.choices(string.ascii_lowercase, k=draw.randint(1, 10))) for _ in range(5000)]
+    cells = ((draw.choice(words), draw.choice(["O", "O", "B-PER"])) for _ in range(num_words))
+    path.write_text("".join("\t".join(row) + "\n" * (1 + (i % 20 == 19)) for i, row in enumerate(cells)))
 
 
 @pytest.mark.slow
@@ -359,19 +337,13 @@ def test_memory_does_not_grow_with_the_file_and_the_terminal_shows_progress(tmp_
     assert large["MiB"][1] - small["MiB"][1] < 32
 
 
-# ------------------------------------------------------------------------------------------------------------ WNUT 17
-
 WNUT = SHARED_DATA / "wnut17"
 
 
 @needs_wnut
 @pytest.mark.parametrize(
     ("split", "num_sentences", "num_words"),
-    [
-        pytest.param("train", 3394, 62730, marks=pytest.mark.slow),
-        ("validation", 1009, 15733),
-        pytest.param("test", 1287, 23394, marks=pytest.mark.slow),
-    ],
+    [slow("train", 3394, 62730), ("validation", 1009, 15733), slow("test", 1287, 23394)],
 )
 def test_wnut_is_the_same_as_columns_and_as_json(split: str, num_sentences: int, num_words: int) -> None:
     files = (WNUT / "conll" / f"{split}.conll", WNUT / f"{split}.json")
@@ -382,8 +354,8 @@ def test_wnut_is_the_same_as_columns_and_as_json(split: str, num_sentences: int,
     assert Counter(tag for _, tag in lines) == Counter(tag for _, tags in rows for tag in tags)
 
 
-def test_a_file_that_is_replaced_while_it_is_read_is_read_again_and_poisons_no_cache(
-    count_reads: CountReads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_replaced_while_it_is_read_poisons_no_cache(
+    count_reads: CountReads, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     file, parse = tmp_path / "a.jsonl", ner.cells.parse_cells
     file.write_text('{"tokens": ["old"], "ner_tags": ["O"]}\n')

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import pytest
-from conftest import PROJECT, SAMPLE_DATA
+from conftest import PROJECT, SAMPLE_DATA, read_lines
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -46,8 +46,6 @@ SENTENCES: list[Sentence] = [
 ]
 
 NAMES = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "B-MISC", "I-MISC"]
-
-
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
     ".zst": lambda data: pyarrow.compress(data, codec="zstd", asbytes=True),
@@ -108,10 +106,6 @@ def spans_of(sentence: Sentence) -> tuple[str, list[list[Any]]]:
     return text, spans
 
 
-def span_rows(row: Callable[[str, list[list[Any]]], dict[str, Any]]) -> Callable[[list[Sentence]], str]:
-    return lambda sentences: as_lines([row(*spans_of(sentence)) for sentence in sentences])
-
-
 def webanno(sentences: list[Sentence]) -> str:
     text = "#FORMAT=WebAnno TSV 3.2\n#T_SP=mine.Other|kind\n#T_SP=a.NamedEntity|identifier|value\n\n"
     for number, (words, tags) in enumerate(sentences, start=1):
@@ -121,11 +115,6 @@ def webanno(sentences: list[Sentence]) -> str:
             value = f"*[{entity}]\t{tag[2:]}[{entity}]" if tag != "O" else "_\t_"
             text += f"{number}-{i}\t{i}-{i + 1}\t{word}\t_\t{value}\t\n"
     return text
-
-
-def label_studio(text: str, spans: list[list[Any]]) -> dict[str, Any]:
-    results = [{"type": "labels", "value": {"start": a, "end": b, "labels": [c]}} for a, b, c in spans]
-    return {"id": 1, "data": {"text": text}, "annotations": [{"was_cancelled": False, "result": results}]}
 
 
 def dict_rows(text: str, spans: list[list[Any]]) -> dict[str, Any]:
@@ -270,34 +259,8 @@ CASES = {
     "count from 0": columns("{i}\t{word}\t{tag}", ending="iob2"),
     "CoNLL-U": Case("conllu", conllu, in_columns),
     "CoNLL-U, other columns": columns("{j}\t{word}\t{tag}", ending="conllu", start="# global.columns = ID FORM NER\n"),
-    "spans": Case("jsonl", span_rows(dict_rows), in_text),
-    "spans by doccano": Case(
-        "jsonl", span_rows(lambda text, spans: {
-            "id": 1, "text": text, "relations": [], "Comments": [],
-            "entities": [dict(zip(("start_offset", "end_offset", "label"), span)) for span in spans],
-        }), in_text,
-    ),
-    "spans by Prodigy": Case(
-        "jsonl", span_rows(lambda text, spans: {
-            "text": text, "tokens": [{"text": word, "id": i} for i, word in enumerate(text.split(" "))],
-            "spans": [{**span, "token_start": 0} for span in dict_rows(text, spans)["entities"]], "answer": "accept",
-        }), in_text,
-    ),
-    "spans by Label Studio": Case(
-        "json", lambda s: json.dumps([
-            {"text": text, "label": [{"start": a, "end": b, "text": text[a:b], "labels": [c]} for a, b, c in spans]}
-            for text, spans in map(spans_of, s)
-        ]), in_text,
-    ),
-    "spans by Label Studio, with annotations": Case(
-        "json", lambda s: json.dumps([label_studio(*spans_of(sentence)) for sentence in s]), in_text
-    ),
-    "spans by doccano 1.0": Case("jsonl", span_rows(lambda text, spans: {"data": text, "label": spans}), in_text),
-    "spans for spaCy": Case(
-        "json", lambda s: json.dumps([[text, {"entities": spans}] for text, spans in map(spans_of, s)]), in_text
-    ),
+    "spans": Case("jsonl", lambda s: as_lines([dict_rows(*spans_of(pair)) for pair in s]), in_text),
     "WebAnno": Case("tsv", webanno, in_cells, file_format="webanno"),
-    "spans as lists": Case("jsonl", span_rows(lambda text, spans: {"text": text, "label": spans}), in_text),
     "spans in parquet": Case(
         "parquet", lambda s: to_parquet(pd.DataFrame([dict_rows(*spans_of(pair)) for pair in s])), in_text
     ),
@@ -351,8 +314,7 @@ def test_every_format_and_shape_gives_the_same_sentences(
 @pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_the_sample_is_the_same_in_every_format(split: str, ending: str) -> None:
-    lines = (SAMPLE_DATA / f"{split}.json").read_text(encoding="utf-8").splitlines()
-    expected = [(row["tokens"], row["ner_tags"]) for row in map(json.loads, lines)]
+    expected = [(row["tokens"], row["ner_tags"]) for row in read_lines(SAMPLE_DATA / f"{split}.json")]
     assert read_files(SAMPLE_DATA / f"{split}.{ending}") == expected
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import datasets
 import pytest
 import transformers
-import yaml
-from conftest import PROJECT, SAMPLE_MODEL, read_metrics
+from conftest import PROJECT, SAMPLE_MODEL, Config, Log, Patch, read_metrics, write_config, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
@@ -34,20 +33,16 @@ def tokenizer() -> Any:
 
 
 def describe(
-    splits: Mapping[str, Split],
-    label_scheme: str | None = None,
-    label_names: Sequence[str] | None = None,
-    *,
-    max_seq_length: int = 6,
-    change: Callable[[datasets.Dataset], datasets.Dataset] = lambda rows: rows,
-) -> dict[str, Any]:
+    splits: Mapping[str, Split], scheme: str | None = None, label_names: Sequence[str] | None = None, *,
+    max_seq_length: int = 6, change: Callable[[Any], Any] = lambda rows: rows,
+) -> dict[str, Any]:  # fmt: skip
     """The description of these splits, by the way that NERTrial takes."""
     rows = datasets.DatasetDict()
     for name, split in splits.items():
         columns = {"tokens": [words for words, _ in split], "tags": [tags for _, tags in split]}
         places = [f"{name}.conll, line {number}" for number in range(1, len(split) + 1)]
         rows[name] = change(datasets.Dataset.from_dict({**columns, "place": places}))
-    metadata = get_dataset_metadata(rows, label_names, label_scheme)
+    metadata = get_dataset_metadata(rows, label_names, scheme)
     tokenized = build_tokenized_datasets(rows, tokenizer(), metadata.label_list, max_seq_length, 1)
     return describe_data(rows, tokenized, tokenizer(), metadata.label_list, metadata.label_scheme)
 
@@ -257,33 +252,25 @@ Warning: train has fewer than 10 entities of these types: L⟨U+001B⟩[1m, 人�
     )
 
 
-@pytest.fixture
-def odd_config(config: dict[str, Any], tmp_path: Path) -> Path:
-    """An experiment on usable but odd data."""
+def test_inspect_shows_the_data_and_trains_nothing(
+    config: Config, tmp_path: Path, monkeypatch: Patch, caplog: Log
+) -> None:
     rows = [("Ada Lovelace slept", "B-PER I-PER O"), ("in London", "O I-LOC"), ("z" * 150, "O")]
     for name, split in {"train": rows * 5, "validation": [*rows[:1], ("at Acme", "O B-ORG")]}.items():
-        lines = [json.dumps({"tokens": words.split(), "ner_tags": tags.split()}) for words, tags in split]
-        (tmp_path / f"{name}.json").write_text("\n".join(lines))
-        config["data"][f"{name}_file"] = str(tmp_path / f"{name}.json")
+        lines = [{"tokens": words.split(), "ner_tags": tags.split()} for words, tags in split]
+        config["data"][f"{name}_file"] = write_lines(lines, tmp_path / f"{name}.json")
     config["name"] = f"inspect-{tmp_path.parent.name}-{tmp_path.name}"
     config["searcher"]["max_length"] = {"batches": 1}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    return tmp_path / "config.yaml"
-
-
-def test_inspect_shows_the_data_and_trains_nothing(
-    odd_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
     monkeypatch.chdir(PROJECT)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.setattr(run_module, "set_up_logging", lambda on_cluster: None)  # which would take caplog's place
+    file, *to_folder = write_config(config, tmp_path)
     folder = tmp_path / "run"
     caplog.set_level(logging.INFO)
-    run_module.run(NERTrial, [str(odd_config), "--inspect"])  # without a folder, nothing is written
-    name = yaml.safe_load(odd_config.read_text())["name"]
-    assert list((PROJECT / "outputs").glob(f"{name}*")) == []
+    run_module.run(NERTrial, [file, "--inspect"])  # without a folder, nothing is written
+    assert list((PROJECT / "outputs").glob(f"{config['name']}*")) == []
     caplog.clear()
-    run_module.run(NERTrial, [str(odd_config), "--inspect", "--output-dir", str(folder)])
+    run_module.run(NERTrial, [file, "--inspect", *to_folder])
     assert "batch " not in caplog.text
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     assert sorted(files) == [".training", "report/data.json"]
@@ -293,7 +280,7 @@ def test_inspect_shows_the_data_and_trains_nothing(
     assert f"first in {tmp_path}/train.json, line 2;" in report["warnings"][1]
     assert f"{format_data(report)}\n" in caplog.text
     caplog.clear()
-    run_module.run(NERTrial, [str(odd_config), "--output-dir", str(folder)])  # into the folder of the inspection
+    run_module.run(NERTrial, [file, *to_folder])  # into the folder of the inspection
     assert f"{format_data(report)}\n" in caplog.text
     assert json.loads((folder / "report" / "data.json").read_text()) == report
     assert len(read_metrics(folder, "validation")) == 1
@@ -302,9 +289,8 @@ def test_inspect_shows_the_data_and_trains_nothing(
 @pytest.mark.parametrize(("num_known", "share"), [(3, "25%"), (4, "")])
 def test_words_unknown_to_the_tokenizer_are_shown(num_known: int, share: str) -> None:
     train: Split = [(["a", "东", "a"], ["O"] * 3), (["a"] * (num_known - 2), ["O"] * (num_known - 2))]
-    found = describe(
-        {"train": train, "validation": [(["a", "人", "人", "Ж", "京", "东"], ["O"] * 6)]}, max_seq_length=9
-    )
+    validation: Split = [(["a", "人", "人", "Ж", "京", "东"], ["O"] * 6)]
+    found = describe(dict(train=train, validation=validation), max_seq_length=9)
     told = [text for text in found["warnings"] if "unknown" in text]
     of_validation = "83% of the sub-tokens of validation are unknown to the tokenizer, as in: 人, Ж, 京. "
     assert told[-1].startswith(of_validation) and len(told) == 1 + bool(share)

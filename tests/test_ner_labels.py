@@ -1,7 +1,6 @@
 """Labels: schemes recognised, entities counted as seqeval does, and what becomes of them in a model."""
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,11 +9,10 @@ import datasets
 import numpy as np
 import pytest
 import transformers
-from conftest import SHARED_DATA, Config, Fit, read_metrics
+from conftest import SHARED_DATA, Config, Fit, read_lines, read_metrics, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
-from test_ner_formats import as_lines
 
 import ner.labels
 from ner.labels import PREFIXES, choose_metric_scheme, encode_tags, entity_tag, find_entity_types
@@ -93,13 +91,9 @@ def make_rows(sentences: Sequence[Sequence[str]], name: str = "train") -> datase
     return datasets.Dataset.from_dict({"tags": list(map(list, sentences)), "place": places})
 
 
-Tagged = Sequence[Sequence[str]]
-
-
-def scheme_of(splits: Mapping[str, Tagged], requested: str | None = None) -> str:
-    return ner.labels.find_label_scheme(
-        {name: encode_tags(make_rows(tags, name)) for name, tags in splits.items()}, requested
-    )
+def scheme_of(splits: Mapping[str, Sequence[Sequence[str]]], requested: str | None = None) -> str:
+    tags = {name: encode_tags(make_rows(sentences, name)) for name, sentences in splits.items()}
+    return ner.labels.find_label_scheme(tags, requested)
 
 
 # --------------------------------------------------------------------------------------------------------- recognition
@@ -208,8 +202,6 @@ def test_tags_without_an_entity_are_fine(requested: str | None) -> None:
     assert scheme_of(dict(train=[["O", "O"]], validation=[["O"]]), requested) == (requested or "IOB2")
 
 
-# -------------------------------------------------------------------------------------------- entities as seqeval does
-
 LETTERS = str.maketrans("MWLU", "ISES")
 
 
@@ -220,16 +212,14 @@ def converted(tags: Sequence[str], scheme: str | None = None) -> list[str]:
     return [tag[0].translate(LETTERS) + tag[1:] for tag in tags]
 
 
-def any_tags(prefixes: str) -> st.SearchStrategy[list[list[str]]]:
-    tags = st.sampled_from(["O", *(f"{prefix}-{name}" for prefix in prefixes for name in ("PER", "LOC", "a-b"))])
-    return st.lists(st.lists(tags, min_size=1, max_size=8), min_size=1, max_size=8)
+any_tag = st.sampled_from(["O", *(f"{prefix}-{name}" for prefix in "BIESLUMW" for name in ("PER", "LOC", "a-b"))])
 
 
 def count_entities(sentences: Sequence[Sequence[str]]) -> dict[str, int]:
     return dict(Counter(name for tags in sentences for name, _, _ in get_entities(converted(tags))))
 
 
-@given(sentences=any_tags("BIESLUMW"), data=st.data())
+@given(sentences=st.lists(st.lists(any_tag, min_size=1, max_size=8), min_size=1, max_size=8), data=st.data())
 def test_entities_are_counted_as_seqeval_does(sentences: list[list[str]], data: st.DataObject) -> None:
     rows = make_rows(sentences)
     assert encode_tags(rows).entities(None).counts == count_entities(sentences)
@@ -259,14 +249,11 @@ def labels_of(*sentences: list[list[str]]) -> list[str]:
 
 
 def read_wnut() -> Iterator[Sentence]:
-    for line in (SHARED_DATA / "wnut17" / "validation.json").read_text(encoding="utf-8").splitlines():
-        tags: list[str] = json.loads(line)["ner_tags"]
+    for row in read_lines(SHARED_DATA / "wnut17" / "validation.json"):
+        tags: list[str] = row["ner_tags"]
         spans = [(first, last, name) for name, first, last in get_entities(tags)]
         assert write_tags((len(tags), spans), "IOB2") == tags
         yield len(tags), spans
-
-
-# ------------------------------------------------------------------------------------------------------- strict scheme
 
 
 @pytest.mark.parametrize(
@@ -311,9 +298,6 @@ def test_tags_are_converted_to_what_both_modes_of_seqeval_read() -> None:
     assert find_entity_types(["B-cell", "O"], "IOB2") == ["cell"]
 
 
-# ----------------------------------------------------------------------------------------------- from data to the model
-
-
 def test_the_requested_scheme_and_order_are_the_models_and_a_label_of_validation_alone_is_scored(
     config: Config, fit: Fit, tmp_path: Path
 ) -> None:
@@ -321,8 +305,7 @@ def test_the_requested_scheme_and_order_are_the_models_and_a_label_of_validation
     validation = [("Acme Corp hired Ada", "B-ORG L-ORG O U-PER"), ("in London", "O U-LOC")]
     for split, sentences in (("train", train), ("validation", validation)):
         rows = [{"tokens": words.split(), "ner_tags": tags.split()} for words, tags in sentences]
-        (tmp_path / f"{split}.json").write_text(as_lines(rows))
-        config["data"][f"{split}_file"] = str(tmp_path / f"{split}.json")
+        config["data"][f"{split}_file"] = write_lines(rows, tmp_path / f"{split}.json")
     names = ["U-PER", "O", "B-LOC", "L-LOC", "U-LOC", "B-ORG", "L-ORG", "B-PER", "L-PER"]
     config["data"] |= {"label_scheme": "plain", "return_entity_level_metrics": True, "label_list": names}
     config["searcher"]["max_length"]["batches"] = 1

@@ -16,8 +16,6 @@ import ner.windows
 from ner.windows import NO_POSITION, WORD_COLUMNS, choose_doc_stride, choose_max_seq_length
 from transformer_trial.errors import ConfigError
 
-# ------------------------------------------------------------------------------------------------------------- lengths
-
 LIMITS = dict.fromkeys(("BERT", "BERT, cased", "DistilBERT", "ELECTRA", "GPT-2"), 40)
 LIMITS |= {"RoBERTa": 38, "XLM-R": 38}  # two of their positions are not for sub-tokens; other kinds have no limit
 
@@ -82,35 +80,12 @@ def test_windows_that_share_all_are_refused() -> None:
         choose_doc_stride(tokenizer, 2, None)
 
 
-# ------------------------------------------------------------------------------------------------------------ collation
-
-
 @functools.cache
 def padding_tokenizer(padding_side: str) -> Any:
     """With a padding of token types as XLNet has it."""
     tokenizer = load_tokenizer("RoBERTa")
     tokenizer.padding_side, tokenizer._pad_token_type_id = padding_side, 3
     return tokenizer
-
-
-def test_padding_on_the_left_moves_positions_with_their_subtokens() -> None:
-    short = {
-        "input_ids": [2, 9, 3], "attention_mask": [1, 1, 1], "labels": [-100, 1, -100],
-        "word_ids": [4, 5], "word_positions": [1, NO_POSITION], "word_labels": [1, 0],
-    }  # fmt: skip
-    long = {
-        "input_ids": [2, 9, 8, 7, 3], "attention_mask": [1, 1, 1, 1, 1], "labels": [-100, 1, 2, 0, -100],
-        "word_ids": [0, 1, 2], "word_positions": [1, 2, 3], "word_labels": [1, 2, 0],
-    }  # fmt: skip
-    batch = ner.windows.WordCollator(padding_tokenizer("left"), list(short))([short, long])
-    assert {name: values.tolist() for name, values in batch.items()} == {
-        "input_ids": [[1, 1, 2, 9, 3], [2, 9, 8, 7, 3]],
-        "attention_mask": [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]],
-        "labels": [[-100, -100, -100, 1, -100], [-100, 1, 2, 0, -100]],
-        "word_ids": [[4, 5, NO_POSITION], [0, 1, 2]],
-        "word_positions": [[3, NO_POSITION, NO_POSITION], [1, 2, 3]],
-        "word_labels": [[1, 0, -100], [1, 2, 0]],
-    }
 
 
 @st.composite

@@ -37,7 +37,8 @@ NO_VALUES = [
 @pytest.mark.parametrize("key", KEYS)
 def test_what_is_called_a_secret_is_not_repeated(key: str) -> None:
     assert "planted" not in format_value(f"environment.{key}", "planted")
-    assert redact({key: "planted", "other": [{key: ["planted"]}]}) == {key: "REDACTED", "other": [{key: ["REDACTED"]}]}
+    secrets, redacted = ["planted", 1, {"deep": "planted"}, None], ["REDACTED", "REDACTED", {"deep": "REDACTED"}, None]
+    assert redact({key: "planted", "other": [{key: secrets}]}) == {key: "REDACTED", "other": [{key: redacted}]}
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -53,13 +54,7 @@ def test_other_names_are_no_secrets(key: str) -> None:
 
 @pytest.mark.parametrize("value", NO_VALUES)
 def test_other_values_are_no_secrets(value: str) -> None:
-    assert format_value("description", value) == repr(value) and redact({"description": value}) == {
-        "description": value
-    }
-
-
-def test_there_are_enough_of_them() -> None:
-    assert len(KEYS) + len(VALUES) >= 60 and len(NO_KEYS) + len(NO_VALUES) >= 60
+    assert format_value("description", value) == repr(value) and redact({"a": value}) == {"a": value}
 
 
 def test_configurations_in_a_checkpoints_copy_of_the_code_are_redacted(tmp_path: Path) -> None:

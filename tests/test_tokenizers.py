@@ -1,7 +1,6 @@
 """Each kind of model: its tokenizer is made ready for words, it trains, and it tags every word once."""
 
 import functools
-import json
 import math
 import string
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
-from conftest import SAMPLE_DATA, Config, Fit, read_metrics
+from conftest import SAMPLE_DATA, Config, Fit, read_lines, read_metrics, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 from model_kinds import KINDS, SENTENCES, SPLIT_BEFORE, TINY, every_kind, folder_of, load_tokenizer, prepared_tokenizer
@@ -22,8 +21,6 @@ from ner_utils import tokenize_and_align_labels
 from transformer_trial.builders import build_using_auto
 from transformer_trial.config import ModelConfig
 from transformer_trial.errors import TrialError
-
-# --------------------------------------------------------------------------------------------------------- preparation
 
 
 @functools.cache
@@ -91,8 +88,6 @@ def test_a_model_whose_tokenizer_is_slow_is_refused_by_its_name(tmp_path: Path) 
         prepare_tokenizer(build_using_auto(model_config)[1])
 
 
-# ------------------------------------------------------------------------------------------------------------ training
-
 LONG_WORD = "ab" * 40  # far more sub-tokens than a window has, for each kind
 FAST = ("BERT", "RoBERTa", "DeBERTa-v3")
 
@@ -101,14 +96,13 @@ FAST = ("BERT", "RoBERTa", "DeBERTa-v3")
 def test_each_kind_trains_and_tags_every_word_once(kind: str, config: Config, fit: Fit, tmp_path: Path) -> None:
     odd = {"tokens": ["Ada", LONG_WORD, "\x07", "", "東京"], "ner_tags": ["B-PER", "I-PER", "O", "O", "B-LOC"]}
     for split in ("train", "validation"):
-        lines = (SAMPLE_DATA / f"{split}.json").read_text(encoding="utf-8").splitlines()
-        (tmp_path / f"{split}.json").write_text("\n".join([json.dumps(odd), *lines]), encoding="utf-8")
-        config["data"][f"{split}_file"] = str(tmp_path / f"{split}.json")
+        rows = [odd, *read_lines(SAMPLE_DATA / f"{split}.json")]
+        config["data"][f"{split}_file"] = write_lines(rows, tmp_path / f"{split}.json")
     config["data"] |= {"max_train_samples": 6, "max_eval_samples": 6, "max_seq_length": 16, "doc_stride": 4}
     config["hyperparameters"] |= {"pretrained_model_name_or_path": str(folder_of(kind)), "global_batch_size": 4}
     config["searcher"]["max_length"]["batches"] = 2
     trial = fit(config)
-    sentences = [odd, *map(json.loads, lines[:5])]
+    sentences = rows[:6]
     assert len(trial.tokenizer.tokenize(LONG_WORD)) > 32
     assert trial.tokenized_datasets["validation"].num_rows > len(sentences)
     words = np.concatenate([batch["words"] for batch in trial.evaluation.batches], axis=1)

@@ -1,6 +1,7 @@
 """What each annotation tool writes is read as the table of docs/data.md says: a small file in its documented form."""
 
 import importlib.util
+import itertools
 import json
 import re
 from collections import Counter
@@ -179,8 +180,9 @@ def test_what_a_tool_writes_is_read(name: str, tmp_path: Path) -> None:
             content(str(tmp_path / file))
         else:
             write_file(tmp_path / file, content)
-    for path in [tmp_path] if tool.whole_folder else [tmp_path / file for file in tool.files]:
-        sentences = read_whole(path, **tool.options)
+    paths = [tmp_path] if tool.whole_folder else [tmp_path / file for file in tool.files]
+    for path, needs_tags in itertools.product(paths, (True, False)):
+        sentences = read_whole(path, needs_tags=needs_tags, **tool.options)
         assert [(" ".join(s.words), " ".join(s.gold or [])) for s in sentences] == tool.read, path
         documents = [s.document.removeprefix(f"{tmp_path}/") for s in sentences]
         assert [document.removesuffix(path.suffix or "none") for document in documents] == tool.documents
@@ -189,9 +191,7 @@ def test_what_a_tool_writes_is_read(name: str, tmp_path: Path) -> None:
 
 def test_every_tool_stands_in_the_documentation_with_what_is_set_for_it() -> None:
     table = DOCUMENTATION.partition("| your tool |")[2].partition("\n\n")[0].splitlines()[2:]
-    rows = {
-        cells[1].strip(): cells[2] for cells in (row.split(" | ") for row in (f" | {r.strip('| ')}" for r in table))
-    }
+    rows = dict((cell.strip() for cell in row.strip("| ").split(" | ")[:2]) for row in table)
     assert [*rows] == [*TOOLS]
     for name, cell in rows.items():
         given = dict(re.findall(r"`(\w+): ([^`]+)`", cell))
@@ -214,8 +214,6 @@ def test_any_words_survive_brat(sentences: list[Any], tmp_path: Path) -> None:
     (tmp_path / "1.ann").write_text(annotations)
     assert read_files(tmp_path / "1.ann") == sentences
 
-
-# ---------------------------------------------------------------------------------------------- what is wrong with them
 
 BAD_SPANS = [[1, 9, "PER"], [22, 28, "LOC"], [22, 28, "X"], [4, 99, "Y"], [0, 13, " PER "]]
 """Cuts a word; is right; overlaps; is out of range; overlaps with the first, if that is widened."""
