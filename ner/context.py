@@ -58,10 +58,11 @@ def group_documents(sentences: Iterable[Sentence], size: int) -> Iterator[list[S
 
 
 def name_paragraphs(sentences: Iterable[Sentence]) -> Iterator[Sentence]:
-    """Take the consecutive lines of a plain text as a document, which an empty line ends."""
-    number = 1
+    """Take the consecutive lines of a plain text as a document, which an empty line ends, and the end of a file."""
+    number, file = 1, ""
     for sentence in sentences:
-        number += not sentence.words
+        before, file = file, sentence.place.rpartition(", ")[0]
+        number += not sentence.words or file != (before or file)
         sentence.document = f"paragraph {number}" if sentence.words else ""
         yield sentence
 

@@ -222,7 +222,7 @@ def _parse_record(
     elif not is_text and text not in ([], "[]"):
         sentence.words = read_words(text)
     document = record.cells.get(columns.document) if columns.document else record.document
-    sentence.place, sentence.document = record.place, "" if document is None else str(document)
+    sentence.place, sentence.document = record.place, "" if _is_empty(document) else str(document)
     sentence.document.encode()  # as above
     return sentence
 
@@ -230,25 +230,31 @@ def _parse_record(
 def join_words(records: Iterator[Record], columns: Columns) -> Iterator[Record]:
     """Join records that are words to sentences. A word without a sentence's id belongs to the sentence before it."""
     for _, of_file in itertools.groupby(records, key=lambda record: record.place.rpartition(", ")[0]):
-        seen: set[Any] = set()  # another file may count anew
+        seen: set[Any] = set()  # another file may count anew, and so may another document
+        document: Any = None
         current: Any = None
         words: list[Record] = []
         for record in of_file:
-            identity = _check_word(record, columns)
-            if identity is None or identity in ("", current) or identity != identity:  # NaN, as pandas fills up
+            identity, named = _check_word(record, columns), record.cells.get(str(columns.document))
+            document = document if _is_empty(named) else str(named)
+            if _is_empty(identity) or (document, identity) == current:
                 if current is None:
                     found = f"found no sentence's id in the column {columns.sentence!r}"
                     raise TrialError(f"{record.place}: {found}; number it.")
-            elif identity in seen:
+            elif (document, identity) in seen:
                 advice = "Put the words of each sentence one after the other, and give each sentence an id of its own."
                 raise TrialError(f"{record.place}: the sentence {identity!r} goes on here, after another one. {advice}")
             else:
                 if words:
                     yield _join(words, columns)
-                seen.add(identity)
-                current, words = identity, []
+                current, words = (document, identity), []
+                seen.add(current)
             words.append(record)
         yield _join(words, columns)
+
+
+def _is_empty(cell: Any) -> bool:
+    return cell is None or cell == "" or cell != cell  # NaN, as pandas fills up
 
 
 def _join(words: list[Record], columns: Columns) -> Record:

@@ -119,6 +119,11 @@ def test_paragraphs_of_a_text_are_documents_and_files_without_are_told(run: Path
     assert "marks none: each sentence is tagged alone" in said
 
 
+def test_a_paragraph_ends_with_its_file() -> None:
+    lines = [Sentence(["a"], place=place) for place in ("a.txt, line 1", "a.txt, line 2", "b.txt, line 1")]
+    assert [s.document for s in context.name_paragraphs(lines)] == ["paragraph 1", "paragraph 1", "paragraph 2"]
+
+
 def test_the_card_and_the_config_say_what_the_model_saw(run: Path) -> None:
     settings = json.loads((run / "model" / "config.json").read_text())["ner"]
     assert {name: settings[name] for name in options_of("")} == options_of(run.parent.name[:-1])

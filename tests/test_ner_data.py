@@ -329,7 +329,7 @@ def test_memory_does_not_grow_with_the_file_and_the_terminal_shows_progress(tmp_
     os.close(controller)
     assert process.returncode == 0, shown
     assert b"Generating train split: 12000 examples" in shown
-    assert b"Tokenizing train rows (num_proc=2): 100%" in shown
+    assert b"Tokenizing train, a thousand rows a step (num_proc=2): 100%" in shown
     small, large = json.loads(output)
     assert (small["rows"], large["rows"], large["files"]) == (2000, 12000, 2)
     # As lists, 200,000 words more are some 27 MiB more, and 7 MiB were measured.

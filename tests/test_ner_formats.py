@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -401,3 +402,20 @@ def test_comments_that_could_be_words_are_counted(tmp_path: Path, caplog: pytest
     expected = [(["EU"], ["O"]), (["Ada"], ["O"]), (["Ada"], ["PER"]), (["#"], ["PER"]), (["Bob"], ["PER"])]
     assert read_files(tmp_path / "a.txt") == expected
     assert f"{tmp_path / 'a.txt'}, line 3: taken as a comment, as are 1 lines like it." in caplog.text
+
+
+WORDS = "doc_id,sentence_id,word,tag\n"
+LEFT_OUT = [{"tokens": ["a", "b"], "ner_tags": ["O", "O"], "document_id": name} for name in (math.nan, None, "", 7)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        pytest.param("a.csv", WORDS + "x,1,a,O\n,1,b,O\ny,1,c,O\ny,2,d,O\n", "x:ab y:c y:d", id="ids anew in each"),
+        pytest.param("a.csv", WORDS + ",1,a,O\n,1,b,O\n,2,c,O\n", ":ab :c", id="words of none"),
+        pytest.param("a.json", as_lines(LEFT_OUT), ":ab :ab :ab 7:ab", id="no name in some rows"),
+    ],
+)
+def test_the_documents_of_sentences(name: str, content: str, expected: str, tmp_path: Path) -> None:
+    write_file(tmp_path / name, content)
+    assert " ".join(f"{s.document}:{''.join(s.words)}" for s in read_whole(tmp_path / name)) == expected
