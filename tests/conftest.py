@@ -36,7 +36,9 @@ Config = dict[str, Any]
 """An experiment configuration."""
 Fit = Callable[..., Any]
 """The fixture `fit`."""
-Patch, Log, Capture = pytest.MonkeyPatch, pytest.LogCaptureFixture, pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+Log = pytest.LogCaptureFixture
+Capture = pytest.CaptureFixture[str]
 """The fixtures `monkeypatch`, `caplog`, and `capsys` or `capfd`."""
 
 SAMPLE_DATA = PROJECT / "sample" / "data"
