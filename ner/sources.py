@@ -137,7 +137,7 @@ def source_of_hub(key: str, address: str, options: ReadOptions) -> Source:
     try:
         splits = datasets.load_dataset(name)
     except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".") or type(error).__name__
         raise TrialError(f"{key}: cannot load {address}: {reason}. Accepted is {HUB}NAME[:SPLIT].") from error
     split = split or (next(iter(splits)) if len(splits) == 1 else "")
     if split not in splits:

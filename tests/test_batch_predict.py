@@ -141,6 +141,7 @@ def test_text_and_columns_of_a_hub_data_set_are_written_alike(arguments: list[st
         pytest.param(["--output", "-"], "--input, --output: found -; accepted are names of files", id="stdout"),
         pytest.param(["--input", "hf://HUB"], "the splits validation, test; name one: hf://HUB:SPLIT", id="split"),
         pytest.param(["--input", "hf://HUB/gone:a"], "--input: cannot load hf://HUB/gone:a: ", id="no-data-set"),
+        pytest.param(["--input", "hf://HUB-bad:train"], "hf://HUB-bad:train: JSON parse error: ", id="damaged"),
         pytest.param(["--batch-size", "2"], "out.jsonl.shards holds shards of another input or model", id="others"),
         pytest.param(["--model", "gone"], "--model: cannot load gone: there is no such folder", id="model"),
     ],
@@ -148,6 +149,8 @@ def test_text_and_columns_of_a_hub_data_set_are_written_alike(arguments: list[st
 def test_a_mistake_is_told(arguments: list[str], tmp_path: Path, capsys: Capture, change: list[str], said: str) -> None:
     for split in ("dev", "test"):
         datasets.Dataset.from_list([{"text": "a"}]).to_parquet(tmp_path / "hub" / f"{split}-00000-of-00001.parquet")
+    (tmp_path / "hub-bad").mkdir()
+    (tmp_path / "hub-bad" / "train.json").write_text("{")
     shards = tmp_path / "out.jsonl.shards"
     shards.mkdir()
     (shards / "made_of").write_text("[1, 1, []]")
