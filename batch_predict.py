@@ -142,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 torch.cuda.set_device(distributed.local_rank)
             job = Job(options, distributed, own_folder)
             if task is None:
-                process_here(job, distributed)
+                with predict.refuse_unwritable(Path(options.output)):
+                    process_here(job, distributed)
                 return
             processor, first = functools.partial(BatchTagger, job=job), operator.itemgetter(0)
             how = {"checkpoint_interval": CHECKPOINT_CHUNKS, "dataloader_kwargs": {"collate_fn": first}}

@@ -17,6 +17,7 @@ if __name__ == "__main__":  # a third of the start goes into these
     sys.modules.update(hidden)
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -354,7 +355,7 @@ def write_tagged(
     report = tagger.settings.build_report()
     to_stdout, path = options.output == "-", Path(options.output).expanduser()
     as_columns = not to_stdout and ner.formats.FILE_FORMATS.get(path.suffix.lower()) in ("conll", "")
-    try:
+    with refuse_unwritable(path):
         target: Any = sys.stdout.fileno() if to_stdout else path
         with open(target, "wb", buffering=0, closefd=not to_stdout) as output:
             whole = itertools.chain(first, tagged)
@@ -367,13 +368,20 @@ def write_tagged(
                 folder = path.parent / (f"{path.stem}-report" if of_training else "report")
                 ner.report.write_report(found, folder, f"{source} by {options.model}")
                 logger.info("The report is %s", folder / "report.html")
+    return report
+
+
+@contextlib.contextmanager
+def refuse_unwritable(path: Path) -> Iterator[None]:
+    """Raise a TrialError where the output, or what is beside it, cannot be written."""
+    try:
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
         advice = "Name a file in a folder that exists, is yours to write in and has room."
         what = f"--output: cannot write {error.filename or path}: {error.strerror or error}"
         raise TrialError(f"{what}. {advice}") from None
-    return report
 
 
 if __name__ == "__main__":

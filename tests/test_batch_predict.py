@@ -143,6 +143,7 @@ def test_text_and_columns_of_a_hub_data_set_are_written_alike(arguments: list[st
         pytest.param(["--input", "hf://HUB/gone:a"], "--input: cannot load hf://HUB/gone:a: ", id="no-data-set"),
         pytest.param(["--input", "hf://HUB-bad:train"], "hf://HUB-bad:train: JSON parse error: ", id="damaged"),
         pytest.param(["--batch-size", "2"], "out.jsonl.shards holds shards of another input or model", id="others"),
+        pytest.param(["--output", "no/out.jsonl"], "--output: cannot write no/out.jsonl.shards: No such", id="folder"),
         pytest.param(["--model", "gone"], "--model: cannot load gone: there is no such folder", id="model"),
     ],
 )
