@@ -113,11 +113,11 @@ def process_here(job: Job, distributed: core.DistributedContext) -> None:
     output = Path(job.options.output).expanduser()
     folder, mark = output.with_name(f"{output.name}.shards"), output.with_name(f"{output.name}.shards") / "made_of"
     model = [(file.name, file.stat().st_mtime_ns) for file in sorted(Path(job.tagger.model.name_or_path).iterdir())]
-    made_of = json.dumps([job.checksum, job.options.batch_size, model])
+    made_of = json.dumps([job.checksum, job.options.batch_size, str(job.tagger.model.dtype), model])
     with local_chief_first(distributed):
         folder.mkdir(exist_ok=True)
         if mark.exists() and mark.read_text() != made_of:
-            found = f"{folder} holds shards of another input or model"
+            found = f"{folder} holds shards of another input, model or precision"
             raise TrialError(f"--output: {found}. Remove that folder, or name another output.")
         if distributed.rank == 0:
             mark.write_text(made_of)

@@ -142,7 +142,9 @@ def test_text_and_columns_of_a_hub_data_set_are_written_alike(arguments: list[st
         pytest.param(["--input", "hf://HUB"], "the splits validation, test; name one: hf://HUB:SPLIT", id="split"),
         pytest.param(["--input", "hf://HUB/gone:a"], "--input: cannot load hf://HUB/gone:a: ", id="no-data-set"),
         pytest.param(["--input", "hf://HUB-bad:train"], "hf://HUB-bad:train: JSON parse error: ", id="damaged"),
-        pytest.param(["--batch-size", "2"], "out.jsonl.shards holds shards of another input or model", id="others"),
+        pytest.param(
+            ["--batch-size", "2"], "out.jsonl.shards holds shards of another input, model or precision", id="others"
+        ),
         pytest.param(["--output", "no/out.jsonl"], "--output: cannot write no/out.jsonl.shards: No such", id="folder"),
         pytest.param(["--model", "gone"], "--model: cannot load gone: there is no such folder", id="model"),
     ],
@@ -161,3 +163,15 @@ def test_a_mistake_is_told(arguments: list[str], tmp_path: Path, capsys: Capture
     assert ended.value.code == 1
     check_message(capsys.readouterr().err.splitlines()[-1], said.replace("HUB", str(tmp_path / "hub")))
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_shards_of_another_precision_are_refused(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*arguments, "--output", str(tmp_path / "out.jsonl")]
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(batch_predict.Job, "merge", None)  # a stop between the last shard and the merged output
+        batch_predict.main(command)
+    with pytest.raises(SystemExit):
+        batch_predict.main([*command, "--precision", "bf16"])
+    check_message(capsys.readouterr().err.splitlines()[-1], "holds shards of another input, model or precision")
