@@ -46,7 +46,7 @@ test-slow: .venv/done
 	$(call PYTEST,.venv) -m slow
 
 test-kills: .venv/done
-	KILLS=200 .venv/bin/python -m pytest tests/test_kills.py
+	KILLS=200 .venv/bin/python -m pytest tests/test_resume.py -k every_kill
 
 test-cluster: .venv/done
 	@test -n "$$DET_MASTER" || { echo "Set DET_MASTER to the address of a cluster's master."; exit 1; }
@@ -65,8 +65,8 @@ benchmark: .venv/done
 	touch $@
 
 test-cluster-stack: .venv-cluster/done
-	$(call PYTEST,.venv-cluster) -m "not slow" $(addprefix tests/test_,$(addsuffix .py,trial base data cluster_resume \
-		batch_predict ner_utils ner_windows context ner_formats ner_data bad_inputs ner_labels ner_inspect tokenizers predict ner_report export callbacks))
+	$(call PYTEST,.venv-cluster) -m "not slow" $(addprefix tests/test_,$(addsuffix .py,trial data cluster_resume \
+		batch_predict ner_utils ner_windows context ner_formats ner_data bad_inputs ner_labels ner_inspect predict ner_report export callbacks))
 
 clean:
 	rm -rf .venv .venv-cluster outputs

@@ -119,7 +119,6 @@ MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
     ],
 }  # fmt: skip
 
-
 # By section: the keys at odds, and what is said.
 CONTRADICTIONS: dict[str, list[tuple[Values, str]]] = {
     "hyperparameters": [
@@ -138,7 +137,6 @@ CONTRADICTIONS: dict[str, list[tuple[Values, str]]] = {
         ({"label_list": ["O", "B-X", "O"]}, "label_list: O stands there twice; accepted is a list of different tags."),
     ],
 }  # fmt: skip
-
 
 EXPLAINED = [(s, edits, said) for s, cases in CONTRADICTIONS.items() for edits, said in cases]
 EXPLAINED += [(s, {key: value}, f"{key}: {said}") for s, cases in MISTAKES.items() for key, value, said in cases]
@@ -260,7 +258,6 @@ def test_shipped_and_original_configurations_are_accepted(file: str, parser: str
 
 
 TEXTS_OR_NUMBERS = ("text_column_name", "label_column_name")
-
 REFUSED = object()
 # By section.key: texts in a yaml, and the value that all of them stand for.
 READINGS: list[tuple[str, list[str], Any]] = [

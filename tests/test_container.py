@@ -6,7 +6,6 @@ given up that right of root's (CAP_DAC_OVERRIDE).
 
 import base64
 import ctypes
-import functools
 import io
 import os
 import shutil
@@ -19,11 +18,12 @@ from typing import Any
 
 import pytest
 import transformers
-from conftest import PROJECT, SAMPLE_DATA, SAMPLE_MODEL
+from conftest import PROJECT, SAMPLE_DATA, SAMPLE_MODEL, Patch
 from determined.common import context
 from test_security import TOKEN, YAML, copy_project, run_cases
 from test_startup_hook import OUTDATED_IMAGE, Workshop, assert_one_message
 from test_startup_hook import workshop as workshop  # a fixture
+from training_process import run_python
 
 import ner.data
 import ner_utils
@@ -52,8 +52,6 @@ def read_only(tmp_path: Path) -> Path:
     assert result.returncode != 0, "it is writable all the same"
     return folder
 
-
-# ------------------------------------------------------------------------------------------------------------ its start
 
 # The order of Determined's entrypoint for a trial, from the point where its wheel is installed. What it sources ends up
 # in the shell that then becomes the trial.
@@ -145,9 +143,6 @@ def test_the_hook_says_what_it_may_not_write_to(workshop: Workshop, read_only: P
     assert_one_message(result, "pip could not install them", "Permission denied")
 
 
-# ----------------------------------------------------------------------------------------------- folders to write to
-
-
 @pytest.mark.slow
 def test_folders_that_are_not_writable_are_named_or_do_without(tmp_path: Path, read_only: Path) -> None:
     project = copy_project(tmp_path / "project")
@@ -155,25 +150,19 @@ def test_folders_that_are_not_writable_are_named_or_do_without(tmp_path: Path, r
     cases = {
         "the default cache": ["train.py", YAML, "--test", "--output-dir", str(tmp_path / "run")],
         "data.cache_dir": ["train.py", YAML, "--inspect", "--config", f"data.cache_dir={read_only / 'cache'}"],
-        "the output": ["train.py", YAML, "--inspect", "--output-dir", str(read_only / "run"), *own_cache],
         "neither": [
             "train.py", YAML, "--test", "--output-dir", str(tmp_path / "run"), *own_cache,
             "--config", f"hyperparameters.cache_dir={read_only / 'hub'}",
         ],
     }  # fmt: skip
     home = str(read_only)
-    outcomes = run_cases(
-        project, cases, preexec_fn=write_as_an_ordinary_user,
-        HOME=home, HF_HOME=home, HF_DATASETS_CACHE=f"{home}/datasets",
-    )  # fmt: skip
+    env = {"HOME": home, "HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets"}
+    outcomes = run_cases(project, cases, preexec_fn=write_as_an_ordinary_user, **env)
     outcomes["the default cache"].refused(f"'{home}/datasets'", "Permission denied")
     outcomes["data.cache_dir"].refused(f"'{home}/cache", "Permission denied")
-    outcomes["the output"].refused(f"'{home}/run'", "Permission denied")
     assert outcomes["neither"].status == 0, outcomes["neither"].said
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
-
-# ------------------------------------------------------------------------------------------------------- a shared cache
 
 # Two of these run the same cases, and begin each of them at the same moment.
 RUN_TOGETHER = """
@@ -192,13 +181,10 @@ for case, options in {"empty": [], "anew": ["--config", "data.overwrite_cache=tr
 
 @pytest.mark.slow
 def test_two_containers_share_a_cache(tmp_path: Path) -> None:
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_CACHE": str(tmp_path / "hf/datasets")}
-    arguments = [str(tmp_path), YAML, "--test", "--config", "checkpoint_policy=none"]
-    commands = [[sys.executable, "-c", RUN_TOGETHER, *names, *arguments] for names in (("a", "b"), ("b", "a"))]
-    start = functools.partial(subprocess.run, cwd=PROJECT, env=environment, capture_output=True, timeout=SECONDS)
+    env = {"HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_CACHE": str(tmp_path / "hf/datasets")}
+    arguments = (tmp_path, YAML, "--test", "--config", "checkpoint_policy=none")
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(start, commands))
-    assert [result.returncode for result in results] == [0, 0], results
+        list(pool.map(lambda names: run_python("-c", RUN_TOGETHER, *names, *arguments, **env), ("ab", "ba")))
     weights = [file.read_bytes() for file in tmp_path.glob("run-*/model/model.safetensors")]
     assert len(weights) == 4
     assert len(set(weights)) == 1
@@ -220,7 +206,7 @@ def data_config(folder: Path, **options: Any) -> ner.config.NERDataConfig:
     return ner.config.NERDataConfig(**options)
 
 
-def test_who_reads_anew_leaves_alone_who_tokenizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_reads_anew_leaves_alone_who_tokenizes(tmp_path: Path, monkeypatch: Patch) -> None:
     file = tmp_path / "train.json"
     file.write_text((SAMPLE_DATA / "train.json").read_text() * 2)  # two batches of 1,000
     expected = read_and_tokenize(data_config(tmp_path / "alone", train_file=str(file)))
@@ -269,12 +255,8 @@ print(len(read_and_tokenize(data_config(folder, train_file=sys.argv[4]))))
 @pytest.mark.slow
 def test_what_killed_processes_leave_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text((SAMPLE_DATA / "train.json").read_text() * 3)  # several batches of 1,000
-    arguments = [PROJECT, PROJECT / "tests", tmp_path, tmp_path / "train.json"]
-    result = subprocess.run(
-        [sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, text=True, timeout=SECONDS
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["9", "9", "True", "True", "3000"], result.stderr
+    output, errors = run_python("-c", KILLED, PROJECT, PROJECT / "tests", tmp_path, tmp_path / "train.json")
+    assert output.split() == ["9", "9", "True", "True", "3000"], errors
 
 
 @pytest.mark.parametrize("part", ["generator-train.arrow", "cache-*.arrow", "dataset_info.json"])

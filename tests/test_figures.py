@@ -3,15 +3,13 @@
 import json
 import operator
 import runpy
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.image
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, Patch, write_lines
+from training_process import run_python
 
 SCRIPT = PROJECT / "figures" / "draw_metrics.py"
 draw, main, read_reports = operator.itemgetter("draw", "main", "read_reports")(runpy.run_path(str(SCRIPT)))
@@ -26,24 +24,17 @@ REPORTS: list[dict[str, Any]] = [
 ]
 
 
-def write_metrics(folder: Path, reports: Sequence[dict[str, Any]]) -> Path:
-    path = folder / "metrics.jsonl"
-    path.write_text("".join(json.dumps(report) + "\n" for report in reports), encoding="utf-8")
-    return path
-
-
 def read_curves(figure: Any) -> dict[str, tuple[list[Any], bool]]:
     """The points of each curve in each panel, and whether it has markers, by its name in the legend."""
-    curves = {}
-    for panel in figure.axes:
-        for line in panel.lines:
-            points = [tuple(point) for point in line.get_xydata().tolist()]
-            curves[f"{panel.get_ylabel()}: {line.get_label()}"] = (points, line.get_marker() not in ("", "None", None))
-    return curves
+    return {
+        f"{panel.get_ylabel()}: {line.get_label()}": ([*map(tuple, line.get_xydata())], line.get_marker() != "None")
+        for panel in figure.axes
+        for line in panel.lines
+    }
 
 
 def test_draws_loss_accuracy_and_f1_and_marks_validations(tmp_path: Path) -> None:
-    figure = draw(read_reports(write_metrics(tmp_path, REPORTS)))
+    figure = draw(read_reports(Path(write_lines(REPORTS, tmp_path / "metrics.jsonl"))))
     assert read_curves(figure) == {
         "loss: training (last: 1.500)": ([(10, 2.5), (20, 1.5)], False),
         "loss: validation (last: 1.000)": ([(20, 2.0), (30, 1.0)], True),
@@ -57,19 +48,17 @@ def test_draws_loss_accuracy_and_f1_and_marks_validations(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("report", "names"), [(0, ["loss: training (last: 2.500)"]), (-1, [])])
 def test_draws_what_a_short_run_has(report: int, names: list[str], tmp_path: Path) -> None:
-    path = write_metrics(tmp_path, [REPORTS[report]])
-    assert list(read_curves(draw(read_reports(path)))) == names
-    main([str(path), "--output", str(tmp_path / "figure.png")])
+    path = write_lines([REPORTS[report]], tmp_path / "metrics.jsonl")
+    assert list(read_curves(draw(read_reports(Path(path))))) == names
+    main([path, "--output", str(tmp_path / "figure.png")])
     assert (tmp_path / "figure.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize("named", ["", "metrics.jsonl"])
 def test_command_draws_a_run_into_its_folder(named: str, tmp_path: Path) -> None:
-    write_metrics(tmp_path, REPORTS)
+    write_lines(REPORTS, tmp_path / "metrics.jsonl")
     tracked = SCRIPT.with_name("ner.png").read_bytes()
-    command: list[str | Path] = [sys.executable, SCRIPT, tmp_path / named]
-    found = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert found.stdout == f"The figure is {tmp_path / 'metrics.png'}\n"
+    assert run_python(SCRIPT, tmp_path / named)[0] == f"The figure is {tmp_path / 'metrics.png'}\n"
     assert SCRIPT.with_name("ner.png").read_bytes() == tracked
     image = matplotlib.image.imread(tmp_path / "metrics.png")
     assert image.shape[:2] == (750, 1200)
@@ -93,9 +82,7 @@ WHOLE = json.dumps(REPORTS[0]) + "\n"
         pytest.param(WHOLE, "gone/b", "gone/b: No such file or directory.", id="no folder"),
     ],
 )
-def test_a_mistake_ends_in_a_sentence(
-    content: str | type[Path] | None, output: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistake_is_told(content: Any, output: str, message: str, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     if isinstance(content, str):
         Path("a").write_text(content)

@@ -88,17 +88,14 @@ def train_reference(config: Config, folder: Path, *, sum_of_means: bool, **argum
     ],
 )  # fmt: skip
 def test_losses_and_weights_follow_transformers_trainer(
-    config: Config, fit: Fit, tmp_path: Path, hyperparameters: dict[str, Any],
-    optimizations: dict[str, Any], arguments: dict[str, Any],
-) -> None:  # fmt: skip
+    config: Config, fit: Fit, tmp_path: Path, hyperparameters: Config, optimizations: Config, arguments: Config
+) -> None:
     config["hyperparameters"] |= {"learning_rate": 1e-3, **hyperparameters}
     config["optimizations"] = optimizations
     every = optimizations.get("aggregation_frequency", 1)
     summed = not optimizations.get("average_aggregated_gradients", True)
-    reference = train_reference(
-        config, tmp_path / "reference", sum_of_means=summed,
-        learning_rate=1e-3, max_steps=NUM_BATCHES // every, **arguments,
-    )  # fmt: skip
+    arguments = {"learning_rate": 1e-3, "max_steps": NUM_BATCHES // every, **arguments}
+    reference = train_reference(config, tmp_path / "reference", sum_of_means=summed, **arguments)
     trial = fit(config)
     losses = [line["loss"] for line in read_metrics(trial.output_dir, "training")]
     assert len(losses) == len(reference.losses) == NUM_BATCHES

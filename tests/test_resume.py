@@ -1,8 +1,10 @@
 """A run that was ended anywhere and goes on ends like one that never was: with the same weights and metrics."""
 
+import collections
 import json
 import os
 import pickle
+import random
 import shutil
 import signal
 import subprocess
@@ -14,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT, Config, save_tiny_model, slow, watch, write_config
+import yaml
+from conftest import PROJECT, Capture, Config, save_tiny_model, slow, watch, write_config
 from test_security import RunsACommand
 from training_process import PHASES, Training
 from transformers import SchedulerType
@@ -361,3 +364,41 @@ def test_a_folder_not_to_be_written_to_is_told(run: Run, tmp_path: Path, small_d
     assert "Traceback" not in log
     assert log.splitlines()[-1].startswith("Cannot write: ") and told in log.splitlines()[-1]
     assert name != "file" or (tmp_path / name).read_text() == "precious"
+
+
+NUM_KILLS = int(os.environ.get("KILLS", "20"))
+
+
+@pytest.mark.slow
+def test_every_kill_is_survived(config: Config, tmp_path: Path, capsys: Capture) -> None:
+    """At random moments: as many times as KILLS says."""
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config | {"min_checkpoint_period": {"batches": 2}}))
+    seed = random.randrange(2**32)
+    rng, folder, num_runs = random.Random(seed), tmp_path / "run", 0
+    command = [str(file), "--output-dir", str(folder), "--resume", "auto"]
+    begun = time.monotonic()
+    assert Training(command, tmp_path / "log").wait() == 0
+    seconds = time.monotonic() - begun
+    whole_run = folder.rename(tmp_path / "whole")
+    killed_in: collections.Counter[str] = collections.Counter()
+    while sum(killed_in.values()) < NUM_KILLS:
+        # At a moment at random, or as a phase begins: the short ones would seldom be hit.
+        phase, call = rng.choice(tuple(PHASES)), rng.choice((1, 1, 2, 3))
+        process = Training(command, tmp_path / "log", [(phase, call, KILL)] if rng.random() < 0.5 else ())
+        process.process.join(rng.uniform(0.1, 0.9) * seconds)
+        phase = process.phase_name()
+        process.process.kill()
+        status = process.wait()
+        assert status in (0, -KILL), f"seed {seed}:\n{(tmp_path / 'log').read_text()}"
+        if status == 0:
+            assert_same_run(folder, whole_run)
+            shutil.rmtree(folder)
+            num_runs += 1
+        else:
+            killed_in[phase] += 1
+    assert Training(command, tmp_path / "log").wait() == 0, f"seed {seed}:\n{(tmp_path / 'log').read_text()}"
+    assert_same_run(folder, whole_run)
+    counts = ", ".join(f"{count} in {phase}" for phase, count in killed_in.most_common())
+    with capsys.disabled():
+        print(f"\n{NUM_KILLS} kills ({counts}): {num_runs + 1} runs, each equal to one that was left alone")

@@ -23,8 +23,7 @@ import transformers
 import yaml
 from conftest import PROJECT, save_tiny_model
 from test_config import FIELDS
-
-# ----------------------------------------------------------------------------------------------- what the code may call
+from test_house import MODULES
 
 # As they are called in full. What runs texts as programs, and what runs whatever a file says.
 FORBIDDEN = re.compile(
@@ -34,8 +33,7 @@ FORBIDDEN = re.compile(
     r"|(pandas|pd)\.(read_pickle|eval)$|torch\.(hub|jit)\.load|torch\.load$"
     r"|yaml\.(load|load_all|full_load|full_load_all|unsafe_load|unsafe_load_all|Loader|FullLoader|UnsafeLoader)$"
 )
-FOLDERS = (".", "ner", "ner/formats", "transformer_trial", "figures", "sample")
-MODULES = sorted(file for folder in FOLDERS for file in (PROJECT / folder).glob("*.py"))
+SCRIPTS = [file.relative_to(PROJECT) for folder in ("figures", "sample") for file in (PROJECT / folder).glob("*.py")]
 
 
 def find_forbidden(code: str) -> list[str]:
@@ -67,43 +65,36 @@ def find_forbidden(code: str) -> list[str]:
 
 def test_the_code_runs_nothing_that_it_reads() -> None:
     hook = (PROJECT / "startup-hook.sh").read_text().partition("<<'PYTHON'\n")[2].rpartition("PYTHON")[0]
-    found = {str(file.relative_to(PROJECT)): find_forbidden(file.read_text(encoding="utf-8")) for file in MODULES}
-    found["startup-hook.sh"] = find_forbidden(hook)
+    code = {str(file): (PROJECT / file).read_text(encoding="utf-8") for file in [*MODULES, *SCRIPTS]}
+    found = {name: find_forbidden(text) for name, text in [*code.items(), ("startup-hook.sh", hook)]}
     assert len(found) > 20 and "subprocess.run" in hook
-    # This one finds no class: test_resume.py has it read a pickle with code.
-    assert found.pop("transformer_trial/checkpoints.py") == ["pickle.Unpickler"]
-    # And this one imports what the user names: the entrypoint of a yaml, and a loader on the command line.
-    assert {name: names for name, names in found.items() if names} == {}
+    # It finds no class: test_resume.py has it read a pickle with code.
+    assert {name: names for name, names in found.items() if names} == {
+        "transformer_trial/checkpoints.py": ["pickle.Unpickler"],
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        ("eval(text)", ["eval"]),
-        ("run = exec", ["exec"]),
-        ("model.eval()\nre.compile(text)\nast.literal_eval(text)", []),
-        ("import os\nos.system(text)", ["os.system"]),
-        ("from os import system as quietly", ["os.system"]),
-        ("import os.path as p, os as o\np.join(a)\nf = o.popen", ["os.popen"]),
-        ("import subprocess\nsubprocess.run(text, shell=True)", ["shell="]),
-        ("import subprocess\nsubprocess.run(text, shell=loud)", ["shell="]),
-        ("import subprocess\nsubprocess.run([text])", []),
-        ("import pickle\npickle.loads(data)", ["pickle.loads"]),
-        ("import pickle\ntry: pass\nexcept pickle.UnpicklingError: pass", []),
-        ("import pickle\nclass U(pickle.Unpickler): pass", ["pickle.Unpickler"]),
-        ("import torch\ntorch.load(file)", ["torch.load"]),
-        ("import numpy as np\nnp.load(file, allow_pickle=True)", ["allow_pickle="]),
-        ("import yaml\nyaml.load(text, yaml.UnsafeLoader)", ["yaml.load", "yaml.UnsafeLoader"]),
-        ("import yaml\nyaml.safe_load(text)", []),
-        ("load(name, trust_remote_code=True)", ["trust_remote_code="]),
-        ("load(name, trust_remote_code=config.trust_remote_code)", []),
-    ],
-)
-def test_what_could_run_code_is_found(code: str, expected: list[str]) -> None:
-    assert find_forbidden(code) == expected
+FOUND = [
+    ("eval(text)", "eval"), ("run = exec", "exec"), ("import os\nos.system(text)", "os.system"),
+    ("from os import system as quietly", "os.system"), ("import os.path as p, os as o\nf = o.popen", "os.popen"),
+    ("import subprocess\nsubprocess.run(text, shell=True)", "shell="), ("run(text, shell=loud)", "shell="),
+    ("import pickle\npickle.loads(data)", "pickle.loads"), ("import torch\ntorch.load(file)", "torch.load"),
+    ("import pickle\nclass U(pickle.Unpickler): pass", "pickle.Unpickler"),
+    ("import numpy as np\nnp.load(file, allow_pickle=True)", "allow_pickle="),
+    ("import yaml\nyaml.load(text, yaml.UnsafeLoader)", "yaml.load yaml.UnsafeLoader"),
+    ("load(name, trust_remote_code=True)", "trust_remote_code="),
+    *((code, "") for code in (
+        "model.eval()\nre.compile(text)\nast.literal_eval(text)", "import subprocess\nsubprocess.run([text])",
+        "import pickle\ntry: pass\nexcept pickle.UnpicklingError: pass", "import yaml\nyaml.safe_load(text)",
+        "load(name, trust_remote_code=config.trust_remote_code)", "import os.path as p\np.join(a)",
+    )),
+]  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------- what real runs do
+@pytest.mark.parametrize(("code", "expected"), FOUND)
+def test_what_could_run_code_is_found(code: str, expected: str) -> None:
+    assert find_forbidden(code) == expected.split()
+
 
 # Runs the cases of a json file, and writes for each of them its exit status, what it said and what it planted.
 RUN_CASES = """
@@ -159,13 +150,11 @@ class Outcome:
         assert [text for text in said if text not in self.said] == [], self.said
 
 
-def run_cases(
-    project: Path, cases: dict[str, list[str]], *, preexec_fn: Any = None, **environment: str
-) -> dict[str, Outcome]:
+def run_cases(project: Path, cases: dict[str, Any], *, preexec_fn: Any = None, **env: str) -> dict[str, Outcome]:
     """Run these command lines in a copy of the project, one after the other in one process."""
     (project / "cases.json").write_text(json.dumps(cases))
     result = subprocess.run(
-        [sys.executable, "-c", RUN_CASES], cwd=project, env={**os.environ, **environment}, preexec_fn=preexec_fn,
+        [sys.executable, "-c", RUN_CASES], cwd=project, env={**os.environ, **env}, preexec_fn=preexec_fn,
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -295,13 +284,13 @@ def token_cases(project: Path) -> dict[str, list[str]]:
     (project / "broken.yaml").write_text(f"hyperparameters:\n  hf_token: '{TOKEN}\n")
     (project / "twice.yaml").write_text(f"password: {TOKEN}\npassword: {TOKEN}2\n")
     (project / "colon.yaml").write_text(f"environment:\n  registry_auth: password: {TOKEN}\n")
-    cases = {"accepted tokens": ["train.py", "tokens.yaml", "--test", "--output-dir", "outputs/tokens"]}
-    for key in ("token: hyperparameters.use_auth_token", "token: data.hub.token", "misspelt: hyperparameters.hf_tokn"):
-        cases[key] = ["train.py", YAML, "--test", "--config", f"{key.partition(': ')[2]}={TOKEN}"]
-    for name in ("broken", "colon", "twice"):
-        cases[f"unreadable: {name}.yaml"] = ["train.py", f"{name}.yaml", "--test"]
-    cases["unreadable: --config"] = ["train.py", YAML, "--test", "--config", f"hyperparameters.use_auth_token: {TOKEN}"]
-    return cases
+    return {
+        "accepted tokens": ["train.py", "tokens.yaml", "--test", "--output-dir", "outputs/tokens"],
+        "broken.yaml": ["train.py", "broken.yaml", "--test"], "colon.yaml": ["train.py", "colon.yaml", "--test"],
+        "twice.yaml": ["train.py", "twice.yaml", "--test"],
+        "use_auth_token": ["train.py", YAML, "--test", "--config", f"hyperparameters.use_auth_token={TOKEN}"],
+        "--config": ["train.py", YAML, "--test", "--config", f"hyperparameters.use_auth_token: {TOKEN}"],
+    }  # fmt: skip
 
 
 def test_no_planted_text_is_run_or_ends_in_a_traceback(outcomes: dict[str, Outcome]) -> None:
@@ -334,10 +323,8 @@ def test_names_of_files_and_columns_and_cells_are_texts(outcomes: dict[str, Outc
 
 
 def test_code_of_a_model_runs_only_if_the_yaml_says_so(outcomes: dict[str, Outcome]) -> None:
-    outcomes["code"].refused(
-        "hyperparameters.config_name (or pretrained_model_name_or_path): cannot load",
-        "Python code of its own, none of", "set hyperparameters.trust_remote_code: true", "revision",
-    )  # fmt: skip
+    where = "hyperparameters.config_name (or pretrained_model_name_or_path): cannot load"
+    outcomes["code"].refused(where, "Python code of its own, none of", "trust_remote_code: true", "revision")
     assert "trust_remote_code=True" not in outcomes["code"].said
     trusted = outcomes["trusted code"]
     assert (trusted.status, trusted.planted) == (0, ["IMPORTED"]), trusted.said
@@ -347,10 +334,8 @@ def test_code_of_a_model_runs_only_if_the_yaml_says_so(outcomes: dict[str, Outco
 
 def test_pickled_weights_run_nothing_and_load_if_harmless(outcomes: dict[str, Outcome]) -> None:
     for kind in PICKLES:
-        outcomes[kind].refused(
-            "hyperparameters.model_name (or pretrained_model_name_or_path): cannot load",
-            "are a pickle (pytorch_model.bin)", "Accepted are safetensors",
-        )  # fmt: skip
+        where = "hyperparameters.model_name (or pretrained_model_name_or_path): cannot load"
+        outcomes[kind].refused(where, "are a pickle (pytorch_model.bin)", "Accepted are safetensors")
         assert "weights_only" not in outcomes[kind].said, "torch's own advice to run the code"
     harmless = outcomes["a pickle"]
     if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6):
@@ -366,9 +351,6 @@ def test_prediction_and_data_sets_run_nothing(outcomes: dict[str, Outcome]) -> N
         outcomes[f"a data set that is {name}"].refused("data.dataset_name: ")
 
 
-# -------------------------------------------------------------------------------------------------------------- secrets
-
-
 def test_a_run_repeats_no_token(outcomes: dict[str, Outcome], project: Path) -> None:
     outcome = outcomes["accepted tokens"]
     assert outcome.status == 0, outcome.said
@@ -381,10 +363,6 @@ def test_a_run_repeats_no_token(outcomes: dict[str, Outcome], project: Path) -> 
 
 
 def test_no_message_repeats_a_token(outcomes: dict[str, Outcome]) -> None:
-    expected = {"token: ": "a value that is not repeated here", "misspelt: ": "unknown key", "unreadable: ": ""}
-    for kind, message in expected.items():
-        cases = [case for case in outcomes if case.startswith(kind)]
-        assert cases
-        for case in cases:
-            outcomes[case].refused(message, "" if kind == "token: " else case.removeprefix(kind))
+    for case in ("broken.yaml", "colon.yaml", "twice.yaml", "use_auth_token", "--config"):
+        outcomes[case].refused("a value that is not repeated here" if case == "use_auth_token" else case)
     assert [case for case, outcome in outcomes.items() if TOKEN in outcome.said] == []

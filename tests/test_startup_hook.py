@@ -1,8 +1,7 @@
 """startup-hook.sh, sourced by a real bash under `set -e`, the way Determined's entrypoint does it.
 
-The virtual environments are real, and so is pip. The packages in all but the running interpreter's environment are
-stand-ins: wheels with the name, version and requirements of a real package, and empty modules. They show what the hook
-makes pip do and leave alone, without a network and in seconds; that the real packages work is not theirs to show.
+Virtual environments and pip are real. Packages in all but the running interpreter's environment are stand-ins: wheels
+with name, version and requirements of a real one, and empty modules. They show what the hook makes pip do, offline.
 """
 
 import os
@@ -29,6 +28,8 @@ from packaging.utils import canonicalize_name
 from test_house import MODULES, imported
 
 Result = subprocess.CompletedProcess[str]
+Packages = dict[str, str]
+"""Versions by name."""
 
 NOBODY = 65534
 """User id of a user who is neither root nor the owner of anything here."""
@@ -46,26 +47,25 @@ CLUSTER_IMAGE = {
 CURRENT_IMAGE = {"determined": "0.38.1", "torch": "2.13.0", "numpy": "2.4.6", "nvidia-cublas": "13.0.1"}
 
 
-def read_lines(file: str) -> list[str]:
-    lines = ((PROJECT / file).read_text(encoding="utf-8")).splitlines()
-    return [line for line in (line.partition("#")[0].strip() for line in lines) if line]
+def read_pins(file: str) -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in (PROJECT / file).read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
 
 
-def read_exact_versions(file: str) -> dict[str, str]:
-    return {str(canonicalize_name(name)): version for name, version in (line.split("==") for line in read_lines(file))}
+def read_exact_versions(file: str) -> Packages:
+    return {str(canonicalize_name(name)): version for name, version in (line.split("==") for line in read_pins(file))}
 
 
 def read_requirements(python_version: str) -> dict[str, SpecifierSet]:
-    requirements = map(Requirement, read_lines("requirements.txt"))
+    requirements = map(Requirement, read_pins("requirements.txt"))
     applicable = (r for r in requirements if r.marker is None or r.marker.evaluate({"python_version": python_version}))
     return {str(canonicalize_name(r.name)): r.specifier for r in applicable}
 
 
-def choose_packages(file: str) -> dict[str, str]:
+def choose_packages(file: str) -> Packages:
     """The packages that the hook has to install, in the versions of such a file."""
-    exact = read_exact_versions(file)
     names = {*read_requirements("3.10"), *read_requirements("3.11")} - CURRENT_IMAGE.keys()
-    return {name: exact[name] for name in names}
+    return {name: version for name, version in read_exact_versions(file).items() if name in names}
 
 
 CLUSTER_CONSTRAINTS = "tests/fixtures/constraints-cluster.txt"
@@ -132,7 +132,7 @@ class Workshop:
             folder = Path(str(package.__file__)).parent
             shutil.copytree(folder, self.tools / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
 
-    def make_environment(self, packages: dict[str, str], *options: str, interpreter: str = sys.executable) -> Path:
+    def make_environment(self, packages: Packages, *options: str, interpreter: str = sys.executable) -> Path:
         """Makes a virtual environment that holds stand-ins of `packages`, and returns its interpreter."""
         environment = Path(tempfile.mkdtemp(dir=self.root, prefix="environment-"))
         environment.chmod(0o755)
@@ -144,17 +144,15 @@ class Workshop:
             zipfile.ZipFile(wheel).extractall(site_packages)
         return environment / "bin" / "python"
 
-    def source_hook(
-        self, python: Path, *, user: int | None = None, preexec_fn: Any = None, **environment: str
-    ) -> Result:
-        """Sources the hook under `set -e`; pip finds the index and nothing else unless `environment` says otherwise."""
+    def source_hook(self, python: Path, *, user: int | None = None, preexec_fn: Any = None, **env: str) -> Result:
+        """Sources the hook under `set -e`; pip finds the index and nothing else unless `env` says otherwise."""
         return subprocess.run(
             ["bash", "-c", "set -e; source startup-hook.sh; echo sourced"],
             cwd=self.project,
             env={
                 "PATH": os.environ["PATH"], "HOME": str(self.root), "DET_PYTHON_EXECUTABLE": str(python),
                 "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1", "PIP_NO_INDEX": "1",
-                "PIP_FIND_LINKS": str(self.index), **environment,
+                "PIP_FIND_LINKS": str(self.index), **env,
             },
             preexec_fn=preexec_fn, user=user, group=user, extra_groups=None if user is None else [],
             capture_output=True, text=True, timeout=120,
@@ -168,7 +166,7 @@ def workshop() -> Iterator[Workshop]:
         yield Workshop(Path(root))
 
 
-def list_packages(environment: Path) -> dict[str, str]:
+def list_packages(environment: Path) -> Packages:
     """Returns name -> version of the packages in an environment."""
     (site_packages,) = environment.glob("lib/python*/site-packages")
     return {package.metadata["Name"]: package.version for package in distributions(path=[str(site_packages)])}
@@ -176,11 +174,8 @@ def list_packages(environment: Path) -> dict[str, str]:
 
 def assert_one_message(result: Result, *parts: str) -> None:
     """Asserts that the hook failed, stopped the shell, and printed one message, with these parts."""
-    assert result.returncode == 1
-    assert "sourced" not in result.stdout
-    assert result.stderr.startswith("startup-hook.sh: ")
-    assert result.stderr.count("startup-hook.sh: ") == 1
-    assert "Traceback" not in result.stderr
+    assert result.returncode == 1 and "sourced" not in result.stdout and "Traceback" not in result.stderr
+    assert result.stderr.startswith("startup-hook.sh: ") and result.stderr.count("startup-hook.sh: ") == 1
     assert [part for part in parts if part not in result.stderr] == []
 
 
@@ -196,8 +191,7 @@ def test_hook_is_quick_and_silent_where_nothing_is_missing(shell: str) -> None:
     command = [*shell.split(), "-c", ". ./startup-hook.sh; echo sourced $-"]
     result = subprocess.run(command, cwd=PROJECT, env=HERE, capture_output=True, text=True)
     assert time.monotonic() - started < 5  # seconds; some 0.1 on an idle machine
-    assert result.returncode == 0, result.stderr
-    assert re.fullmatch(r"sourced \w*\n", result.stdout)
+    assert result.returncode == 0 and re.fullmatch(r"sourced \w*\n", result.stdout), result.stderr
     assert set("ex" if "x" in shell else "e") <= set(result.stdout.split()[1])
     assert [line for line in result.stderr.splitlines() if not line.startswith("+")] == []
 
@@ -217,12 +211,10 @@ def test_hook_leaves_the_shell_as_it_was(tmp_path: Path) -> None:
         [line for line in (tmp_path / name).read_text().splitlines() if not restless.match(line)]
         for name in ("before", "after")
     )
-    assert len(before) > 50
-    assert after == before
+    assert after == before and len(before) > 50
 
 
 # Where something is missing: environments with stand-ins.
-
 
 NEWEST = WITH_TRANSFORMERS_5 if sys.version_info >= (3, 11) else WITH_TRANSFORMERS_4
 IMAGES = {
@@ -237,7 +229,7 @@ IMAGES = {
 
 @pytest.mark.parametrize(("image", "constraint", "expected"), IMAGES.values(), ids=IMAGES)
 def test_hook_installs_what_the_image_lacks_and_leaves_its_stack_alone(
-    workshop: Workshop, tmp_path: Path, image: dict[str, str], constraint: str, expected: dict[str, str]
+    workshop: Workshop, tmp_path: Path, image: Packages, constraint: str, expected: Packages
 ) -> None:
     (tmp_path / "constraint.txt").write_text(constraint)
     python = workshop.make_environment(image)
@@ -286,7 +278,6 @@ def find_interpreter_of_everybody() -> str:
 
 # Where it cannot work: one message, and the shell stops.
 
-
 FAILURES = {
     "pip-finds-nothing": (
         OUTDATED_IMAGE, {"PIP_FIND_LINKS": ""},
@@ -308,7 +299,7 @@ FAILURES = {
 
 @pytest.mark.parametrize(("image", "environment", "messages"), FAILURES.values(), ids=FAILURES)
 def test_hook_fails_with_one_message_where_it_cannot_install(
-    workshop: Workshop, tmp_path: Path, image: dict[str, str], environment: dict[str, str], messages: list[str]
+    workshop: Workshop, tmp_path: Path, image: Packages, environment: Any, messages: list[str]
 ) -> None:
     (tmp_path / "constraint.txt").write_text("transformers==4.40.0\n")
     build_wheel(tmp_path, "seqeval", "1.3.0", [], code="raise ImportError('broken on purpose')")
@@ -332,9 +323,6 @@ def test_hook_says_where_requirements_txt_is_missing(tmp_path: Path) -> None:
     command = ["bash", "-c", "set -e; source startup-hook.sh; echo sourced"]
     result = subprocess.run(command, cwd=tmp_path, env=HERE, capture_output=True, text=True)
     assert_one_message(result, "there is no requirements.txt in")
-
-
-# The lists of versions.
 
 
 @pytest.mark.parametrize(("file", "python_version"), [("constraints.txt", "3.11"), (CLUSTER_CONSTRAINTS, "3.10")])
@@ -364,9 +352,7 @@ def test_the_one_package_that_only_drawing_needs_comes_with_determined() -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["22.0.2", "23.0.1"])  # of Ubuntu 22.04, and of Debian 12
-def test_the_command_of_requirements_txt_installs_what_has_no_wheel_with_an_old_pip(
-    tmp_path: Path, version: str
-) -> None:
+def test_the_command_of_requirements_txt_installs_sources_with_an_old_pip(tmp_path: Path, version: str) -> None:
     """seqeval comes as source: of all requirements it is the one that an old pip fails at without an option."""
     command = re.search(r"#     (pip install .*?)  ", (PROJECT / "requirements.txt").read_text())
     assert command is not None and command[1].endswith("-r requirements.txt -c constraints.txt")
@@ -375,5 +361,4 @@ def test_the_command_of_requirements_txt_installs_what_has_no_wheel_with_an_old_
     venv.create(tmp_path / "venv", with_pip=True)
     pip = [str(tmp_path / "venv" / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     for arguments in ([f"pip=={version}"], ["--no-deps", *options, pin]):
-        result = subprocess.run([*pip, *arguments], capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
+        subprocess.run([*pip, *arguments], check=True)
