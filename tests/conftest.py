@@ -26,9 +26,10 @@ from ner_trial import NERTrial  # noqa: E402
 from transformer_trial.callbacks import build_callbacks  # noqa: E402
 from transformer_trial.errors import PrintableFormatter, TrialError  # noqa: E402
 
+SLOW = [HealthCheck.too_slow]
 for name, max_examples in (("fast", 25), ("full", 60)):
     settings.register_profile(
-        name, max_examples=max_examples, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+        name, max_examples=max_examples, deadline=None, derandomize=True, suppress_health_check=SLOW
     )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))  # CI takes the full one
 
@@ -45,9 +46,7 @@ SAMPLE_DATA = PROJECT / "sample" / "data"
 SAMPLE_MODEL = PROJECT / "sample" / "model"
 SHARED_DATA = PROJECT.parent / "shared" / "data"
 
-needs_wnut = pytest.mark.skipif(
-    not (SHARED_DATA / "wnut17").is_dir(), reason="WNUT 17 is not beside the checkout, in ../shared/data/wnut17"
-)
+needs_wnut = pytest.mark.skipif(not (SHARED_DATA / "wnut17").is_dir(), reason="../shared/data/wnut17 is not there")
 
 
 def slow(*values: Any, id: str | None = None) -> Any:

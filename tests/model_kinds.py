@@ -60,6 +60,7 @@ ROBERTA = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": 
 LLAMA = {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>"}  # without padding
 GPT2 = dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>")
 CLS_SEP = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", [("[CLS]", 2), ("[SEP]", 3)])
+BYTES = processors.ByteLevel(trim_offsets=False)
 BARE, MARKED = pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Metaspace()
 NO_SPACE = {"add_prefix_space": False}
 NMT = normalizers.Precompiled(compile_charsmap({ord("\n"): b" ", ord("\t"): b" ", 7: b""}))  # a bit of sentencepiece's
@@ -88,16 +89,14 @@ KINDS = {
         "roberta", "RobertaTokenizer", ROBERTA, "BPE", BARE,
         processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False), None, "Ġ", NO_SPACE,
     ),
-    "GPT-2": Kind(
-        "gpt2", "GPT2Tokenizer", GPT2, "BPE", BARE, processors.ByteLevel(trim_offsets=False), None, "Ġ", NO_SPACE
-    ),
+    "GPT-2": Kind("gpt2", "GPT2Tokenizer", GPT2, "BPE", BARE, BYTES, None, "Ġ", NO_SPACE),
     "ModernBERT": Kind(
         "modernbert", "PreTrainedTokenizerFast", BERT, "BPE", BARE, CLS_SEP, normalizers.NFC(), "Ġ",
         {"model_input_names": ["input_ids", "attention_mask"]}, {"bos_token_id": 2, "eos_token_id": 3},
     ),
     "Qwen": Kind(
         "qwen2", "Qwen2Tokenizer", {"pad": "<|endoftext|>", "eos": "<|im_end|>"}, "BPE", SPLIT_BEFORE,
-        processors.ByteLevel(trim_offsets=False), normalizers.NFC(), "Ġ", NO_SPACE, {"num_key_value_heads": 2},
+        BYTES, normalizers.NFC(), "Ġ", NO_SPACE, {"num_key_value_heads": 2},
     ),
     "Llama 3": Kind(
         "llama", "PreTrainedTokenizerFast", LLAMA, "BPE", SPLIT_BEFORE,
@@ -143,9 +142,8 @@ def save_kind(kind: Kind, folder: Path) -> Path:
     tokenizer_config = {"tokenizer_class": kind.tokenizer_class, **roles, **kind.tokenizer_config}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config), encoding="utf-8")
     ids = {f"{role}_id": names.index(token) for role, token in roles.items()}
-    config = transformers.AutoConfig.for_model(
-        kind.model_type, **TINY, **ids, **kind.model_config, vocab_size=tokenizer.get_vocab_size()
-    )
+    options = {**TINY, **ids, **kind.model_config, "vocab_size": tokenizer.get_vocab_size()}
+    config = transformers.AutoConfig.for_model(kind.model_type, **options)
     torch.manual_seed(0)
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     return folder

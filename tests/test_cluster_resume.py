@@ -106,9 +106,8 @@ def safely(monkeypatch: pytest.MonkeyPatch) -> None:
 def assert_loads_alone(checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Determined's loader gives the trial with these weights where neither data nor model are in reach."""
     monkeypatch.chdir(folder)  # the configuration's paths are relative
-    trial: Any = pytorch.load_trial_from_checkpoint_path(
-        str(checkpoint), trial_class=NERTrial, torch_load_kwargs={"map_location": "cpu"}
-    )
+    load: Any = pytorch.load_trial_from_checkpoint_path
+    trial = load(str(checkpoint), trial_class=NERTrial, torch_load_kwargs={"map_location": "cpu"})
     (weights,) = load_state(checkpoint)["models_state_dict"]
     torch.testing.assert_close(dict(trial.model.state_dict()), dict(weights), rtol=0, atol=0)
     labels = json.loads((FIXTURES / "model" / "config.json").read_text())["id2label"]
@@ -132,9 +131,7 @@ def test_what_either_stack_saved_goes_on_and_loads(tmp_path: Path, monkeypatch: 
             assert [line[name] for line in lines] == pytest.approx([line[name] for line in expected], rel=1e-3)
     made_with = json.loads((FIXTURES / stack / "metadata.json").read_text())["framework"]
     if made_with.split("+")[0] == f"torch-{torch.__version__}".split("+")[0]:  # others draw other dropout
-        (weights,), (expected_weights,) = (
-            load_state(checkpoints_of(folder)[-1])["models_state_dict"] for folder in (cut, whole)
-        )
+        weights, expected_weights = (load_state(checkpoints_of(run)[-1])["models_state_dict"] for run in (cut, whole))
         torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-3)
     assert_loads_alone(FIXTURES / stack, tmp_path, monkeypatch)
 

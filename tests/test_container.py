@@ -137,9 +137,8 @@ def test_the_hook_says_what_it_may_not_write_to(workshop: Workshop, read_only: P
     for path in python.parents[1].rglob("*"):
         if path.is_dir():
             path.chmod(0o555)
-    result = workshop.source_hook(
-        python, preexec_fn=write_as_an_ordinary_user, HOME=str(read_only), PYTHONUSERBASE=str(read_only / "base")
-    )
+    homes = {"HOME": str(read_only), "PYTHONUSERBASE": str(read_only / "base")}
+    result = workshop.source_hook(python, preexec_fn=write_as_an_ordinary_user, **homes)
     assert_one_message(result, "pip could not install them", "Permission denied")
 
 
@@ -195,9 +194,8 @@ def read_and_tokenize(config: ner.config.NERDataConfig) -> list[list[int]]:
     rows, label_names = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     metadata = ner_utils.get_dataset_metadata(rows, label_names, None)
     tokenizer = transformers.AutoTokenizer.from_pretrained(SAMPLE_MODEL)
-    tokenized = ner_utils.build_tokenized_datasets(
-        rows, tokenizer, metadata.label_list, 64, 16, overwrite_cache=config.overwrite_cache
-    )
+    labels, anew = metadata.label_list, config.overwrite_cache
+    tokenized = ner_utils.build_tokenized_datasets(rows, tokenizer, labels, 64, 16, overwrite_cache=anew)
     return [list(ids) for ids in tokenized["train"]["input_ids"]]
 
 

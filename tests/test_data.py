@@ -201,9 +201,8 @@ def test_without_a_data_set_or_files_the_message_says_what_to_set() -> None:
 
 
 def make_splits(**sizes: int) -> datasets.DatasetDict:
-    return datasets.DatasetDict(
-        {s: datasets.Dataset.from_dict({"number": [f"{s}{i}" for i in range(n)]}) for s, n in sizes.items()}
-    )
+    columns = {split: {"number": [f"{split}{i}" for i in range(size)]} for split, size in sizes.items()}
+    return datasets.DatasetDict({split: datasets.Dataset.from_dict(column) for split, column in columns.items()})
 
 
 @pytest.mark.parametrize(

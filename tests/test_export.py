@@ -188,9 +188,7 @@ def test_the_card_has_the_scores_that_were_reported(small: Config, fit: Fit, tmp
 
 
 @pytest.mark.parametrize("export", [True, False])
-def test_a_checkpoint_holds_its_model_and_the_best_reports(
-    export: bool, small: Config, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_a_checkpoint_holds_model_and_reports(export: bool, small: Config, tmp_path: Path, monkeypatch: Patch) -> None:
     f1s = [0.2, 0.1, 0.3, 0.3]
     script_f1(monkeypatch, f1s)
     small |= {"checkpoint_policy": "all", "min_validation_period": {"batches": 2}}

@@ -83,9 +83,7 @@ def see_modules(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [TASK, slow(LOADER), slow(LOSS), slow(HEAD)])
-def test_an_example_trains_resumes_and_is_the_same_in_two_processes(
-    command: Command, tmp_path: Path, name: str
-) -> None:
+def test_an_example_trains_resumes_and_is_the_same_in_two_ranks(command: Command, tmp_path: Path, name: str) -> None:
     arguments, log, changes = command(name), tmp_path / "log", [functools.partial(see_modules, tmp_path)]
     whole, cut, two = (tmp_path / "outputs" / name for name in ("whole", "cut", "two"))
 

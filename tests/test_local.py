@@ -71,18 +71,16 @@ def test_a_run_leaves_model_metrics_and_checkpoints(config: Config, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("policy", "latest", "expected"), [("best", 1, [10]), ("all", 1, [10]), ("all", 3, [6, 8, 10]), ("none", 1, [10])]
+    ("policy", "latest", "kept"), [("best", 1, [10]), ("all", 1, [10]), ("all", 3, [6, 8, 10]), ("none", 1, [10])]
 )
-def test_the_yaml_says_which_checkpoints_remain(
-    run: Run, config: Config, policy: str, latest: int, expected: Any
-) -> None:
+def test_the_yaml_says_which_checkpoints_remain(run: Run, config: Config, policy: str, latest: int, kept: Any) -> None:
     config["hyperparameters"]["learning_rate"] = 0.003
     config["checkpoint_storage"] = {"save_trial_latest": latest}
     folder = run("--config", f"checkpoint_policy={policy}", "--config", "min_validation_period.batches=2")
     validations = read_metrics(folder, "validation")
     best = max(validations, key=lambda line: line["f1"])["batches"]  # the first of equals
     assert len(validations) == 5
-    assert sorted(steps_of(folder)) == sorted({*expected, *([] if policy == "none" else [best])})
+    assert sorted(steps_of(folder)) == sorted({*kept, *([] if policy == "none" else [best])})
 
 
 def test_test_mode_trains_and_validates_one_batch_whose_checkpoint_determined_loads(run: Run) -> None:

@@ -354,7 +354,7 @@ def test_wnut_is_the_same_as_columns_and_as_json(split: str, num_sentences: int,
     assert Counter(tag for _, tag in lines) == Counter(tag for _, tags in rows for tag in tags)
 
 
-def test_a_file_replaced_while_it_is_read_poisons_no_cache(
+def test_a_file_replaced_meanwhile_poisons_no_cache(
     count_reads: CountReads, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     file, parse = tmp_path / "a.jsonl", ner.cells.parse_cells

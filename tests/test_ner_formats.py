@@ -196,9 +196,7 @@ CASES = {
     "jsonl": Case("jsonl", lambda s: "\n" + as_lines(rows_of(s)).replace("\n", "\n\n")),
     "jsonl with BOM": Case("jsonl", lambda s: ("\ufeff" + as_lines(rows_of(s)).replace("\n", "\r\n")).strip()),
     "jsonl in UTF-16": Case("jsonl", lambda s: as_lines(rows_of(s)).encode("utf-16")),
-    "jsonl in an encoding by name": Case(
-        "jsonl", lambda s: as_lines(rows_of(s)).encode("gb18030"), options={"encoding": "gb18030"}
-    ),
+    "jsonl, gb18030": Case("jsonl", lambda s: as_lines(rows_of(s)).encode("gb18030"), options={"encoding": "gb18030"}),
     "ndjson": Case("ndjson", lambda s: as_lines(rows_of(s)), file_format="jsonl"),
     "jsonl with numbers": Case(
         "jsonl", lambda s: as_lines([{"tokens": w, "tags": list(map(NAMES.index, t))} for w, t in s]),
@@ -262,9 +260,7 @@ CASES = {
     "CoNLL-U, other columns": columns("{j}\t{word}\t{tag}", ending="conllu", start="# global.columns = ID FORM NER\n"),
     "spans": Case("jsonl", lambda s: as_lines([dict_rows(*spans_of(pair)) for pair in s]), in_text),
     "WebAnno": Case("tsv", webanno, in_cells, file_format="webanno"),
-    "spans in parquet": Case(
-        "parquet", lambda s: to_parquet(pd.DataFrame([dict_rows(*spans_of(pair)) for pair in s])), in_text
-    ),
+    "spans, parquet": Case("parquet", lambda s: to_parquet(pd.DataFrame(dict_rows(*spans_of(p)) for p in s)), in_text),
 }  # fmt: skip
 
 

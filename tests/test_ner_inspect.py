@@ -252,9 +252,7 @@ Warning: train has fewer than 10 entities of these types: L⟨U+001B⟩[1m, 人�
     )
 
 
-def test_inspect_shows_the_data_and_trains_nothing(
-    config: Config, tmp_path: Path, monkeypatch: Patch, caplog: Log
-) -> None:
+def test_inspect_shows_data_and_trains_nothing(config: Config, tmp_path: Path, monkeypatch: Patch, caplog: Log) -> None:
     rows = [("Ada Lovelace slept", "B-PER I-PER O"), ("in London", "O I-LOC"), ("z" * 150, "O")]
     for name, split in {"train": rows * 5, "validation": [*rows[:1], ("at Acme", "O B-ORG")]}.items():
         lines = [{"tokens": words.split(), "ner_tags": tags.split()} for words, tags in split]

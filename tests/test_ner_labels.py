@@ -70,9 +70,8 @@ def segments(types: Sequence[str]) -> st.SearchStrategy[Segments]:
 
 
 def annotated(types: Sequence[str] = TYPES) -> st.SearchStrategy[list[Sentence]]:
-    return st.sampled_from([types, types[:1]]).flatmap(
-        lambda some: st.lists(segments(some).map(place_spans), min_size=1, max_size=5)
-    )
+    some_types = st.sampled_from([types, types[:1]])
+    return some_types.flatmap(lambda some: st.lists(segments(some).map(place_spans), min_size=1, max_size=5))
 
 
 def merge_neighbours(sentence: Sentence) -> Sentence:
@@ -164,9 +163,10 @@ def test_mixed_tags_are_refused_with_the_place_of_the_first(sentences: list[list
 EVERY_PREFIX: list[Sentence] = [(9, [(0, 2, "PER"), (3, 3, "PER"), (4, 4, "PER"), (6, 8, "LOC")])]
 
 
-@pytest.mark.parametrize(
-    ("one", "other"), [pair for pair in itertools.permutations(SCHEMES, 2) if NAMES[pair[0]] != NAMES[pair[1]]]
-)
+DIFFERENT = [pair for pair in itertools.permutations(SCHEMES, 2) if NAMES[pair[0]] != NAMES[pair[1]]]
+
+
+@pytest.mark.parametrize(("one", "other"), DIFFERENT)
 def test_splits_in_different_schemes_are_refused(one: str, other: str) -> None:
     train, validation = ([write_tags(sentence, scheme) for sentence in EVERY_PREFIX] for scheme in (one, other))
     with pytest.raises(TrialError, match=r"^The splits mark|does not go with"):

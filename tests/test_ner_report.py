@@ -20,26 +20,13 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from conftest import Patch, needs_wnut
+import test_ner_labels
+from conftest import Patch, needs_wnut, slow
 from hypothesis import given
 from hypothesis import strategies as st
 from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
-from test_ner_labels import (
-    LOOK_ALIKES,
-    NAMES,
-    SCHEMES,
-    TYPES,
-    Segments,
-    Sentence,
-    converted,
-    labels_of,
-    merge_neighbours,
-    place_spans,
-    read_wnut,
-    scheme_of,
-    write_tags,
-)
+from test_ner_labels import NAMES, SCHEMES, TYPES, Segments, Sentence, converted, labels_of, place_spans, write_tags
 from training_process import run_python
 
 import ner.report
@@ -74,9 +61,7 @@ Tagged = list[list[str]]
 
 # ------------------------------------------------------------------------------- numbers: the one proof against seqeval
 
-RAW_CLASSES = {
-    name: getattr(seqeval_schemes, "IOBES" if name == "BIOES" else name) for name in PREFIXES if name != "plain"
-}
+RAW_CLASSES = {name: getattr(seqeval_schemes, name.replace("BIOES", "IOBES")) for name in PREFIXES if name != "plain"}
 """The classes by which seqeval reads tags strictly as they are."""
 
 LETTERS_USED = PREFIXES | {"BIOES": "BIES", "BMES": "BMES", "BMEWO": "BMEW"}
@@ -148,7 +133,7 @@ def test_any_tags_score_exactly_as_seqeval_scores_them(scheme: str, data: st.Dat
 def check_entities(scheme: str, *sentences: list[Sentence]) -> dict[str, float]:
     """Entities written in a scheme score as seqeval scores the tags, and just as they do when written in IOB2."""
     gold, predicted = ([write_tags(sentence, scheme) for sentence in part] for part in sentences)
-    as_read = ([merge_neighbours(s) if scheme == "plain" else s for s in part] for part in sentences)
+    as_read = ([test_ner_labels.merge_neighbours(s) if scheme == "plain" else s for s in part] for part in sentences)
     in_iob2 = [[write_tags(sentence, "IOB2") for sentence in part] for part in as_read]
     metrics = check_scores(scheme, gold, predicted)
     expected = count("IOB2", in_iob2[0], in_iob2[1]).metrics(TYPES) | {"accuracy_score": metrics["accuracy_score"]}
@@ -156,7 +141,7 @@ def check_entities(scheme: str, *sentences: list[Sentence]) -> dict[str, float]:
     return metrics
 
 
-type_or_none = st.none() | st.sampled_from(TYPES[:2]) | st.sampled_from([*TYPES, *LOOK_ALIKES])
+type_or_none = st.none() | st.sampled_from(TYPES[:2]) | st.sampled_from([*TYPES, *test_ner_labels.LOOK_ALIKES])
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -168,11 +153,9 @@ def test_entities_score_alike_in_whatever_scheme_they_are_written(scheme: str, s
 
 
 @needs_wnut
-@pytest.mark.parametrize(
-    "scheme", [pytest.param(s, marks=[] if s in ("IOB1", "BILOU", "plain") else pytest.mark.slow) for s in SCHEMES]
-)
+@pytest.mark.parametrize("scheme", [s if s in ("IOB1", "BILOU", "plain") else slow(s) for s in SCHEMES])
 def test_wnut_in_every_scheme_scores_exactly_as_seqeval_scores_it(scheme: str) -> None:
-    gold, random = list(read_wnut()), np.random.default_rng(0)
+    gold, random = list(test_ner_labels.read_wnut()), np.random.default_rng(0)
     predicted = []
     for length, spans in gold:
         kept = [span for span in spans if random.random() < 0.7]
@@ -180,7 +163,7 @@ def test_wnut_in_every_scheme_scores_exactly_as_seqeval_scores_it(scheme: str) -
         free = set(range(length)) - {word for first, last, _ in seen for word in range(first, last + 1)}
         predicted.append((length, sorted([*seen, *((w, w, "product") for w in free if random.random() < 0.02)])))
     assert 0.2 < check_entities(scheme, gold, predicted)["f1"] < 0.8
-    assert scheme_of(dict(train=[write_tags(sentence, scheme) for sentence in gold])) == NAMES[scheme]
+    assert test_ner_labels.scheme_of(dict(train=[write_tags(sentence, scheme) for sentence in gold])) == NAMES[scheme]
 
 
 @pytest.mark.parametrize(("gold", "predicted"), [(["O", "B-X"], ["O"]), (["O"], ["O", "B-X"])])

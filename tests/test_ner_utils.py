@@ -2,7 +2,6 @@
 
 import itertools
 import tracemalloc
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,12 @@ odd_words = [
 ]  # fmt: skip
 known_words = sorted({word for row in SENTENCES for word in row["tokens"]})
 any_word = st.sampled_from(odd_words) | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-tagged_words = st.lists(
-    st.tuples(any_word | st.sampled_from(known_words), st.sampled_from(LABELS)), min_size=1, max_size=25
-)
+tagged_word = st.tuples(any_word | st.sampled_from(known_words), st.sampled_from(LABELS))
+tagged_words = st.lists(tagged_word, min_size=1, max_size=25)
 TaggedWords = list[tuple[str, str]]
 
 
-def align(
-    tokenizer: Any, sentences: list[TaggedWords], content: int, stride: int, names: Sequence[str] = (), **options: Any
-) -> list[Any]:
+def align(tokenizer: Any, sentences: Any, content: int, stride: int, names: Any = (), **options: Any) -> list[Any]:
     """The rows that `tokenize_and_align_labels` makes of sentences, for windows of `content` beside special tokens.
 
     The first word has the number 7, and `names` are the sentences' documents.
@@ -61,9 +57,7 @@ def cut(num_tokens: int, size: int, stride: int, truncation_side: str) -> list[t
     return windows if truncation_side == "right" else [(num_tokens - b, num_tokens - a) for a, b in windows[::-1]]
 
 
-def rows_by_trying_all(
-    tokenizer: Any, sentence: TaggedWords, content: int, stride: int, label_all_tokens: bool
-) -> list[dict[str, Any]]:
+def rows_by_trying_all(tokenizer: Any, sentence: TaggedWords, content: int, stride: int, all_tokens: bool) -> list[Any]:
     """The rows as slices of the uncut sentence, each word in the window that has most around its first sub-token."""
     encoded = tokenizer([word for word, _ in sentence], is_split_into_words=True)
     word_ids = encoded.word_ids()
@@ -87,7 +81,7 @@ def rows_by_trying_all(
         labels = [IGNORED_LABEL_ID] * len(word_ids)
         for i in range(a, b):
             word = word_ids[i]
-            if word in scored and (i == places[word] or label_all_tokens):
+            if word in scored and (i == places[word] or all_tokens):
                 labels[i] = label_ids[word] if i == places[word] else further_ids[word]
         columns = {**encoded, "labels": labels}
         numbers = {

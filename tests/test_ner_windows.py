@@ -20,14 +20,7 @@ from model_kinds import KINDS, SENTENCES, SPLIT_BEFORE, TINY, every_kind, folder
 from tokenizers import models, pre_tokenizers
 
 import ner.windows
-from ner.windows import (
-    NO_POSITION,
-    WORD_COLUMNS,
-    WordCollator,
-    choose_doc_stride,
-    choose_max_seq_length,
-    prepare_tokenizer,
-)
+from ner.windows import NO_POSITION, WORD_COLUMNS, WordCollator, prepare_tokenizer
 from ner_utils import tokenize_and_align_labels
 from transformer_trial.builders import build_using_auto
 from transformer_trial.config import ModelConfig
@@ -50,7 +43,7 @@ def tokenizer_that_takes(model_max_length: float) -> Any:
 @every_kind
 def test_the_length_is_as_long_as_the_model_can_take(kind: str) -> None:
     model, tokenizer, limit = model_of(kind), load_tokenizer(kind), LIMITS.get(kind)
-    chosen = choose_max_seq_length(tokenizer, model, None)  # the tokenizer knows no limit
+    chosen = ner.windows.choose_max_seq_length(tokenizer, model, None)  # the tokenizer knows no limit
     assert chosen == (limit or 512)
     with torch.no_grad():
         model(input_ids=torch.full((1, chosen), 5))
@@ -58,13 +51,13 @@ def test_the_length_is_as_long_as_the_model_can_take(kind: str) -> None:
             with pytest.raises((IndexError, RuntimeError)):
                 model(input_ids=torch.full((1, limit + 1), 5))
             with pytest.raises(ConfigError, match=rf"max_seq_length: found {limit + 1}; accepted is at most {limit}, "):
-                choose_max_seq_length(tokenizer, model, limit + 1)
+                ner.windows.choose_max_seq_length(tokenizer, model, limit + 1)
 
 
 def test_a_model_with_more_rows_than_positions_takes_as_many_as_its_config_says() -> None:
     sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 1, "decoder_attention_heads": 1}
     config = transformers.BartConfig(vocab_size=20, max_position_embeddings=40, d_model=8, **sizes)
-    assert choose_max_seq_length(tokenizer_that_takes(1e30), transformers.BartModel(config), None) == 40
+    assert ner.windows.choose_max_seq_length(tokenizer_that_takes(1e30), transformers.BartModel(config), None) == 40
 
 
 @pytest.mark.parametrize(
@@ -75,7 +68,7 @@ def test_a_model_with_more_rows_than_positions_takes_as_many_as_its_config_says(
     ],
 )  # fmt: skip
 def test_the_length_is_as_requested_or_the_limit(kind: str, limit: float, requested: int | None, expected: int) -> None:
-    assert choose_max_seq_length(tokenizer_that_takes(limit), model_of(kind), requested) == expected
+    assert ner.windows.choose_max_seq_length(tokenizer_that_takes(limit), model_of(kind), requested) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,16 +78,16 @@ def test_the_length_is_as_requested_or_the_limit(kind: str, limit: float, reques
 )
 def test_windows_share_what_is_asked_for_or_128_subtokens(length: int, requested: int | None, expected: int) -> None:
     tokenizer = prepared_tokenizer("BERT")
-    assert choose_doc_stride(tokenizer, length, requested) == expected
+    assert ner.windows.choose_doc_stride(tokenizer, length, requested) == expected
     tokenizer(["a"] * 600, is_split_into_words=True, truncation=True, max_length=length, stride=expected)
 
 
 def test_windows_that_share_all_are_refused() -> None:
     tokenizer = prepared_tokenizer("BERT")
     with pytest.raises(ConfigError, match=r"data\.max_seq_length: 10 leaves 8 .*doc_stride: 8 .*a doc_stride below 8"):
-        choose_doc_stride(tokenizer, 10, 8)
+        ner.windows.choose_doc_stride(tokenizer, 10, 8)
     with pytest.raises(ConfigError, match=r"data\.max_seq_length: 2 leaves 0 .*Accepted is at least 3\."):
-        choose_doc_stride(tokenizer, 2, None)
+        ner.windows.choose_doc_stride(tokenizer, 2, None)
 
 
 @functools.cache
@@ -134,15 +127,14 @@ def test_rows_are_padded_as_transformers_does(
         return [random.randint(-1, 99) for _ in range(num_words if name in WORD_COLUMNS else num_tokens)]
 
     rows = [{name: numbers_of(name, *of_row) for name in columns} for of_row in lengths]
-    batch = ner.windows.WordCollator(tokenizer, columns, **options)(rows)
+    batch = WordCollator(tokenizer, columns, **options)(rows)
     assert type(batch) is dict and [*batch] == columns
     assert pytorch.data_length(batch) == len(rows)
     assert all(values.dtype == torch.int64 for values in batch.values())
     inputs = [name for name in columns if name not in WORD_COLUMNS]
     filled = [{name: (row if row["input_ids"] else NO_ROW)[name] for name in inputs} for row in rows]
-    collate = transformers.DataCollatorForTokenClassification(
-        tokenizer, padding="max_length" if "max_length" in options else True, **options
-    )
+    padding: Any = "max_length" if "max_length" in options else True
+    collate = transformers.DataCollatorForTokenClassification(tokenizer, padding=padding, **options)
     assert {name: batch[name].tolist() for name in inputs} == {n: v.tolist() for n, v in collate(filled).items()}
     for name in set(columns) - set(inputs):
         longest, width = max(len(row[name]) for row in rows), batch["input_ids"].shape[1]

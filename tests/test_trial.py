@@ -19,12 +19,7 @@ from training_process import run_python
 import ner.report
 import ner_utils
 from ner_trial import NERTrial
-from transformer_trial.builders import (
-    AUTO_CLASSES,
-    build_default_optimizer,
-    build_using_auto,
-    group_parameters_for_optimizer,
-)
+from transformer_trial import builders
 from transformer_trial.config import MODEL_MODES, ModelConfig, OptimizerConfig
 from transformer_trial.errors import TrialError
 
@@ -33,12 +28,10 @@ SCORES = ("precision", "recall", "f1")
 METRICS = {"accuracy_score", *SCORES, "validation_loss"}
 
 
-@pytest.mark.parametrize(
-    ("file", "is_sample"), [("ner_config.yaml", False), slow(ORIGINAL, False), slow("sample/ner_config.yaml", True)]
-)
-def test_the_det_client_trains_one_batch(file: str, is_sample: bool, tiny_model: Path) -> None:
+@pytest.mark.parametrize("file", ["ner_config.yaml", slow(ORIGINAL), slow("sample/ner_config.yaml")])
+def test_the_det_client_trains_one_batch(file: str, tiny_model: Path) -> None:
     model_and_data = {"hyperparameters.pretrained_model_name_or_path": tiny_model, "data.dataset_name": SAMPLE_DATA}
-    options = [] if is_sample else [f"--config={key}={value}" for key, value in model_and_data.items()]
+    options = [] if file.startswith("sample") else [f"--config={key}={value}" for key, value in model_and_data.items()]
     command = (Path(sys.executable).parent / "det", "e", "create", "--local", "--test", *options, file, ".")
     said = "".join(run_python(*command))
     assert "The test experiment passed." in said and "validation_loss" in said
@@ -191,9 +184,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(config: Co
     assert not all(torch.equal(first[name], third[name]) for name in first)
 
 
-def test_a_head_keeps_order_and_weights_if_it_has_the_same_labels(
-    config: Config, fit: Fit, tmp_path: Path, caplog: Log
-) -> None:
+def test_a_head_with_the_same_labels_is_kept(config: Config, fit: Fit, tmp_path: Path, caplog: Log) -> None:
     config["searcher"]["max_length"]["batches"] = 1
     config["hyperparameters"]["learning_rate"] = 0
     first = fit(config)
@@ -268,15 +259,15 @@ def test_every_model_mode_is_built(mode: Any, pretrained: bool, tmp_path: Path) 
     else:
         config = transformers.BertConfig(**sizes, intermediate_size=16, is_decoder=mode == "causal-lm")
     folder = tmp_path / "model"
-    AUTO_CLASSES[mode].from_config(config).save_pretrained(folder)
+    builders.AUTO_CLASSES[mode].from_config(config).save_pretrained(folder)
     model_config = ModelConfig(
         model_mode=mode, pretrained_model_name_or_path=str(folder), tokenizer_name=str(SAMPLE_MODEL),
         use_pretrained_weights=pretrained,
     )  # fmt: skip
-    _, tokenizer, model = build_using_auto(model_config)
-    assert type(model) is type(AUTO_CLASSES[mode].from_config(config))
+    _, tokenizer, model = builders.build_using_auto(model_config)
+    assert type(model) is type(builders.AUTO_CLASSES[mode].from_config(config))
     assert tokenizer.is_fast
-    saved = AUTO_CLASSES[mode].from_pretrained(folder).state_dict()
+    saved = builders.AUTO_CLASSES[mode].from_pretrained(folder).state_dict()
     matrices = [name for name, weight in model.state_dict().items() if weight.ndim == 2]
     assert all(torch.equal(model.state_dict()[name], saved[name]) for name in matrices) == pretrained
 
@@ -286,26 +277,24 @@ def test_a_head_that_the_architecture_lacks_is_a_clear_error() -> None:
         model_mode="next-sentence", pretrained_model_name_or_path=str(SAMPLE_MODEL), use_pretrained_weights=False
     )
     with pytest.raises(TrialError, match=r"\.model_mode: cannot load a model of the config RoFormerConfig"):
-        build_using_auto(model_config)
+        builders.build_using_auto(model_config)
 
 
 @pytest.mark.parametrize("architecture", ["Bert", "DistilBert", "Roberta", "Electra", "DebertaV2", "ModernBert", "T5"])
 def test_weight_decay_skips_biases_and_norms_as_transformers_does(architecture: str, tmp_path: Path) -> None:
     sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 0}
-    sizes |= {"T5": {"d_kv": 8, "d_ff": 16}, "DistilBert": {"hidden_dim": 16}}.get(
-        architecture, {"intermediate_size": 16}
-    )
+    others = {"T5": {"d_kv": 8, "d_ff": 16}, "DistilBert": {"hidden_dim": 16}}
+    sizes |= others.get(architecture, {"intermediate_size": 16})
     model = transformers.AutoModel.from_config(getattr(transformers, f"{architecture}Config")(**sizes))
-    trainer = transformers.Trainer(
-        model=model, args=transformers.TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
-    )
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    trainer = transformers.Trainer(model=model, args=arguments)
     expected = set(trainer.get_decay_parameter_names(model)) & {name for name, _ in model.named_parameters()}
-    decayed = {id(parameter) for parameter in group_parameters_for_optimizer(model, 0.1)[0]["params"]}
+    decayed = {id(parameter) for parameter in builders.group_parameters_for_optimizer(model, 0.1)[0]["params"]}
     assert {name for name, parameter in model.named_parameters() if id(parameter) in decayed} == expected
 
 
 def test_adamw_is_fused_where_the_device_has_a_kernel() -> None:
-    optimizer = build_default_optimizer(torch.nn.Linear(2, 2), OptimizerConfig())
+    optimizer = builders.build_default_optimizer(torch.nn.Linear(2, 2), OptimizerConfig())
     has_kernel = "cpu" in torch.utils._foreach_utils._get_fused_kernels_supported_devices()
     assert optimizer.param_groups[0]["fused"] == has_kernel
 

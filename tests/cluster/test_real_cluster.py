@@ -56,6 +56,7 @@ TAGGED = ("--input", "sample/data/test.json", "--batch-size", "1")
 """What is tagged, in 7 chunks."""
 
 Submit = Callable[..., Experiment]
+Jobs = dict[str, Experiment]
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +111,14 @@ def completed(experiment: Experiment) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def jobs(submit: Submit) -> dict[str, Experiment]:
+def jobs(submit: Submit) -> Jobs:
     """The experiments that wait for nothing but slots, all submitted at once."""
     straight, killed = submit(*SAMPLE), submit(*KILLED, include="tests/cluster/killed.py")
     return {"straight": straight, "killed": killed, "search": submit(*SEARCH)}
 
 
 @pytest.fixture(scope="module")
-def straight(jobs: dict[str, Experiment]) -> Experiment:
+def straight(jobs: Jobs) -> Experiment:
     """The sample's experiment, trained without interruption."""
     return completed(jobs["straight"])
 
@@ -212,9 +213,7 @@ def assert_same_end(experiment: Experiment, straight: Experiment, compute_pool: 
         assert final(experiment)[name] == pytest.approx(final(straight)[name], rel=1e-6 if on_cpu else 0.05)
 
 
-def test_a_paused_run_ends_as_one_that_was_not(
-    straight: Experiment, submit: Submit, compute_pool: Any, tmp_path: Path
-) -> None:
+def test_a_paused_run_ends_as_another(straight: Experiment, submit: Submit, compute_pool: Any, tmp_path: Path) -> None:
     experiment = submit(*SAMPLE)
     wait_until(experiment, lambda: bool(experiment.list_trials() and reports(experiment, "training")), "trained")
     experiment.pause()
@@ -227,9 +226,7 @@ def test_a_paused_run_ends_as_one_that_was_not(
     assert_same_end(experiment, straight, compute_pool, tmp_path)
 
 
-def test_a_run_killed_twice_ends_as_another(
-    straight: Experiment, jobs: dict[str, Experiment], compute_pool: Any, tmp_path: Path
-) -> None:
+def test_a_killed_run_ends_as_another(straight: Experiment, jobs: Jobs, compute_pool: Any, tmp_path: Path) -> None:
     killed = completed(jobs["killed"])
     (trial,) = killed.list_trials()
     assert bindings.get_GetTrial(client._get_singleton_session(), trialId=trial.id).trial.restarts == 2
@@ -244,7 +241,7 @@ def test_two_slots_learn_what_one_does(straight: Experiment, submit: Submit) -> 
     assert final(experiment)["f1"] == pytest.approx(final(straight)["f1"], abs=0.03)
 
 
-def test_the_search_tries_four_trials_and_names_the_best(jobs: dict[str, Experiment]) -> None:
+def test_the_search_tries_four_trials_and_names_the_best(jobs: Jobs) -> None:
     experiment = completed(jobs["search"])
     trials = experiment.list_trials()
     assert len({trial.hparams["learning_rate"] for trial in trials}) == 4
