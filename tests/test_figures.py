@@ -26,10 +26,10 @@ REPORTS: list[dict[str, Any]] = [
 
 def read_curves(figure: Any) -> dict[str, tuple[list[Any], bool]]:
     """The points of each curve in each panel, and whether it has markers, by its name in the legend."""
+    lines = [(panel.get_ylabel(), line, line.get_marker()) for panel in figure.axes for line in panel.lines]
     return {
-        f"{panel.get_ylabel()}: {line.get_label()}": ([*map(tuple, line.get_xydata())], line.get_marker() != "None")
-        for panel in figure.axes
-        for line in panel.lines
+        f"{name}: {line.get_label()}": ([*map(tuple, line.get_xydata())], marker not in ("", "None", None))
+        for name, line, marker in lines
     }
 
 
