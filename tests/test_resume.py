@@ -350,20 +350,13 @@ def test_a_full_disk_spares_earlier_checkpoints(run: Run, tmp_path: Path, small_
     assert_same_run(folder / "run", whole_run)
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [("disk/run", "Read-only file system"), ("disk", "Read-only file system"), ("file", "a file is in the way")],
-)
-def test_a_folder_not_to_be_written_to_is_told(run: Run, tmp_path: Path, small_disk: Any, name: str, told: str) -> None:
-    if name == "file":
-        (tmp_path / name).write_text("precious")
-    else:
-        small_disk(1 << 20, "ro")
+@pytest.mark.parametrize("name", ["disk/run", "disk"])
+def test_a_folder_on_a_read_only_disk_is_told(run: Run, tmp_path: Path, small_disk: Any, name: str) -> None:
+    small_disk(1 << 20, "ro")
     assert run(name) == 1
     log = (tmp_path / f"{Path(name).name}.log").read_text()
     assert "Traceback" not in log
-    assert log.splitlines()[-1].startswith("Cannot write: ") and told in log.splitlines()[-1]
-    assert name != "file" or (tmp_path / name).read_text() == "precious"
+    assert log.splitlines()[-1].startswith("Cannot write: ") and "Read-only file system" in log.splitlines()[-1]
 
 
 NUM_KILLS = int(os.environ.get("KILLS", "20"))
