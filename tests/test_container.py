@@ -1,8 +1,4 @@
-"""A task's container, as far as it can be had without one: its start, folders that are not writable, a shared cache.
-
-Root may write anywhere, as few users of a container may: what is not to be written is, for root too, once a process has
-given up that right of root's (CAP_DAC_OVERRIDE).
-"""
+"""A task's container, as far as it can be had without one: its start, folders that are not writable, a shared cache."""
 
 import base64
 import ctypes

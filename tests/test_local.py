@@ -113,10 +113,8 @@ def test_a_terminal_shows_a_progress_bar(run: Run, monkeypatch: Patch) -> None:
     ("arguments", "message"),
     [
         pytest.param(["missing.yaml"], "missing.yaml: no such file", id="no-file"),
-        pytest.param(["--config", "hyperparameters.learning_rat=1"], "Did you mean learning_rate?", id="key"),
         pytest.param(["--config", "nonsense"], "--config: .*KEY=VALUE", id="override"),
         pytest.param(["--epochs", "0"], "--epochs: found 0; accepted is at least 1", id="epochs"),
-        pytest.param(["--config", "searcher.max_length=null"], "searcher.max_length: missing", id="length"),
         pytest.param(["--config", "min_validation_period=x"], "min_validation_period: found 'x'", id="period"),
         pytest.param(["--config", "min_validation_period={batches: , epochs: }"], r"N of at least 0\.\n", id="no-unit"),
         pytest.param(["--output-dir", str(PROJECT / "results")], "outputs/ or outside", id="output-in-project"),

@@ -2,14 +2,14 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import transformers
-from conftest import SHARED_DATA, Config, Fit, read_lines, read_metrics, write_lines
+from conftest import Config, Fit, read_metrics, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
@@ -22,8 +22,6 @@ Span = tuple[int, int, str]
 """First and last word of an entity, and its type."""
 Sentence = tuple[int, list[Span]]
 """Number of words, and the entities among them."""
-
-# -------------------------------------------------------------------------------- entities, and tags written for them
 
 # The prefixes of an entity's only word, and of the first, inner and last one of several.
 WRITTEN = {"IOB2": "BBII", "IOE2": "EIIE", "BIOES": "SBIE", "BMES": "SBME", "BMEWO": "WBME", "BILOU": "UBIL"}
@@ -93,9 +91,6 @@ def make_rows(sentences: Sequence[Sequence[str]], name: str = "train") -> datase
 def scheme_of(splits: Mapping[str, Sequence[Sequence[str]]], requested: str | None = None) -> str:
     tags = {name: encode_tags(make_rows(sentences, name)) for name, sentences in splits.items()}
     return ner.labels.find_label_scheme(tags, requested)
-
-
-# --------------------------------------------------------------------------------------------------------- recognition
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -246,14 +241,6 @@ def test_entities_are_counted_as_seqeval_does(sentences: list[list[str]], data: 
 
 def labels_of(*sentences: list[list[str]]) -> list[str]:
     return sorted({tag for part in sentences for tags in part for tag in tags} | {"O"}, reverse=True)
-
-
-def read_wnut() -> Iterator[Sentence]:
-    for row in read_lines(SHARED_DATA / "wnut17" / "validation.json"):
-        tags: list[str] = row["ner_tags"]
-        spans = [(first, last, name) for name, first, last in get_entities(tags)]
-        assert write_tags((len(tags), spans), "IOB2") == tags
-        yield len(tags), spans
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
 import test_ner_labels
-from conftest import Patch, needs_wnut, slow
+from conftest import Patch
 from hypothesis import given
 from hypothesis import strategies as st
 from seqeval import metrics as seqeval_metrics
@@ -58,8 +57,6 @@ def make_report(sentences: Sequence[tuple[str, str]], scheme: str | None = "IOB2
 
 Tagged = list[list[str]]
 
-
-# ------------------------------------------------------------------------------- numbers: the one proof against seqeval
 
 RAW_CLASSES = {name: getattr(seqeval_schemes, name.replace("BIOES", "IOBES")) for name in PREFIXES if name != "plain"}
 """The classes by which seqeval reads tags strictly as they are."""
@@ -150,20 +147,6 @@ def test_entities_score_alike_in_whatever_scheme_they_are_written(scheme: str, s
     gold = [place_spans([(length, name) for length, name, _ in rows]) for rows in sentences]
     predicted = [place_spans([(length, name) for length, _, name in rows]) for rows in sentences]
     check_entities(scheme, gold, predicted)
-
-
-@needs_wnut
-@pytest.mark.parametrize("scheme", [s if s in ("IOB1", "BILOU", "plain") else slow(s) for s in SCHEMES])
-def test_wnut_in_every_scheme_scores_exactly_as_seqeval_scores_it(scheme: str) -> None:
-    gold, random = list(test_ner_labels.read_wnut()), np.random.default_rng(0)
-    predicted = []
-    for length, spans in gold:
-        kept = [span for span in spans if random.random() < 0.7]
-        seen = [(first, last, name if random.random() < 0.8 else "person") for first, last, name in kept]
-        free = set(range(length)) - {word for first, last, _ in seen for word in range(first, last + 1)}
-        predicted.append((length, sorted([*seen, *((w, w, "product") for w in free if random.random() < 0.02)])))
-    assert 0.2 < check_entities(scheme, gold, predicted)["f1"] < 0.8
-    assert test_ner_labels.scheme_of(dict(train=[write_tags(sentence, scheme) for sentence in gold])) == NAMES[scheme]
 
 
 @pytest.mark.parametrize(("gold", "predicted"), [(["O", "B-X"], ["O"]), (["O"], ["O", "B-X"])])
@@ -416,9 +399,6 @@ def make_hostile_report() -> dict[str, Any]:
         gold, predicted = [f"B-{text}!", f"I-{text}!", *rest], [f"B-{other}!", "O", f"I-{text}!", *rest[1:]]
         report.add(gold, predicted, describing(HOSTILE, text), [0.25, None] + [0.5] * (len(gold) - 2))
     return report.as_dict()
-
-
-# ---------------------------------------------------------------------------------------------------------------- html
 
 
 class Page(html.parser.HTMLParser):

@@ -1,8 +1,4 @@
-"""No file and no setting runs code that nobody asked for, and no secret is repeated.
-
-What a training says and does is seen from real ones, one after the other in one process of their own, in a copy of the
-project: whatever a planted command or pickle would do, it would do there.
-"""
+"""No file and no setting runs code that nobody asked for, and no secret is repeated: seen from real runs in a copy."""
 
 import ast
 import dataclasses

@@ -239,7 +239,6 @@ ROTARY_MODEL = {"pretrained_model_name_or_path": str(SAMPLE_MODEL), "use_pretrai
         pytest.param({"hyperparameters": {"tokenizer_name": "/no/such/tokenizer"}}, "tokenizer_name", id="tokenizer"),
         pytest.param({"data": {"max_seq_length": 256}, "hyperparameters": ROTARY_MODEL},
                      "max_seq_length: found 256; accepted is at most 128", id="more-than-rotary-positions"),
-        pytest.param({"data": {"train_file": "missing.json"}}, "train_file: missing.json does not exist", id="file"),
         pytest.param({"searcher": {"metric": "accuracy"}}, "searcher.metric.*Did you mean accuracy_score", id="metric"),
     ],
 )  # fmt: skip
