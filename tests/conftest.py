@@ -69,7 +69,7 @@ def watch(owner: Any, name: str, patch: pytest.MonkeyPatch, *, first: Any = None
     patch.setattr(owner, name, watched)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[Any]:
     """The rows of a file of json lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 

@@ -133,7 +133,7 @@ def test_the_hook_says_what_it_may_not_write_to(workshop: Workshop, read_only: P
     for path in python.parents[1].rglob("*"):
         if path.is_dir():
             path.chmod(0o555)
-    homes = {"HOME": str(read_only), "PYTHONUSERBASE": str(read_only / "base")}
+    homes: Any = {"HOME": str(read_only), "PYTHONUSERBASE": str(read_only / "base")}
     result = workshop.source_hook(python, preexec_fn=write_as_an_ordinary_user, **homes)
     assert_one_message(result, "pip could not install them", "Permission denied")
 
@@ -176,7 +176,7 @@ for case, options in {"empty": [], "anew": ["--config", "data.overwrite_cache=tr
 
 @pytest.mark.slow
 def test_two_containers_share_a_cache(tmp_path: Path) -> None:
-    env = {"HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_CACHE": str(tmp_path / "hf/datasets")}
+    env: Any = {"HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_CACHE": str(tmp_path / "hf/datasets")}
     arguments = (tmp_path, YAML, "--test", "--config", "checkpoint_policy=none")
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda names: run_python("-c", RUN_TOGETHER, *names, *arguments, **env), ("ab", "ba")))

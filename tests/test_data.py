@@ -23,12 +23,9 @@ from transformer_trial.config import DataConfig
 from transformer_trial.data import SlotBatchSampler, default_load_dataset, group_by_tokens, select_splits
 from transformer_trial.processes import local_chief_first
 
-sizes = {
-    "num_rows": st.integers(1, 150),
-    "batch_size": st.integers(1, 40),
-    "seed": st.integers(0, 2**32 - 1),
-    "lengths": st.none() | st.integers(0, 2**32 - 1),
-}
+numbers = st.integers(0, 2**32 - 1)
+sizes: dict[str, Any] = {"num_rows": st.integers(1, 150), "batch_size": st.integers(1, 40), "seed": numbers}
+sizes["lengths"] = st.none() | numbers
 
 
 def build_sampler(num_rows: int, batch_size: int, seed: int, lengths: int | None, num_slots: int = 1) -> Any:

@@ -37,7 +37,7 @@ NO_VALUES = [
 @pytest.mark.parametrize("key", KEYS)
 def test_what_is_called_a_secret_is_not_repeated(key: str) -> None:
     assert "planted" not in format_value(f"environment.{key}", "planted")
-    secrets, redacted = ["planted", 1, {"deep": "planted"}, None], ["REDACTED", "REDACTED", {"deep": "REDACTED"}, None]
+    secrets, redacted = ["planted", 1, {"x": "planted"}, None, True], [*["REDACTED"] * 2, {"x": "REDACTED"}, None, True]
     assert redact({key: "planted", "other": [{key: secrets}]}) == {key: "REDACTED", "other": [{key: redacted}]}
 
 
@@ -60,12 +60,7 @@ def test_other_values_are_no_secrets(value: str) -> None:
 def test_configurations_in_a_checkpoints_copy_of_the_code_are_redacted(tmp_path: Path) -> None:
     (tmp_path / "sub" / "code").mkdir(parents=True)
     files = {"a.yaml": "x: {api_key: planted}", "b.yml": "env: [HF_TOKEN=planted]", "c.json": '{"password": "planted"}'}
-    kept = {
-        "d.yaml": "tokens: [kept]",
-        "e.json": '{"tokens": ["kept"]}',
-        "f.yaml": "{ planted",
-        "g.txt": "pwd: planted",
-    }
+    kept = {"d.yaml": "a: [kept]", "e.json": '{"tokens": ["kept"]}', "f.yaml": "{ planted", "g.txt": "pwd: planted"}
     for name, text in (files | kept).items():
         (tmp_path / "sub" / "code" / name).write_text(text)
     redact_configurations(tmp_path / "sub")

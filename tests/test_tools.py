@@ -182,7 +182,7 @@ def test_what_a_tool_writes_is_read(name: str, tmp_path: Path) -> None:
 
 def test_every_tool_stands_in_the_documentation_with_what_is_set_for_it() -> None:
     table = DOCUMENTATION.partition("| your tool |")[2].partition("\n\n")[0].splitlines()[2:]
-    rows = dict((cell.strip() for cell in row.strip("| ").split(" | ")[:2]) for row in table)
+    rows = {name.strip(): cell for name, cell, *_ in (row.strip("| ").split(" | ") for row in table)}
     assert [*rows] == [*TOOLS]
     for name, cell in rows.items():
         given = dict(re.findall(r"`(\w+): ([^`]+)`", cell))
