@@ -285,9 +285,7 @@ def test_tags_are_converted_to_what_both_modes_of_seqeval_read() -> None:
     assert find_entity_types(["B-cell", "O"], "IOB2") == ["cell"]
 
 
-def test_the_requested_scheme_and_order_are_the_models_and_a_label_of_validation_alone_is_scored(
-    config: Config, fit: Fit, tmp_path: Path
-) -> None:
+def test_the_models_labels_are_those_asked_for_and_of_all_splits(config: Config, fit: Fit, tmp_path: Path) -> None:
     train = [("Ada Lovelace slept", "B-PER L-PER O"), ("London", "U-LOC"), ("nobody came", "O O")] * 8
     validation = [("Acme Corp hired Ada", "B-ORG L-ORG O U-PER"), ("in London", "O U-LOC")]
     for split, sentences in (("train", train), ("validation", validation)):

@@ -90,11 +90,9 @@ def test_mixed_precision_learns_about_what_fp32_does(config: Config, fit: Fit, p
     assert (runs[1].scaler is not None) == (precision == "fp16")
 
 
-@pytest.mark.parametrize(("knows_bf16", "precision"), [(True, "bf16"), (False, "none")])
-def test_auto_is_bf16_where_the_machine_knows_it(
-    knows_bf16: bool, precision: str, config: Config, fit: Fit, monkeypatch: Patch
-) -> None:
-    monkeypatch.setattr("transformer_trial.machine.knows_bf16", lambda device: knows_bf16)
+@pytest.mark.parametrize(("known", "precision"), [(True, "bf16"), (False, "none")])
+def test_auto_is_bf16_if_known(known: bool, precision: str, config: Config, fit: Fit, monkeypatch: Patch) -> None:
+    monkeypatch.setattr("transformer_trial.machine.knows_bf16", lambda device: known)
     config["hyperparameters"]["mixed_precision"] = "auto"
     config["searcher"]["max_length"] = {"batches": 1}
     assert fit(config).settings.training.mixed_precision == precision

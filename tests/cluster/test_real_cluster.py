@@ -1,10 +1,8 @@
-"""On a real Determined 0.38 cluster: the sample is trained, paused, killed, spread over slots and searched, and its
-model registered and used, alone and on several slots.
+"""On a real Determined 0.38 cluster: the sample is trained, paused, killed, spread over slots and searched, and used.
 
-`make test-cluster` runs this where DET_MASTER names a master, with the credentials that `det` takes: DET_USER and
-DET_PASS, or what `det user login` left. Checkpoints have to be in reach of this machine, as for `det checkpoint
-download`. What waits for nothing is submitted at once, so that all takes ten minutes at most on two idle slots; the
-first container takes longer, since startup-hook.sh downloads packages.
+`make test-cluster` runs this where DET_MASTER names a master, with DET_USER and DET_PASS or what `det user login` left.
+Checkpoints have to be in reach of this machine, as for `det checkpoint download`. It takes ten minutes at most on two
+idle slots, and longer where startup-hook.sh downloads packages in the first container.
 """
 
 import json
