@@ -34,7 +34,8 @@ def note_steps(folder: Path) -> None:
         note("seen", [batch_idx, [] if PADDING in batch else rows])
 
     def note_texts(tokenizer: Any, texts: Any, *_: Any, **__: Any) -> None:
-        note("tokenized", len(texts))
+        if isinstance(texts, list):  # and not the word that a model is tried with
+            note("tokenized", len(texts))
 
     patch = pytest.MonkeyPatch()
     watch(NERTrial, "train_batch", patch, first=note_rows)
