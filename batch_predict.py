@@ -111,7 +111,8 @@ class BatchTagger(experimental.TorchBatchProcessor):
 def process_here(job: Job, distributed: core.DistributedContext) -> None:
     """Do what `torch_batch_process` does, which needs a cluster; shards lie beside the output until they are merged."""
     output = Path(job.options.output).expanduser()
-    folder, mark = output.with_name(f"{output.name}.shards"), output.with_name(f"{output.name}.shards") / "made_of"
+    folder = output.with_name(f"{output.name}.shards")
+    mark = folder / "made_of"
     model = [(file.name, file.stat().st_mtime_ns) for file in sorted(Path(job.tagger.model.name_or_path).iterdir())]
     made_of = json.dumps([job.checksum, job.options.batch_size, str(job.tagger.model.dtype), model])
     with local_chief_first(distributed):

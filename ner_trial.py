@@ -29,8 +29,8 @@ import ner.labels
 import ner.windows
 import ner_utils
 from ner.config import NERDataConfig, TaggerSettings
-from ner.context import check_documents, count_words
-from ner.labels import Array
+from ner.context import check_documents
+from ner.labels import Array, count_words
 from ner.report import metric_directions, write_report
 from ner.sentences import Sentence, write_predictions
 from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WORD_COLUMNS, WordCollator

@@ -211,7 +211,7 @@ def iterate_sentences(
 
     Args:
         words: From `BatchOfWords.words`, (2 or 3, words).
-        starts: The number of each sentence's first word, and of all words, from `ner.context.count_words`.
+        starts: The number of each sentence's first word, and of all words, from `ner.labels.count_words`.
         label_list: The tags in the order of their ids.
 
     Yields:

@@ -47,9 +47,9 @@ from ner.formats.text import PACKED, STANDARD_INPUT, read_lines
 from ner.labels import OUTSIDE
 from ner.sentences import Sentence, write_predictions
 from transformer_trial import registry
-from transformer_trial.builders import check_layers, check_vocabulary, is_made_up, try_model
+from transformer_trial.builders import check_layers, check_vocabulary, is_made_up, silence_progress_bars, try_model
 from transformer_trial.data import choose_evaluation_tokens, group_by_tokens
-from transformer_trial.errors import TrialError, set_up_log
+from transformer_trial.errors import TrialError, reason_of, set_up_log
 from transformer_trial.files import resolve
 from transformer_trial.machine import keep_freed_memory, knows_bf16
 from transformer_trial.parsing import import_named
@@ -132,7 +132,7 @@ class Tagger:
             check_vocabulary(model, tokenizer)
             try_model(model, tokenizer)
         except Exception as error:
-            reason = " ".join(str(error).split()).rstrip(".")
+            reason = reason_of(error)
             accepted = (
                 "a folder with a model for token classification and its tokenizer, such as DIR/model of a training"
             )
@@ -291,8 +291,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     set_up_log(logging.INFO)
     keep_freed_memory()
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
+    silence_progress_bars()
     options = parse_arguments(arguments)
     try:
         tag_file(options)

@@ -7,9 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 import datasets
 import numpy as np
-import pyarrow.compute
 
-from ner.labels import Array
+from ner.labels import Array, count_words
 from ner.sentences import Sentence
 from transformer_trial.errors import TrialError
 
@@ -24,12 +23,6 @@ class Text(NamedTuple):
     words: list[str]
     first: int  # the number of its first word, counted over all sentences
     own: range  # the numbers of the words that are trained on and scored in its windows; the others are only seen
-
-
-def count_words(rows: datasets.Dataset) -> Array:
-    """For each sentence the number of words before it, and at the end that of all words, (sentences + 1,)."""
-    lengths = pyarrow.compute.list_value_length(rows.with_format("arrow")[:]["tokens"]).to_numpy()
-    return np.append(0, np.cumsum(lengths, dtype=np.int64))
 
 
 def find_documents(names: Sequence[str]) -> Array:

@@ -110,9 +110,8 @@ def _build_rows(
                 new = Path(build(own).cache_files[0]["filename"]).parent
                 folder = cache / new.relative_to(own)
                 folder.mkdir(parents=True, exist_ok=True)
-                for file in sorted(
-                    new.iterdir(), reverse=True
-                ):  # dataset_info.json, which says that all is there, last
+                # The last one is dataset_info.json, which says that all is there.
+                for file in sorted(new.iterdir(), reverse=True):
                     file.replace(folder / file.name)
         rows = build(config.cache_dir)
         if source.signature() == before:

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow
 import pyarrow.compute as compute
 
-from ner.context import count_words
 from ner.labels import OUTSIDE, EncodedTags, EntityMarks, encode_tags, find_entity_types
 from ner.report import format_table
 from ner.windows import NO_POSITION
@@ -37,7 +36,7 @@ def describe_data(
     warnings: list[str] = []
     for split, found in hashes.items():
         entities = tags[split].entities(label_scheme)
-        splits[split] = counts = _count(rows[split], tokenized[split], entities.counts)
+        splits[split] = counts = _count(tags[split], tokenized[split], entities.counts)
         counts |= _count_texts(rows[split], "notes")
         counts["duplicate sentences"] = len(found) - len(np.unique(found))
         counts |= {"documents": len(documents[split])} if documents[split] else {}
@@ -79,17 +78,16 @@ def _count_texts(rows: datasets.Dataset, column: str) -> dict[str, int]:
     return {count["values"]: count["counts"] for count in counts.to_pylist() if count["values"]}
 
 
-def _count(rows: datasets.Dataset, tokenized: datasets.Dataset, entities: dict[str, int]) -> dict[str, Any]:
-    tokens = rows.with_format("arrow")[:]["tokens"]
+def _count(tags: EncodedTags, tokenized: datasets.Dataset, entities: dict[str, int]) -> dict[str, Any]:
+    tokens = tags.rows.with_format("arrow")[:]["tokens"]
     characters = compute.utf8_length(compute.list_flatten(tokens))
     windows = tokenized.with_format("arrow")[:]
     window_of = np.empty(len(characters), np.int64)
     window_of[compute.list_flatten(windows["word_ids"])] = compute.list_parent_indices(windows["word_ids"])
-    starts = count_words(rows)[:-1]
-    is_cut = np.maximum.reduceat(window_of, starts) != np.minimum.reduceat(window_of, starts)
+    is_cut = np.maximum.reduceat(window_of, tags.starts) != np.minimum.reduceat(window_of, tags.starts)
     positions = compute.list_flatten(windows["word_positions"])
     return {
-        "sentences": rows.num_rows,
+        "sentences": tags.rows.num_rows,
         "words": len(characters),
         "longest sentence (words)": compute.max(compute.list_value_length(tokens)).as_py(),
         "longest word (characters)": compute.max(characters).as_py(),

@@ -140,13 +140,16 @@ class EntityMarks:
     begins: Array  # whether an entity begins with the word, (words,)
 
 
+def count_words(rows: datasets.Dataset) -> Array:
+    """For each sentence the number of words before it, and at the end that of all words, (sentences + 1,)."""
+    lengths = pyarrow.compute.list_value_length(rows.with_format("arrow")[:]["tags"]).to_numpy()
+    return np.append(0, np.cumsum(lengths, dtype=np.int64))
+
+
 def encode_tags(rows: datasets.Dataset) -> EncodedTags:
     """Encode the column `tags` of checked rows."""
-    column = rows.with_format("arrow")[:]["tags"]
-    lengths = pyarrow.compute.list_value_length(column).to_numpy()
-    encoded = pyarrow.compute.list_flatten(column).dictionary_encode().combine_chunks()
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    return EncodedTags(encoded.dictionary.to_pylist(), encoded.indices.to_numpy(), starts, rows)
+    encoded = pyarrow.compute.list_flatten(rows.with_format("arrow")[:]["tags"]).dictionary_encode().combine_chunks()
+    return EncodedTags(encoded.dictionary.to_pylist(), encoded.indices.to_numpy(), count_words(rows)[:-1], rows)
 
 
 def choose_best_by(metric: tuple[str, bool], rows: Mapping[str, datasets.Dataset]) -> tuple[str, bool]:

@@ -16,7 +16,7 @@ import ner.formats
 from ner.cells import join_names
 from ner.columns import ReadOptions, Record
 from ner.formats.rows import class_names, names_of_feature
-from transformer_trial.errors import TrialError, format_value
+from transformer_trial.errors import TrialError, format_value, reason_of
 
 HUB = "hf://"  # what begins the name of a data set on the Hugging Face hub
 NUM_FIRST = 100  # records that tell which columns there are
@@ -137,7 +137,7 @@ def source_of_hub(key: str, address: str, options: ReadOptions) -> Source:
     try:
         splits = datasets.load_dataset(name)
     except Exception as error:
-        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".") or type(error).__name__
+        reason = reason_of(error.__cause__ or error)
         raise TrialError(f"{key}: cannot load {address}: {reason}. Accepted is {HUB}NAME[:SPLIT].") from error
     split = split or (next(iter(splits)) if len(splits) == 1 else "")
     if split not in splits:

@@ -1,14 +1,13 @@
 """Documents as context: trained, evaluated, exported and used on files and texts; each word counts once."""
 
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SAMPLE_DATA, Config, Fit, read_metrics, refuses
+from conftest import SAMPLE_DATA, Config, Fit, read_lines, read_metrics, refuses, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
 from seqeval import metrics as seqeval
@@ -25,13 +24,11 @@ MODES = ("neighbours", "merged")
 
 def write_documents(split: str, folder: Path, *names: str, size: int = 4) -> Path:
     """The split of the sample as json lines, in documents of so many sentences; `names` instead for the first rows."""
-    lines = (SAMPLE_DATA / f"{split}.json").read_text(encoding="utf-8").splitlines()
-    rows: Rows = [json.loads(line) | {"document_id": f"{split} {i // size}"} for i, line in enumerate(lines)]
+    lines = read_lines(SAMPLE_DATA / f"{split}.json")
+    rows: Rows = [line | {"document_id": f"{split} {i // size}"} for i, line in enumerate(lines)]
     for row, name in zip(rows, names):
         row["document_id"] = name
-    file = folder / f"{split}.json"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
+    return Path(write_lines(rows, folder / f"{split}.json"))
 
 
 def with_context(config: Config, mode: str, folder: Path) -> Config:
@@ -52,18 +49,16 @@ def run(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pyte
 
 
 @pytest.fixture
-def tag(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[Rows, str]]]:
+def tag(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Rows, str]]:
     """Tags a file with the model of the run; returns the rows, and what was said."""
-    handlers, level = logging.root.handlers[:], logging.root.level
 
     def tag(file: Path, *options: str) -> tuple[Rows, str]:
         output = tmp_path / "out" / "rows.jsonl"
         output.parent.mkdir(exist_ok=True)
         predict.main(["--model", str(run / "model"), "--input", str(file), "--output", str(output), *options])
-        return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()], capsys.readouterr().err
+        return read_lines(output), capsys.readouterr().err
 
-    yield tag
-    logging.root.handlers[:], logging.root.level = handlers, level
+    return tag
 
 
 def tags_of(rows: Rows) -> list[list[str]]:
@@ -71,9 +66,9 @@ def tags_of(rows: Rows) -> list[list[str]]:
 
 
 def test_scores_and_predictions_are_those_of_predict_on_the_same_files(run: Path, tag: Any, tmp_path: Path) -> None:
-    tested = [json.loads(line) for line in (run / "test" / "predictions.jsonl").read_text().splitlines()]
+    tested = read_lines(run / "test" / "predictions.jsonl")
     rows, said = tag(run.parent / "test.json")
-    gold = [json.loads(line)["ner_tags"] for line in (run.parent / "test.json").read_text().splitlines()]
+    gold = [row["ner_tags"] for row in read_lines(run.parent / "test.json")]
     assert [row["gold"] for row in rows] == [row["gold"] for row in tested] == gold
     assert tags_of(rows) == tags_of(tested)
     assert sum(row["scores"] != known["scores"] for row, known in zip(rows, tested)) <= len(rows)
@@ -90,8 +85,8 @@ def test_a_sentence_is_tagged_by_what_is_around_it_in_its_document(run: Path, ta
     file = run.parent / "test.json"
     whole, _ = tag(file)
     (tmp_path / "alone").mkdir()
-    alone = [json.loads(line) | {"document_id": ""} for line in file.read_text(encoding="utf-8").splitlines()]
-    (tmp_path / "alone" / "a.json").write_text("".join(json.dumps(row) + "\n" for row in alone), encoding="utf-8")
+    alone = [row | {"document_id": ""} for row in read_lines(file)]
+    write_lines(alone, tmp_path / "alone" / "a.json")
     without, _ = tag(tmp_path / "alone" / "a.json")
     assert [row["scores"] for row in whole] != [row["scores"] for row in without]
     # Another document beside it changes nothing.
@@ -103,7 +98,7 @@ def test_a_sentence_is_tagged_by_what_is_around_it_in_its_document(run: Path, ta
 
 
 def test_paragraphs_of_a_text_are_documents_and_files_without_are_told(run: Path, tag: Any, tmp_path: Path) -> None:
-    sentences = [json.loads(line)["tokens"] for line in (SAMPLE_DATA / "test.json").read_text().splitlines()[:6]]
+    sentences = [row["tokens"] for row in read_lines(SAMPLE_DATA / "test.json")[:6]]
     lines = [" ".join(words) for words in sentences]
     (tmp_path / "text.txt").write_text("\n".join([*lines[:3], "", *lines[3:]]), encoding="utf-8")
     rows, said = tag(tmp_path / "text.txt", "--format", "text")
@@ -111,10 +106,10 @@ def test_paragraphs_of_a_text_are_documents_and_files_without_are_told(run: Path
     assert "has the paragraphs of a text" in said
     texts = [row for row in rows if row["tokens"]]
     marked = [{"tokens": row["tokens"], "document_id": i // 3} for i, row in enumerate(texts)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in marked), encoding="utf-8")
+    write_lines(marked, tmp_path / "rows.jsonl")
     of_rows, _ = tag(tmp_path / "rows.jsonl")
     assert tags_of(texts) == tags_of(of_rows)
-    (tmp_path / "bare.jsonl").write_text("".join(json.dumps({"tokens": words}) + "\n" for words in sentences))
+    write_lines(({"tokens": words} for words in sentences), tmp_path / "bare.jsonl")
     _, said = tag(tmp_path / "bare.jsonl")
     assert "marks none: each sentence is tagged alone" in said
 

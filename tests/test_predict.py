@@ -25,7 +25,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import PROJECT, SAMPLE_DATA, read_metrics
+from conftest import PROJECT, SAMPLE_DATA, read_lines, read_metrics
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -108,10 +108,6 @@ def change_settings(model: Path, **settings: Any) -> Path:
     config = json.loads((model / "config.json").read_text())
     Path("changed/config.json").write_text(json.dumps(config | {"ner": config["ner"] | settings}))
     return Path("changed")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def start_tagging(arguments: Sequence[str], output: Path, largest_file: int = -1) -> BaseProcess:

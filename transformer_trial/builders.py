@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from transformer_trial.config import ModelConfig, OptimizerConfig, SchedulerConfig
-from transformer_trial.errors import TrialError, format_value
+from transformer_trial.errors import TrialError, format_value, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def try_model(model: Any, tokenizer: Any) -> None:
         with torch.inference_mode():
             model.eval()(**tokenizer("a", return_tensors="pt").to(model.device))["logits"]
     except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = reason_of(error)
         raise TrialError(f"The model cannot read a word: {reason}. Take it with the config.json it had.") from error
 
 
@@ -174,7 +174,7 @@ def _explained(key: str, what: str, auto_class: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = reason_of(error)
         accepted = "Accepted are a model's name on the Hugging Face hub and a local folder with whole files"
         advice = f"{accepted}; private models need a token in HF_TOKEN."
         explanation = _why_code_was_not_run(error, auto_class) or f"{reason}. {advice}"

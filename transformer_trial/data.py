@@ -18,7 +18,7 @@ import torch.utils.data
 from datasets.fingerprint import Hasher
 
 from transformer_trial.config import DataConfig
-from transformer_trial.errors import ConfigError, TrialError
+from transformer_trial.errors import ConfigError, TrialError, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def configured_files(config: DataConfig) -> dict[str, str]:
 
 
 def _why_not_loaded(name: str, config: DataConfig, error: Exception) -> str:
-    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    reason = reason_of(error)
     if name in SCRIPT_FREE_NAMES and config.dataset_revision is None:  # whatever the reason is without network
         advice = f"set dataset_name: {SCRIPT_FREE_NAMES[name]}, which holds the same data without a script"
     elif "script" in reason.lower():
@@ -92,7 +92,7 @@ def _load_file(key: str, file: str, options: Mapping[str, Any]) -> datasets.Data
     try:
         return datasets.load_dataset(builder, data_files=pattern, split="train", **options)
     except Exception as error:
-        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".") or type(error).__name__
+        reason = reason_of(error.__cause__ or error)
         raise TrialError(f"{key}: cannot read {file} as {builder}: {reason}.") from error
 
 

@@ -67,6 +67,11 @@ class ConfigError(TrialError):
         super().__init__("\n  - ".join([f"The experiment configuration has {count}:", *problems]))
 
 
+def reason_of(error: BaseException) -> str:
+    """What an error of a library says, on one line and without its full stop; its kind, where it says nothing."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 def format_value(key: str, value: Any) -> str:
     """`value` as a message repeats it: on one line, not at length, and without secrets."""
     text = repr(value)

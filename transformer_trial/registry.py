@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from transformer_trial.errors import TrialError
+from transformer_trial.errors import TrialError, reason_of
 
 REGISTERED = re.compile(r"det://(.+?)(?::(\d+))?")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -25,7 +25,7 @@ def find_model(key: str, model: str) -> str:
     except ImportError:
         reason = "Determined's client is not installed. Install it (pip install determined)"
     except Exception as error:  # of the client, its storage, or the network: they have nothing in common
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = reason_of(error)
     accepted = "Accepted are det://NAME[:VERSION] of `det model list`, a checkpoint's uuid, and a folder"
     advice = "DET_MASTER names the cluster, and `det user login` logs in"
     raise TrialError(f"{key}: cannot get {model} from a cluster: {reason}. {accepted}. {advice}.")

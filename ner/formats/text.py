@@ -14,7 +14,7 @@ import charset_normalizer
 import pyarrow
 
 from ner.columns import ReadOptions
-from transformer_trial.errors import TrialError
+from transformer_trial.errors import TrialError, reason_of
 
 STANDARD_INPUT = Path("standard input")  # stands for it, in messages too
 
@@ -91,7 +91,7 @@ def _explain_encoding(path: Path, encoding: str, options: ReadOptions, error: Un
 
 
 def unreadable(place: str, kind: str, error: Any) -> TrialError:
-    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    reason = reason_of(error)
     return TrialError(f"{place}: not readable as {kind}: {reason}. {ADVICE[kind]}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ner.columns import ReadOptions, Record
 from ner.formats.text import read_lines
-from transformer_trial.errors import TrialError
+from transformer_trial.errors import TrialError, reason_of
 
 BEGIN_WEBANNO = "#FORMAT=WebAnno TSV 3"
 
@@ -94,7 +94,7 @@ def read_spacy(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterat
     try:
         docs = [*DocBin().from_disk(path).get_docs(spacy.blank("xx").vocab)]
     except Exception as error:  # whatever damaged bytes lead to
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(error)
         raise TrialError(f"{path}: not readable as .spacy: {reason}. Write it anew by DocBin.to_disk.") from error
     for number, doc in enumerate(docs, start=1):
         for sentence in doc.sents if doc.has_annotation("SENT_START") else [doc]:
