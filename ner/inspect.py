@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow
 import pyarrow.compute as compute
 
-from ner.labels import OUTSIDE, EncodedTags, EntityMarks, encode_tags, find_entity_types
+from ner.labels import OUTSIDE, EncodedTags, encode_tags, entity_tag, find_entity_types, is_invalid
 from ner.report import format_table
 from ner.windows import NO_POSITION
 from transformer_trial.errors import printable
@@ -35,8 +35,8 @@ def describe_data(
     splits: dict[str, dict[str, Any]] = {}
     warnings: list[str] = []
     for split, found in hashes.items():
-        entities = tags[split].entities(label_scheme)
-        splits[split] = counts = _count(tags[split], tokenized[split], entities.counts)
+        entities = tags[split].count_entities(label_scheme)
+        splits[split] = counts = _count(tags[split], tokenized[split], entities)
         counts |= _count_texts(rows[split], "notes")
         counts["duplicate sentences"] = len(found) - len(np.unique(found))
         counts |= {"documents": len(documents[split])} if documents[split] else {}
@@ -52,7 +52,7 @@ def describe_data(
                 warnings.append(f"{which} are in train too, by their names: {_listed(sorted(parted), 3)}.")
         if counts["long words"]:
             warnings.append(f"{split} has {counts['long words']} words of more than {LONG_WORD} characters.")
-        warnings += _odd_tags(split, tags[split], entities, label_scheme)
+        warnings += _odd_tags(split, tags[split], label_scheme)
         warnings += _unknown_words(split, rows[split], tokenized[split], tokenizer)
     if duplicates := splits["train"]["duplicate sentences"]:
         warnings.append(f"{duplicates} sentences of train are there more than once.")
@@ -104,21 +104,18 @@ def _hash_sentences(rows: datasets.Dataset) -> np.ndarray[Any, Any]:
     return np.array([hash(tuple(words)) for batch in batches for words in batch["tokens"].to_pylist()])
 
 
-def _odd_tags(split: str, tags: EncodedTags, entities: EntityMarks, label_scheme: str) -> list[str]:
-    """Warnings of tags that continue an entity that has not begun, or that leave one without its end."""
-    inside = np.isin(entities.prefixes, ["I", "E"])
-    goes_on = inside & entities.continues & np.isin(entities.before, ["B", "I"])
-    unended = np.isin(entities.prefixes, ["B", "I"]) & ~np.append(goes_on[1:], False)
-    kinds = [
-        ("IOB2", inside & ~goes_on, "go on with an entity that has not begun, as I- after O", "begin"),
-        ("IOE2", unended, "leave an entity without its end, as I- before O", "end"),
-    ]
-    return [
-        f"{split} has {odd.sum()} words whose tags {what}, first in {tags.place_of(odd)}; an entity is taken to {verb} "
-        "there, but under metric_mode: strict it does not count."
-        for scheme, odd, what, verb in kinds
-        if label_scheme in (scheme, "BIOES", "BILOU") and odd.any()
-    ]
+def _odd_tags(split: str, tags: EncodedTags, label_scheme: str) -> list[str]:
+    """A warning where tags follow each other against the rules of their scheme."""
+
+    def is_odd(tag: str, next_tag: str) -> bool:
+        return is_invalid(entity_tag(tag, label_scheme), entity_tag(next_tag, label_scheme), label_scheme)
+
+    odd = tags.mark_steps(is_odd)
+    if not odd.any():
+        return []
+    (tag, next_tag), place = tags.locate_first(odd)
+    found = f"{split} has {odd.sum()} tags that {label_scheme} forbids there, first {next_tag} after {tag} in {place}"
+    return [f"{found}; an entity is taken to begin or end there, but under metric_mode: strict it does not count."]
 
 
 def _unknown_words(split: str, rows: datasets.Dataset, tokenized: datasets.Dataset, tokenizer: Any) -> list[str]:

@@ -1,8 +1,11 @@
 """Labels, and the schemes by which they mark entities: recognised and checked. Nothing here imports Determined."""
 
+import functools
+import itertools
 import logging
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +27,13 @@ Entity = tuple[str, int, int]  # type, first and last word
 # The letters that a tag of each scheme may begin with. BIOES takes M and W for I and S, as BMES and BMEWO write them.
 PREFIXES = dict(IOB2="BI", IOB1="BI", IOE2="IE", IOE1="IE", BIOES="BIESMW", BILOU="BILU", plain="")
 PREFIXED = re.compile(r"[BIESLUMW]-.")
+
+# For each scheme, in the prefixes that `entity_tag` writes: those that must follow B or I of their type, and those that
+# I or E of their type must follow.
+TRANSITION_RULES: dict[str | None, tuple[str, str]] = {
+    "IOB1": ("B", ""), "IOB2": ("I", ""), "IOE1": ("", "E"), "IOE2": ("", "I"),
+    "BIOES": ("IE", "BI"), "BILOU": ("IE", "BI"),
+}  # fmt: skip
 
 # seqeval's default mode knows the letters of BIOES only: these are others for them. And it calls some schemes
 # otherwise, or `entity_tag` converts them to another.
@@ -55,36 +65,52 @@ def find_entity_types(label_list: Sequence[str], label_scheme: str | None = None
     return sorted({entity_tag(label, label_scheme)[2:] for label in label_list if label != OUTSIDE})
 
 
+@functools.cache
+def begins_entity(before: str, tag: str) -> bool:
+    """Whether an entity begins with a tag after another, as conlleval has it, both as `entity_tag` writes them.
+
+    An I-X after O begins one, and O stands before the first tag of a sentence.
+    """
+    return tag != OUTSIDE and (tag[1:] != before[1:] or tag[0] in "BS" or before[0] in "ES")
+
+
+@functools.cache
+def is_invalid(tag: str, next_tag: str, scheme: str | None) -> bool:
+    """Whether the scheme forbids that one tag follows another, both as `entity_tag` writes them.
+
+    Example:
+        >>> is_invalid("O", "I-PER", "IOB2"), is_invalid("B-PER", "I-PER", "IOB2")
+        (True, False)
+    """
+    must_follow, must_be_followed = TRANSITION_RULES.get(scheme, ("", ""))
+    same_type = tag[1:] == next_tag[1:]
+    follows, is_followed = same_type and tag[0] in "BI", same_type and next_tag[0] in "IE"
+    return (next_tag[0] in must_follow and not follows) or (tag[0] in must_be_followed and not is_followed)
+
+
 def find_entities(tags: list[str], mode: str = "default", scheme: str | None = None) -> list[Entity]:
     """Find the entities of a sentence, as seqeval does, in tags that `entity_tag` wrote.
 
-    "default" finds them as conlleval does: an I-X after O begins one. "strict" finds only those that keep the rules of
-    the scheme, a class of `seqeval.scheme`.
+    "default" finds them as conlleval does, see `begins_entity`: seqeval's own function takes a second to import.
+    "strict" finds only those that keep the rules of the scheme, a class of `seqeval.scheme`.
 
     Example:
         >>> find_entities(["B-PER", "I-PER", "O", "I-LOC"]), find_entities(["O", "I-LOC"], "strict", "IOB2")
         ([('PER', 0, 1), ('LOC', 3, 3)], [])
     """
-    if tags.count(OUTSIDE) == len(tags):  # as in many sentences
-        return []
-    if mode != "strict":
-        return _find_as_conlleval(tags)
-    (found,) = seqeval_schemes.Entities([tags], getattr(seqeval_schemes, str(scheme))).entities
-    return [(entity.tag, entity.start, entity.end - 1) for entity in found]
-
-
-def _find_as_conlleval(tags: list[str]) -> list[Entity]:
-    """What `seqeval.metrics.sequence_labeling.get_entities` finds, whose module imports scikit-learn for a second."""
     found = list[Entity]()
-    before, type_before, start = OUTSIDE, "", 0
-    for place, tag in enumerate([*tags, OUTSIDE]):
-        mark, entity_type = tag[0], tag[1:].split("-", maxsplit=1)[-1] or "_"
-        has_changed = entity_type != type_before
-        if before in "ES" or (before in "BI" and mark in "BSO") or (before != OUTSIDE and has_changed):
-            found.append((type_before, start, place - 1))
-        if mark in "BS" or (before in "ESO" and mark in "EI") or (mark != OUTSIDE and has_changed):
+    if tags.count(OUTSIDE) == len(tags):  # as in many sentences
+        return found
+    if mode == "strict":
+        (strict,) = seqeval_schemes.Entities([tags], getattr(seqeval_schemes, str(scheme))).entities
+        return [(entity.tag, entity.start, entity.end - 1) for entity in strict]
+    start = 0
+    for place, (before, tag) in enumerate(itertools.pairwise([OUTSIDE, *tags, OUTSIDE])):
+        begins = begins_entity(before, tag)
+        if before != OUTSIDE and (begins or tag == OUTSIDE):
+            found.append((before[2:], start, place - 1))
+        if begins:
             start = place
-        before, type_before = mark, entity_type
     return found
 
 
@@ -97,47 +123,48 @@ class EncodedTags:
     starts: Array  # for each sentence the index of its first word in `ids`, (sentences,)
     rows: datasets.Dataset  # the split itself, for the places of sentences
 
-    def entities(self, label_scheme: str | None) -> "EntityMarks":
-        """Find the entities as seqeval's default mode does, for all words at once."""
-        tags = [entity_tag(name, label_scheme) for name in self.names]
-        types = find_entity_types(self.names, label_scheme)
-        # The ids of types begin with 1; 0 is outside, as is what stands before a sentence.
-        type_ids = np.array([types.index(tag[2:]) + 1 if tag != OUTSIDE else 0 for tag in tags])[self.ids]
-        prefixes = np.array([tag[0] for tag in tags])[self.ids]
-        before_type, before = np.roll(type_ids, 1), np.roll(prefixes, 1)
-        before_type[self.starts], before[self.starts] = 0, OUTSIDE
-        continues = (type_ids > 0) & (type_ids == before_type)
-        begins = (type_ids > 0) & (~continues | np.isin(prefixes, ["B", "S"]) | np.isin(before, ["E", "S"]))
-        counts = np.bincount(type_ids[begins], minlength=len(types) + 1)[1:]
-        return EntityMarks(dict(zip(types, counts.tolist())), prefixes, before, continues, type_ids, begins)
+    @functools.cached_property
+    def steps(self) -> tuple[list[tuple[str, str]], Array]:
+        """The different steps from a tag to the next, and the index of each that is made, (words + sentences,).
+
+        They are in the order of the words. O stands before the first tag of a sentence, and after its last one.
+        """
+        names, end = [*self.names, OUTSIDE], len(self.names)
+        ids = np.insert(self.ids.astype(np.int64), np.append(self.starts[1:], len(self.ids)), end)
+        encoded = pyarrow.array(np.roll(ids, 1) * len(names) + ids).dictionary_encode()
+        steps = [divmod(code, len(names)) for code in encoded.dictionary.to_pylist()]
+        return [(names[before], names[tag]) for before, tag in steps], encoded.indices.to_numpy()
+
+    def mark_steps(self, rule: Callable[[str, str], bool]) -> Array:
+        """Whether the rule holds for each step that is made, (words + sentences,)."""
+        steps, made = self.steps
+        return np.array([rule(*step) for step in steps])[made]
+
+    def locate_first(self, marks: Array) -> tuple[tuple[str, str], str]:
+        """The first marked step, and the place of its sentence."""
+        steps, made = self.steps
+        sentence = np.searchsorted(self.starts + np.arange(len(self.starts)), marks.argmax(), side="right") - 1
+        return steps[made[marks.argmax()]], self.rows[int(sentence)]["place"]
+
+    def count_entities(self, label_scheme: str | None) -> dict[str, int]:
+        """How many entities there are of each type, as seqeval's default mode finds them."""
+        counts, (steps, made) = Counter[str](), self.steps
+        for step, number in zip(steps, np.bincount(made).tolist()):
+            before, tag = (entity_tag(name, label_scheme) for name in step)
+            counts[tag[2:]] += number * begins_entity(before, tag)
+        return {name: counts[name] for name in find_entity_types(self.names, label_scheme)}
 
     def entity_keys(self, label_scheme: str | None) -> set[int]:
-        """The keys of the entities that `entities` finds, see `entity_key`."""
-        marks = self.entities(label_scheme)
-        types, inside = [*marks.counts], marks.type_ids > 0
+        """The keys of the entities that `count_entities` counts, see `entity_key`."""
+        tags = {name: entity_tag(name, label_scheme) for name in [*self.names, OUTSIDE]}
+        inside = np.array([name != OUTSIDE for name in self.names])[self.ids]
+        begins = self.mark_steps(lambda before, tag: begins_entity(tags[before], tags[tag]))
+        starts = np.flatnonzero(begins[self.mark_steps(lambda _, tag: tag != OUTSIDE)]).tolist()
+        types = [tags[self.names[i]][2:] for i in self.ids[inside][starts]]
         tokens = pyarrow.compute.list_flatten(self.rows.with_format("arrow")[:]["tokens"])
         words = tokens.filter(pyarrow.array(inside)).to_pylist()
-        starts = np.flatnonzero(marks.begins[inside]).tolist()
-        type_ids = marks.type_ids[marks.begins].tolist()
         ends = [*starts[1:], len(words)]
-        return {entity_key(words, (types[i - 1], start, end - 1)) for i, start, end in zip(type_ids, starts, ends)}
-
-    def place_of(self, words: Array) -> str:
-        """The place of the sentence that holds the first of these words, a mask of (words,)."""
-        sentence = int(np.searchsorted(self.starts, np.flatnonzero(words)[0], side="right")) - 1
-        return str(self.rows[sentence]["place"])
-
-
-@dataclass(frozen=True)
-class EntityMarks:
-    """What the tags of a split say of its entities, in the letters that seqeval reads."""
-
-    counts: dict[str, int]  # number of entities by type
-    prefixes: Array  # the first letter of each word's tag, (words,)
-    before: Array  # the first letter of the tag before each word; O at the beginning of a sentence, (words,)
-    continues: Array  # whether the word before has a tag of the same type, (words,)
-    type_ids: Array  # the place of each word's type in `counts`, from 1; 0 outside of entities, (words,)
-    begins: Array  # whether an entity begins with the word, (words,)
+        return {entity_key(words, (name, start, end - 1)) for name, start, end in zip(types, starts, ends)}
 
 
 def count_words(rows: datasets.Dataset) -> Array:
@@ -207,26 +234,27 @@ def find_label_scheme(splits: Mapping[str, EncodedTags], requested: str | None) 
 def _find_first(splits: Mapping[str, EncodedTags], names: Set[str]) -> tuple[str, str]:
     """The tag and the place of the first word that has one of these tags."""
     for tags in splits.values():
-        words = np.isin(tags.ids, [i for i, name in enumerate(tags.names) if name in names])
-        if words.any():
-            return tags.names[tags.ids[words][0]], tags.place_of(words)
+        marks = tags.mark_steps(lambda _, tag: tag in names)
+        if marks.any():
+            (_, tag), place = tags.locate_first(marks)
+            return tag, place
     raise LookupError(names)
 
 
 def guess_scheme(tags: EncodedTags, schemes: Sequence[str]) -> str | None:
     """Which of the schemes a split looks like, of those that have the letters of all splits; None without an entity."""
-    entities = tags.entities(None)
-    if not entities.counts:
+    steps = [(entity_tag(before), entity_tag(tag)) for before, tag in tags.steps[0]]
+    letters = {tag[0] for _, tag in steps} - {OUTSIDE}
+    if not letters:
         return None
-    continues, border, kind = entities.continues, "B", "IOB"
-    if "IOB2" not in schemes and "IOE2" not in schemes:
-        if np.isin(["B", "S"], entities.prefixes).any() and np.isin(["E", "S"], entities.prefixes).any():
-            return schemes[0]
-        return "IOE" if "E" in entities.prefixes else "IOB"  # no entity of it begins, or none ends
-    if "IOB2" not in schemes:  # the same, from the other end
-        continues, border, kind = np.append(continues[1:], False), "E", "IOE"
-    border_alone = ((entities.prefixes == border) & ~continues).any()  # where no neighbour has its type
-    return f"{kind}{2 if border_alone else 1}"
+    changes = [(before[0], tag[0]) for before, tag in steps if before[1:] != tag[1:]]
+    if "IOB2" in schemes:
+        return "IOB2" if any(letter == "B" for _, letter in changes) else "IOB1"
+    if "IOE2" in schemes:
+        return "IOE2" if any(letter == "E" for letter, _ in changes) else "IOE1"
+    if letters & {"B", "S"} and letters & {"E", "S"}:
+        return schemes[0]
+    return "IOE" if "E" in letters else "IOB"  # no entity of it begins, or none ends
 
 
 def choose_metric_scheme(label_list: Sequence[str], label_scheme: str, requested: str | None) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import tabulate
 
-from ner.labels import OUTSIDE, Entity, entity_key, entity_tag, find_entities
+from ner.labels import OUTSIDE, TRANSITION_RULES, Entity, entity_key, entity_tag, find_entities, is_invalid
 from transformer_trial.errors import printable
 from transformer_trial.files import replacing
 
@@ -31,13 +31,6 @@ THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 Tags = Sequence[str]
 Scores = Sequence[float | None]
 Description = Callable[[], tuple[Sequence[str], str]]
-
-# For each scheme, in the prefixes that `entity_tag` writes: those that must follow B or I of their type, and those that
-# I or E of their type must follow.
-TRANSITION_RULES: dict[str | None, tuple[str, str]] = {
-    "IOB1": ("B", ""), "IOB2": ("I", ""), "IOE1": ("", "E"), "IOE2": ("", "I"),
-    "BIOES": ("IE", "BI"), "BILOU": ("IE", "BI"),
-}  # fmt: skip
 
 
 def match_entities(gold: Sequence[Entity], predicted: Sequence[Entity]) -> list[tuple[Entity | None, Entity | None]]:
@@ -58,19 +51,6 @@ def match_entities(gold: Sequence[Entity], predicted: Sequence[Entity]) -> list[
             matched[g] = p
             free.remove(p)
     return [*((g, matched.get(g)) for g in gold), *((None, p) for p in predicted if p in free)]
-
-
-def is_invalid(tag: str, next_tag: str, scheme: str | None) -> bool:
-    """Whether the scheme forbids that one tag follows another, both as `entity_tag` writes them.
-
-    Example:
-        >>> is_invalid("O", "I-PER", "IOB2"), is_invalid("B-PER", "I-PER", "IOB2")
-        (True, False)
-    """
-    must_follow, must_be_followed = TRANSITION_RULES.get(scheme, ("", ""))
-    same_type = tag[1:] == next_tag[1:]
-    follows, is_followed = same_type and tag[0] in "BI", same_type and next_tag[0] in "IE"
-    return (next_tag[0] in must_follow and not follows) or (tag[0] in must_be_followed and not is_followed)
 
 
 def span_score(scores: Scores, first: int, last: int) -> float | None:

@@ -90,20 +90,17 @@ def share_of_unknown(split: Split) -> float:
     return sum(known) / max(len(known), 1)
 
 
-def odd_words(split: Split, scheme: str) -> dict[str, list[int]]:
-    """The sentences of words whose tags are against the rules of the scheme: as many times as there are such words."""
-    follows = {"IOB2": "I", "IOE2": "", "BIOES": "IE", "BILOU": "IL"}[scheme]
-    is_followed = {"IOB2": "", "IOE2": "I", "BIOES": "BI", "BILOU": "BI"}[scheme]
-    begun, ended = (
-        "go on with an entity that has not begun, as I- after O",
-        "leave an entity without its end, as I- before O",
-    )
-    found: dict[str, list[int]] = {begun: [], ended: []}
+def forbidden_steps(split: Split, scheme: str) -> list[tuple[int, str, str]]:
+    """The steps from a tag to the next that are against the rules of the scheme, with the sentence's number."""
+    follows = {"IOB1": "B", "IOB2": "I", "BIOES": "IE", "BILOU": "IL"}.get(scheme, "")
+    is_followed = {"IOE1": "E", "IOE2": "I", "BIOES": "BI", "BILOU": "BI"}.get(scheme, "")
+    found = []
     for number, (_, tags) in enumerate(split, start=1):
         for tag, next_tag in itertools.pairwise(["O", *tags, "O"]):
-            together = tag[1:] == next_tag[1:] and tag[0] in "BI" and next_tag[0] in "IEL"
-            found[begun] += [number] * (next_tag[0] in follows and not together)
-            found[ended] += [number] * (tag[0] in is_followed and not together)
+            alike = tag[1:] == next_tag[1:]
+            not_begun = next_tag[0] in follows and not (alike and tag[0] in "BI")
+            not_ended = tag[0] in is_followed and not (alike and next_tag[0] in "IEL")
+            found += [(number, tag, next_tag)] * (not_begun or not_ended)
     return found
 
 
@@ -127,10 +124,10 @@ def test_numbers_and_warnings_are_those_of_plain_loops(scheme: str, data: st.Dat
             beginnings.append(f"{both} of {len(split)} sentences of {name} are in train too: ")
         if number := expected[name]["long words"]:
             beginnings.append(f"{name} has {number} words of more than 100 characters.")
-        for what, lines in odd_words(split, scheme).items():
-            if lines:
-                place = f"first in {name}.conll, line {lines[0]};"
-                beginnings.append(f"{name} has {len(lines)} words whose tags {what}, {place} ")
+        if steps := forbidden_steps(split, scheme):
+            line, tag, next_tag = steps[0]
+            what = f"{name} has {len(steps)} tags that {scheme} forbids there, first {next_tag} after {tag}"
+            beginnings.append(f"{what} in {name}.conll, line {line}; ")
         if (unknown := share_of_unknown(split)) > 0.2:
             beginnings.append(f"{unknown:.0%} of the sub-tokens of {name} are unknown to the tokenizer, as in: ")
     if duplicates := expected["train"]["duplicate sentences"]:
@@ -152,7 +149,7 @@ def test_rows_are_described_in_whatever_way_the_library_keeps_them() -> None:
     splits = {"train": train, "validation": train[:2]}
     expected, found = describe(splits), describe(splits, change=keep_by_indices)
     assert found == expected
-    assert "first in train.conll, line 6;" in found["warnings"][0]
+    assert "first I-X after O in train.conll, line 6;" in found["warnings"][0]
 
 
 @pytest.mark.parametrize(
@@ -242,8 +239,8 @@ entities                         12     2    1
 - PER                            12     0    1
 - 人名                            0     1    0
 The labels' scheme is IOB2: B-L⟨U+001B⟩[1m, B-PER, B-人名, I-PER, O
-Warning: train has 1 words whose tags go on with an entity that has not begun, as I- after O, first in train.conll, \
-line 12; an entity is taken to begin there, but under metric_mode: strict it does not count.
+Warning: train has 1 tags that IOB2 forbids there, first I-PER after O in train.conll, line 12; an entity is taken to \
+begin or end there, but under metric_mode: strict it does not count.
 Warning: test has tags that train has none of, which cannot be learned: B-L⟨U+001B⟩[1m, B-人名.
 Warning: 1 of 2 sentences of dev are in train too: scores on them say little about new text.
 Warning: dev has 1 words of more than 100 characters.
@@ -275,7 +272,7 @@ def test_inspect_shows_data_and_trains_nothing(config: Config, tmp_path: Path, m
     report = json.loads((folder / "report" / "data.json").read_text())
     assert report["splits"]["train"]["entities"] == {"LOC": 5, "PER": 5}
     assert len(report["warnings"]) == 6
-    assert f"first in {tmp_path}/train.json, line 2;" in report["warnings"][1]
+    assert f"first I-LOC after O in {tmp_path}/train.json, line 2;" in report["warnings"][1]
     assert f"{format_data(report)}\n" in caplog.text
     caplog.clear()
     run_module.run(NERTrial, [file, *to_folder])  # into the folder of the inspection

@@ -108,7 +108,7 @@ def test_the_scheme_is_recognised_wherever_it_shows(scheme: str, splits: dict[st
     for name, split in splits.items():  # where another one is named, it reads the same
         spans = [merge_neighbours(sentence) if scheme == "plain" else sentence for sentence in split]
         counts = Counter(entity for _, entities in spans for _, _, entity in entities)
-        assert encode_tags(make_rows(written[name])).entities(found).counts == counts
+        assert encode_tags(make_rows(written[name])).count_entities(found) == counts
 
 
 @pytest.mark.parametrize("requested", list(PREFIXES))
@@ -129,7 +129,7 @@ def test_plain_takes_types_that_look_like_prefixes(sentences: list[Sentence]) ->
     tags = [write_tags(sentence, "plain") for sentence in sentences]
     assert scheme_of(dict(train=tags), "plain") == "plain"
     counts = Counter(name for s in sentences for _, _, name in merge_neighbours(s)[1])
-    assert encode_tags(make_rows(tags)).entities("plain").counts == counts
+    assert encode_tags(make_rows(tags)).count_entities("plain") == counts
     assert find_entity_types(labels_of(tags), "plain") == sorted(counts)
 
 
@@ -217,7 +217,7 @@ def count_entities(sentences: Sequence[Sequence[str]]) -> dict[str, int]:
 @given(sentences=st.lists(st.lists(any_tag, min_size=1, max_size=8), min_size=1, max_size=8), data=st.data())
 def test_entities_are_counted_as_seqeval_does(sentences: list[list[str]], data: st.DataObject) -> None:
     rows = make_rows(sentences)
-    assert encode_tags(rows).entities(None).counts == count_entities(sentences)
+    assert encode_tags(rows).count_entities(None) == count_entities(sentences)
     # The library keeps rows in several chunks, and by indices.
     rows = datasets.concatenate_datasets([rows, make_rows(sentences[:2]), rows])
     sentences = [*sentences, *sentences[:2], *sentences]
@@ -232,11 +232,13 @@ def test_entities_are_counted_as_seqeval_does(sentences: list[list[str]], data: 
             tags = encode_tags(part)
             assert [tags.names[i] for i in tags.ids] == list(itertools.chain(*expected))
             assert np.split([tags.names[i] for i in tags.ids], tags.starts[1:])[-1].tolist() == expected[-1]
-            assert tags.entities(None).counts == count_entities(expected)
+            assert tags.count_entities(None) == count_entities(expected)
     shuffled = rows.shuffle(seed=0)
     tags = encode_tags(shuffled)
-    assert tags.entities(None).counts == count_entities(sentences)
-    assert tags.place_of(np.arange(len(tags.ids)) == len(tags.ids) - 1) == shuffled[-1]["place"]
+    assert tags.count_entities(None) == count_entities(sentences)
+    last = tags.steps[1] >= 0
+    last[:-1] = False
+    assert tags.locate_first(last) == ((tags.names[tags.ids[-1]], "O"), shuffled[-1]["place"])
 
 
 def labels_of(*sentences: list[list[str]]) -> list[str]:
