@@ -40,8 +40,8 @@ import ner.sources
 import ner.windows
 import ner_utils
 from ner.cells import TAGGED_LINE, join_names
-from ner.columns import ReadOptions, SettingNames, find_columns
-from ner.config import FORMAT_NAMES, TaggerSettings
+from ner.columns import find_columns
+from ner.config import InputOptions, ReadOptions, TaggerSettings
 from ner.context import group_documents, name_paragraphs
 from ner.formats.text import PACKED, STANDARD_INPUT, read_lines
 from ner.labels import OUTSIDE
@@ -52,7 +52,7 @@ from transformer_trial.data import choose_evaluation_tokens, group_by_tokens
 from transformer_trial.errors import TrialError, reason_of, set_up_log
 from transformer_trial.files import resolve
 from transformer_trial.machine import keep_freed_memory, knows_bf16
-from transformer_trial.parsing import import_named
+from transformer_trial.parsing import find_choices, import_named
 
 if __name__ == "__main__":
     for name in hidden:
@@ -66,18 +66,6 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 # Sentences of 32 batches are read, sorted by length, tagged and written before the next ones are read.
 CHUNK_BATCHES, USUAL_BATCH_SIZE = 32, 32
-
-COLUMN_OPTIONS = {
-    "text_column": "column of the words or the text",
-    "label_column": "column of the gold tags or entities",
-    "sentence_column": "column of the sentence's id, if a row is a word",
-    "document_column": "column of the document's id",
-    "encoding": "encoding of the input, such as cp1252; by default UTF-8, or what a mark at its beginning says",
-    "delimiter": "what separates the cells of a table; by default its first row tells",
-}
-OPTION_NAMES = SettingNames(
-    "--format", label_list="--label-list", **{name: f"--{name.replace('_', '-')}" for name in COLUMN_OPTIONS}
-)
 
 
 class Tagger:
@@ -211,12 +199,11 @@ def open_source(options: argparse.Namespace) -> ner.sources.Source:
     is_model = options.output != "-" and os.path.exists(os.path.join(options.model, "config.json"))
     if is_model and Path(options.model).resolve() in output.parents:
         raise TrialError(f"--output: {output} lies in the model's folder. Name a file elsewhere.")
-    given = {name: getattr(options, name) for name in COLUMN_OPTIONS}
-    how = ReadOptions(options.format, **given, needs_tags=False, names=OPTION_NAMES)
+    how = InputOptions.model_construct(**{key: getattr(options, key, None) for key in InputOptions.model_fields})
     if is_on_hub:
         return ner.sources.source_of_hub("--input", options.input, how)
-    if options.format is None and options.loader is None and (not has_files or is_plain_text(paths[0], how)):
-        how = dataclasses.replace(how, file_format="text")
+    if how.file_format is None and options.loader is None and (not has_files or is_plain_text(paths[0], how)):
+        how = how.model_copy(update={"file_format": "text"})
     if options.loader is not None:
         rows = functools.partial(import_named("--loader", options.loader), options.input)
         return ner.sources.source_of_rows(options.input, rows, how)
@@ -260,26 +247,25 @@ def check_gold(tagged: Iterable[Sentence], tagger: Tagger) -> Iterator[Sentence]
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Tag files or new text with an exported model.")
-    what = "folder of an exported model; or det://NAME[:VERSION] or a checkpoint's uuid, of a Determined cluster"
+    what = "Folder of an exported model; or det://NAME[:VERSION] or a checkpoint's uuid, of a Determined cluster."
     parser.add_argument("--model", required=True, metavar="MODEL", help=what)
-    what = "file, folder, glob in quotes, hf://NAME[:SPLIT] of the Hugging Face hub, or - for standard input"
+    what = "File, folder, glob in quotes, hf://NAME[:SPLIT] of the Hugging Face hub, or - for standard input."
     parser.add_argument("--input", required=True, metavar="FILE", help=what)
-    how = "json lines, or CoNLL columns by its ending; - for json lines"
+    how = "Json lines, or CoNLL columns by its ending; - for json lines."
     parser.add_argument("--output", required=True, metavar="FILE", help=how)
-    formats = ("text", *FORMAT_NAMES)
-    parser.add_argument("--format", choices=formats, help="format of the input; by default its ending tells")
-    loader = "function of your own that yields the rows of the input, as in docs/extending.md"
+    loader = "Function of your own that yields the rows of the input, as in docs/extending.md."
     parser.add_argument("--loader", metavar="MODULE:NAME", help=loader)
-    for name, what in COLUMN_OPTIONS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar="NAME", help=what)
-    numbers = "what numbers among the gold tags stand for, from 0; by default what they stood for in training"
+    for key, field in InputOptions.model_fields.items():
+        choices, option = find_choices(field) or None, InputOptions.setting(key)
+        parser.add_argument(option, dest=key, choices=choices, default=field.default, help=field.description)
+    numbers = "What numbers among the gold tags stand for, from 0; by default what they stood for in training."
     parser.add_argument("--label-list", nargs="+", metavar="TAG", help=numbers)
-    code = "run the Python code that the model's folder brings, with your rights"
+    code = "Run the Python code that the model's folder brings, with your rights."
     parser.add_argument("--trust-remote-code", action="store_true", help=code)
-    parser.add_argument("--batch-size", type=int, metavar="N", help="sentences to tag at once, at most; same tags")
-    precision = "arithmetic, by default fp32; auto is bf16 where the machine has instructions for it"
+    parser.add_argument("--batch-size", type=int, metavar="N", help="Sentences to tag at once, at most; same tags.")
+    precision = "Arithmetic, by default fp32; auto is bf16 where the machine has instructions for it."
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help=precision)
-    parser.add_argument("--min-score", type=float, default=0, metavar="X", help="leave out spans that score below X")
+    parser.add_argument("--min-score", type=float, default=0, metavar="X", help="Leave out spans that score below X.")
     options = parser.parse_args(arguments)
     if not 0 <= options.min_score <= 1:
         parser.error(f"--min-score: found {options.min_score}; accepted is a number from 0 to 1")
@@ -329,7 +315,8 @@ def open_input(options: argparse.Namespace) -> tuple[Tagger, ner.sources.Source,
     how_to_load = {"trust_remote_code": options.trust_remote_code, "precision": options.precision}
     tagger = Tagger.load(model, options.batch_size, **how_to_load)
     task = getattr(tagger.model.config, "finetuning_task", None) or "ner"
-    how = dataclasses.replace(source.options, outside_label=tagger.settings.outside_label)
+    outside = source.options.outside_label or tagger.settings.outside_label
+    how = source.options.model_copy(update={"outside_label": outside})
     source = dataclasses.replace(source, options=how)
     columns = find_columns(source.first_records(), how, task)
     logger.info("%s: %s", source.name, ner.data.describe_columns(columns))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ner.cells import TAGGED_LINE, holds_spans, join_names
+from ner.config import ReadOptions
 from ner.labels import PREFIXED
 from transformer_trial.errors import TrialError, format_value
 
@@ -44,47 +45,14 @@ class Record(NamedTuple):
         return self.places[getattr(error, "number", 1) - 1] if self.places else self.place
 
 
-class SettingNames(NamedTuple):
-    """The names of the settings in messages: keys of a configuration, or options of a command."""
-
-    file_format: str = "data.file_format"
-    text_column: str = "data.text_column_name"
-    label_column: str = "data.label_column_name"
-    sentence_column: str = "data.sentence_column_name"
-    label_list: str = "data.label_list"
-    document_column: str = "data.document_column_name"
-    encoding: str = "data.encoding"
-    delimiter: str = "data.delimiter"
-    bad_spans: str = "data.bad_spans"
-
-
-CONFIGURATION_KEYS = SettingNames()
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """What the user says about files and columns. With None, the files' endings, names and contents decide."""
-
-    file_format: str | None = None  # one of `ner.config.FORMAT_NAMES`, or "text", where each line is a sentence
-    text_column: str | int | None = None
-    label_column: str | int | None = None
-    sentence_column: str | None = None
-    document_column: str | None = None
-    outside_label: str | None = None  # the tag that stands for O
-    bad_spans: str = "error"  # what becomes of an entity that is not one of whole words: error, widen or drop
-    encoding: str | None = None
-    delimiter: str | None = None
-    needs_tags: bool = True  # whether there has to be a column of tags, as in training
-    names: SettingNames = CONFIGURATION_KEYS
-
-    def count_column_names(self, cells: Sequence[str]) -> int:
-        """Count the cells that are given or usual names of columns; 0 if a tag is among the cells."""
-        if any(TAGGED_LINE.search(f" {cell}") for cell in cells):
-            return 0
-        known = {*TEXT_NAMES, *LABEL_NAMES, *SENTENCE_NAMES}
-        usual = sum(c.strip().lower() in known or bool(re.fullmatch(r"(?i).*[ _](tag|label)s? *", c)) for c in cells)
-        given = (self.text_column, self.label_column, self.sentence_column)
-        return usual + 2 * sum(name in cells and not str(name).isdigit() for name in given)
+def count_column_names(cells: Sequence[str], options: ReadOptions) -> int:
+    """Count the cells that are given or usual names of columns; 0 if a tag is among the cells."""
+    if any(TAGGED_LINE.search(f" {cell}") for cell in cells):
+        return 0
+    known = {*TEXT_NAMES, *LABEL_NAMES, *SENTENCE_NAMES}
+    usual = sum(c.strip().lower() in known or bool(re.fullmatch(r"(?i).*[ _](tag|label)s? *", c)) for c in cells)
+    given = (options.text_column_name, options.label_column_name, options.sentence_column_name)
+    return usual + 2 * sum(name in cells and not str(name).isdigit() for name in given)
 
 
 @dataclass(frozen=True)
@@ -122,28 +90,28 @@ def find_columns(records: Sequence[Record], options: ReadOptions, task: str, lik
     `records` are the first ones of the source. `like` are the columns of the train split: where they have names,
     another split has to have them too.
     """
-    first, settings = records[0], options.names
+    first = records[0]
     names = list(first.cells if first.places else dict.fromkeys(name for record in records for name in record.cells))
     if any(NO_NAME.search(name) for name in names):
         found = f"the line before holds {format_value('', join_names(names))}, which looks like data"
         raise TrialError(f"{first.place}: {found}; accepted is a first line with the columns' names.")
     choose = functools.partial(_choose, names, first, options)
     usual, usual_documents = ((), ()) if first.places else (SENTENCE_NAMES, DOCUMENT_NAMES)
-    sentence, document = choose("sentence_column", usual), choose("document_column", usual_documents)
+    sentence, document = choose("sentence_column_name", usual), choose("document_column_name", usual_documents)
     others = [name for name in names if name not in (sentence, document) and not NO_DATA.fullmatch(name)]
     text_names, label_names = list(TEXT_NAMES), [f"{task}_tags", *LABEL_NAMES]
     if like is not None and not like.text.isdigit() and not _is_numbered(first):
         text_names, label_names, others = [like.text.strip().lower()], [str(like.label).strip().lower()], []
     guess = _guess_text(records, [name for name in others if name.lower() not in label_names], options)
-    text = str(choose("text_column", text_names, guess))
+    text = str(choose("text_column_name", text_names, guess))
     guess, nested = _guess_label(records, others, text, needs_tags=options.needs_tags)
-    label = choose("label_column", label_names, guess)
-    if label in SPAN_NAMES and options.text_column is None and "text" in names:
+    label = choose("label_column_name", label_names, guess)
+    if label in SPAN_NAMES and options.text_column_name is None and "text" in names:
         text = "text"  # an annotation tool's tokens hold more than the words
     if text == label:
         found = f"{label!r} is the column of the words and of the tags; found {join_names(names)}"
-        advice = f"Set {settings.text_column} and {settings.label_column} to two columns."
-        raise TrialError(f"{first.place}: {found}. {advice}")
+        both = " and ".join(map(options.setting, ("text_column_name", "label_column_name")))
+        raise TrialError(f"{first.place}: {found}. Set {both} to two columns.")
     items = [] if label is None else _items(records, label)
     if options.outside_label not in (None, *items) and options.needs_tags and like is None:
         found = f"no tag {options.outside_label!r} in the column {label!r}, but {join_names(sorted({*items}))}"
@@ -151,7 +119,7 @@ def find_columns(records: Sequence[Record], options: ReadOptions, task: str, lik
     outside = options.outside_label or ("o" if "o" in items and "O" not in items else None)
     cells = [(record.cells.get(text), record.cells.get(str(label))) for record in records]
     one_word = all(is_word(word) and is_tag(word if label is None else tag) for word, tag in cells)
-    if options.sentence_column is None and not one_word:
+    if options.sentence_column_name is None and not one_word:
         sentence = None  # a row is a sentence, and this is its number
     has_spans = holds_spans(*next((pair for pair in cells if pair[1] not in (None, [], "")), cells[0]))
     return Columns(
@@ -184,7 +152,10 @@ def _choose(
     names: Sequence[str], first: Record, options: ReadOptions, key: str, usual: Sequence[str], guess: str | None = None
 ) -> str | None:
     """Return the configured column, else one with a usual name, else the guess."""
-    given, is_required = getattr(options, key), key == "text_column" or (key == "label_column" and options.needs_tags)
+    given, is_required = (
+        getattr(options, key),
+        key == "text_column_name" or (key == "label_column_name" and options.needs_tags),
+    )
     if isinstance(given, int) or (given is not None and _is_numbered(first) and re.fullmatch(r"-?\d+", given)):
         found = names[int(given)] if -len(names) <= int(given) < len(names) else None
     elif given is not None:
@@ -194,7 +165,7 @@ def _choose(
         found = next((by_lower[name] for name in usual if name in by_lower), guess)
     if found is None and (given is not None or is_required):
         found = f"no column {usual[0] if given is None else given!r}; found {join_names(names)}"
-        raise TrialError(f"{first.place}: {found}. Set {getattr(options.names, key)} to the right column.")
+        raise TrialError(f"{first.place}: {found}. Set {options.setting(key)} to the right column.")
     return found
 
 
@@ -207,11 +178,12 @@ def _guess_text(records: Sequence[Record], names: Sequence[str], options: ReadOp
         return names[1]
     ids = [record.cells.get(names[0], []) for record in records] if records[0].places else []
     if not ids or not all(str(cell).isdigit() for cells in ids for cell in cells):
-        counts, settings = [len({*items}) for items in (first, second)], options.names
+        counts = [len({*items}) for items in (first, second)]
         may_be_turned = ids and len(names) == 2 and options.needs_tags and not _are_tags(second)
         if may_be_turned and 2 * counts[0] < counts[1]:  # without prefixes, the first ones look like tags
             readings = f"column 0 has {counts[0]} different values, column 1 has {counts[1]}, in {len(first)} words"
-            advice = f"Say which are the words: {settings.text_column}: 1 and {settings.label_column}: 0, or 0 and 1."
+            text, label = map(options.setting, ("text_column_name", "label_column_name"))
+            advice = f"Say which are the words: {text}: 1 and {label}: 0, or 0 and 1."
             raise TrialError(f"{records[0].place}: {readings}; tags are few. {advice}")
         return names[0]
     if len(names) == 2 and _are_tags(second):

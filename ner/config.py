@@ -1,7 +1,7 @@
 """What the configuration says of named-entity recognition, and what the config of an exported model keeps of it."""
 
 from collections.abc import Iterator, Set
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -11,18 +11,18 @@ from transformer_trial.config import DataConfig
 from transformer_trial.errors import ConfigError, TrialError, explain_value
 from transformer_trial.parsing import Section, parse_sections
 
-FileFormat = Literal["json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu", "webanno", "brat", "spacy"]
+FileFormat = Literal["json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu", "webanno", "brat", "spacy", "text"]
 FORMAT_NAMES: tuple[str, ...] = get_args(FileFormat)
 
 LabelScheme = Literal["IOB1", "IOB2", "IOE1", "IOE2", "BIOES", "BILOU", "plain"]
 MetricScheme = Literal["IOB1", "IOB2", "IOE1", "IOE2", "IOBES", "BILOU"]
 
 
-class NERDataConfig(DataConfig):
-    """The `data` section for named-entity recognition."""
+class ReadOptions(Section):
+    """What the user says about files and columns. With null, the files' endings, names and contents decide."""
 
     file_format: FileFormat | None = None
-    """Format of the files; by default each file's ending tells."""
+    """Format of the files; by default each file's ending tells. `text` is a sentence a line, to predict on."""
     text_column_name: str | int | None = None
     """Column of the words, or of the text that `entities` mark; by default `tokens` or another usual name, else the
     first. Of CoNLL columns also the number, from 0, or from the end as -1."""
@@ -42,6 +42,28 @@ class NERDataConfig(DataConfig):
     """Encoding of the files, such as `cp1252`; by default UTF-8, or what a mark at the beginning says."""
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     """What separates the cells of a table; by default what parts its first row into usual names."""
+
+    needs_tags: ClassVar[bool] = True  # whether there has to be a column of tags
+
+    @staticmethod
+    def setting(key: str) -> str:
+        """What messages call a key."""
+        return f"data.{key}"
+
+
+class InputOptions(ReadOptions):
+    """The same as options of `predict.py`, whose input may have no tags."""
+
+    needs_tags = False
+
+    @staticmethod
+    def setting(key: str) -> str:
+        return "--format" if key == "file_format" else f"--{key.removesuffix('_name').replace('_', '-')}"
+
+
+class NERDataConfig(ReadOptions, DataConfig):
+    """The `data` section for named-entity recognition."""
+
     label_list: list[str] | None = None
     """All tags there can be, in their order: the names of tags that are numbers, or a check on tags that are texts."""
     label_scheme: LabelScheme | None = None
@@ -79,6 +101,8 @@ class NERDataConfig(DataConfig):
             yield f"label_list: {', '.join(twice)} stands there twice; accepted is a list of different tags."
         if self.file_format is not None and self.dataset_name is not None:
             yield f"file_format: {self.file_format} has an effect on files only. Set file_format: null."
+        if self.file_format == "text":
+            yield "file_format: text has no tags to train on; predict.py takes it. Set another format, or null."
 
 
 class TaggerSettings(Section):

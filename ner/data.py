@@ -18,8 +18,8 @@ import ner.columns
 import ner.formats
 import ner.sources
 from ner.cells import BLANKS, join_names, parse_cells, read_list, read_spans, read_words
-from ner.columns import Columns, ReadOptions, Record, find_columns, is_tag, is_word
-from ner.config import NERDataConfig
+from ner.columns import Columns, Record, find_columns, is_tag, is_word
+from ner.config import NERDataConfig, ReadOptions
 from ner.sentences import Sentence
 from ner.sources import Source, agree, source_of_files, source_of_rows
 from transformer_trial.data import configured_files, default_load_dataset
@@ -38,8 +38,7 @@ NOT_ACCEPTED = "rows that an annotator rejected, ignored or did not reach, left 
 
 def read_options(config: NERDataConfig) -> ReadOptions:
     """Return what the `data` section says about files and columns."""
-    given = {name.removesuffix("_name"): value for name, value in config}
-    return ReadOptions(**{name: given[name] for name in ReadOptions.__annotations__ if name in given})
+    return ReadOptions.model_construct(**{key: getattr(config, key) for key in ReadOptions.model_fields})
 
 
 def load_splits(config: NERDataConfig) -> Mapping[str, Any]:
@@ -156,38 +155,41 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
         except ValueError as error:
             problem = "found half of a character." if isinstance(error, UnicodeError) else error
             read = f"(Words are read from the column {columns.text!r}{tags_from}.)"
-            if needs_tags and (counted := getattr(error, "counted", ())):
-                problems += [(kind, f"{record.place}: {text} {read}") for kind, text in counted]
+            counted = [(k, f"{record.place}: {text} {read}") for k, text in getattr(error, "counted", ())]
+            if counted and needs_tags:
+                problems += counted
                 continue
-            raise TrialError(f"{record.place_of(error)}: {problem} {read}") from None
+            first = ("", f"{record.place_of(error)}: {problem} {read}")
+            raise TrialError(_summarize(source, [*counted, first][:1])) from None
         only_words = only_words and sentence.words == [record.cells[columns.text]] and not columns.has_spans
         if waiting is not None:
             waiting.notes, notes = [*waiting.notes, *notes], []
             yield waiting
         waiting = sentence
     if problems:
-        raise TrialError(_summarize(source.name, problems, source.options.names.bad_spans))
+        raise TrialError(_summarize(source, problems))
     if waiting is None:
         found = f"none of its {len(notes):,} rows is one that an annotator accepted"
         raise TrialError(f"{source.name}: {found}. Accept some.")
     waiting.notes = [*waiting.notes, *notes]
     yield waiting
     if only_words and num_sentences > 1:
-        advice = f"name the column of the sentence's id with {source.options.names.sentence_column}"
+        advice = f"name the column of the sentence's id with {source.options.setting('sentence_column_name')}"
         other = "without one, write CoNLL columns with a blank line between sentences"
         raise TrialError(f"{source.name}: every row is a single word. If rows are words, {advice}; {other}.")
 
 
-def _summarize(name: str, problems: Sequence[tuple[str, str]], setting: str) -> str:
+def _summarize(source: Source, problems: Sequence[tuple[str, str]]) -> str:
     """Say how many problems a source has, of which kinds, and show the first ones."""
     counts = Counter(kind for kind, _ in problems)
     of_spans = any("entities" in kind for kind in counts)
+    setting = source.options.setting("bad_spans")
     advice = f" Or say what becomes of such entities by {setting}: widen or drop." if of_spans else ""
     if len(problems) == 1:
         return problems[0][1] + advice
     kinds = "; ".join(f"{number:,} {kind}" for kind, number in counts.most_common())
     first = "".join(f"\n  - {text}" for _, text in problems[:5])
-    return f"{name}: found {kinds}.{advice} The first of them:{first}"
+    return f"{source.name}: found {kinds}.{advice} The first of them:{first}"
 
 
 def describe_columns(columns: Columns) -> str:
@@ -213,7 +215,7 @@ def _parse_record(
             spans = [] if label in (None, "") else read_list(label, "entities")
             words, gold, notes = read_spans(text, spans, options.bad_spans)
         else:
-            words, gold = parse_cells(text, label, label_names, columns.respell, options.names.label_list, known)
+            words, gold = parse_cells(text, label, label_names, columns.respell, options.setting("label_list"), known)
         "".join(gold).encode()  # fails at half of a character
         if sentence.words != words:  # blanks separate the words of a text that has a tag for each
             sentence = Sentence(words)

@@ -14,7 +14,8 @@ import datasets
 
 import ner.formats
 from ner.cells import join_names
-from ner.columns import ReadOptions, Record
+from ner.columns import Record
+from ner.config import ReadOptions
 from ner.formats.rows import class_names, names_of_feature
 from transformer_trial.errors import TrialError, format_value, reason_of
 
@@ -150,6 +151,6 @@ def agree(named: Mapping[str, tuple[str, ...]], options: ReadOptions) -> tuple[s
     sources = {names: name for name, names in named.items() if names}
     if len(sources) > 1:
         different = "; ".join(f"{name} has {join_names(names)}" for names, name in list(sources.items())[:2])
-        advice = f"Save all splits with the same ClassLabel, and remove {options.names.label_list}."
+        advice = f"Save all splits with the same ClassLabel, and remove {options.setting('label_list')}."
         raise TrialError(f"The numbers among the tags stand for different tags: {different}. {advice}")
     return next(iter(sources), ())

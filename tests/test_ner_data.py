@@ -26,8 +26,8 @@ import ner.cells
 import ner.columns
 import ner.data
 import ner.formats
-from ner.columns import Columns, ReadOptions, Record, find_columns
-from ner.config import NERDataConfig
+from ner.columns import Columns, Record, count_column_names, find_columns
+from ner.config import InputOptions, NERDataConfig, ReadOptions
 from ner.data import read_sentences
 
 NAMES = ["O", "B-PER", "I-PER", "B-ORG"]
@@ -66,16 +66,16 @@ COLUMNS: dict[str, Any] = {
     "first and second": (table("mots", "sorte", "id"), ("mots", "sorte")),
     "first and usual": (table("mots", "x", "ner_tags"), ("mots", "ner_tags")),
     "usual and second": (table("tokens", "sorte", "id"), ("tokens", "sorte")),
-    "words": (table("tokens", "ner_tags", "w"), ("w", "ner_tags"), {"text_column": "w"}),
-    "tags": (table("tokens", "ner_tags", "t"), ("tokens", "t"), {"label_column": "t"}),
-    "by number": (table("a", "b", "c"), ("a", "c"), {"label_column": -1}),
+    "words": (table("tokens", "ner_tags", "w"), ("w", "ner_tags"), {"text_column_name": "w"}),
+    "tags": (table("tokens", "ner_tags", "t"), ("tokens", "t"), {"label_column_name": "t"}),
+    "by number": (table("a", "b", "c"), ("a", "c"), {"label_column_name": -1}),
     # What the tables of others have.
     "in capitals": (table("Tags", "Words"), ("Words", "Tags")),
     "after the index of pandas": (table("", "mots", "x"), ("mots", "x")),
     "after an index read back": (table("Unnamed: 0", "mots", "x"), ("mots", "x")),
     "after the sentence's id": (table("sent_id", "mot", "x", cell="y"), ("mot", "x", "sent_id")),
     "an id of sentences": (table("sentence_id", "tokens", "tags"), ("tokens", "tags")),
-    "an id by its name": (table("doc", "word", "tag", cell="y"), ("word", "tag", "doc"), {"sentence_column": "doc"}),
+    "an id by its name": (table("d", "word", "tag", cell="y"), ("word", "tag", "d"), {"sentence_column_name": "d"}),
     "spans, tokens": (Record("", {"text": "a", "tokens": [{}], "spans": [{}]}), ("text", "spans")),
     "a blank after a name": (table("words", "tags "), ("words", "tags ")),
     "it holds tags": (Record("", {"word": "EU", "POS": "NNP", "NE": "B-ORG", "doc": "a"}), ("word", "NE")),
@@ -95,7 +95,7 @@ COLUMNS: dict[str, Any] = {
     "a count of words": (columns("1 2", "EU is", "B-ORG O", "- -"), ("1", "2")),
     "a count from 0": (columns("0 1", "EU is", "B-ORG O"), ("1", "2")),
     "numbers that are words": (columns("1 2", "O O"), ("0", "1")),
-    "numbers": (columns("O", "B-X"), ("1", "0"), {"text_column": 1, "label_column": "0"}),
+    "numbers": (columns("O", "B-X"), ("1", "0"), {"text_column_name": 1, "label_column_name": "0"}),
     "names of columns": (columns("a", "O", names="FORM NER"), ("FORM", "NER")),
     "CoNLL-U": (columns("1", "a", "X", "O", names="ID FORM UPOS MISC"), ("FORM", "MISC")),
 }  # fmt: skip
@@ -111,7 +111,7 @@ def test_columns_are_found(case: tuple[Any, ...]) -> None:
 
 
 def test_text_to_predict_on_needs_no_column_of_tags() -> None:
-    options = ReadOptions(needs_tags=False)
+    options = InputOptions()
     for first in (columns("EU is", "NNP VB"), table("text", "x"), table("text")):
         assert find_columns([first], options, "ner").label is None
     assert find_columns([columns("EU is", "B-ORG O")], options, "ner").label == "1"
@@ -131,7 +131,7 @@ def test_more_sentences_than_the_first_tell_a_count_from_words() -> None:
     ids=str,
 )  # fmt: skip
 def test_a_header_is_told_from_words(cells: list[str], expected: bool) -> None:
-    assert (ReadOptions().count_column_names(cells) >= 2) == expected
+    assert (count_column_names(cells, ReadOptions()) >= 2) == expected
 
 
 INTEGERS = [{"tokens": row["tokens"], "ner_tags": [NAMES.index(tag) for tag in row["ner_tags"]]} for row in ROWS]

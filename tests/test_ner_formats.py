@@ -3,7 +3,6 @@
 import ast
 import bz2
 import csv
-import dataclasses
 import gzip
 import io
 import json
@@ -28,7 +27,8 @@ import ner.data
 import ner.formats
 import ner.sentences
 import ner.sources
-from ner.columns import ReadOptions, find_columns
+from ner.columns import find_columns
+from ner.config import InputOptions, ReadOptions
 from ner.data import read_sentences
 
 Sentence = tuple[list[str], list[str]]
@@ -272,7 +272,8 @@ def write_file(path: Path, content: Any) -> None:
 def read_whole(pattern: Path, *, needs_tags: bool = True, **options: Any) -> list[ner.sentences.Sentence]:
     """As `read_splits` and `predict.py` read files, but past the cache."""
     config = ner.config.NERDataConfig(train_file=str(pattern), **options)
-    how = dataclasses.replace(ner.data.read_options(config), needs_tags=needs_tags)
+    how = ner.data.read_options(config)
+    how = how if needs_tags else InputOptions.model_construct(**how.model_dump())
     source = ner.sources.source_of_files("data.train_file", str(pattern), how)
     columns = find_columns(source.first_records(), source.options, "ner")
     names = source.label_names(str(columns.label)) or config.label_list

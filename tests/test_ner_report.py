@@ -30,8 +30,8 @@ from training_process import run_python
 
 import ner.report
 import ner.sentences
-from ner.labels import PREFIXES, Entity, choose_metric_scheme, encode_tags, entity_tag
-from ner.report import COUNTS, SCORES, ErrorReport, is_invalid, match_entities, report_html, report_text, write_report
+from ner.labels import PREFIXES, Entity, choose_metric_scheme, encode_tags, entity_tag, is_invalid
+from ner.report import COUNTS, SCORES, ErrorReport, match_entities, report_html, report_text, write_report
 from transformer_trial.errors import JOINERS, printable
 
 HOSTILE = [

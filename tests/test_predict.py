@@ -35,7 +35,7 @@ from test_ner_formats import as_lines, as_table
 import ner.data
 import ner.formats
 import predict as predict_module
-from ner.columns import ReadOptions
+from ner.config import ReadOptions
 from ner.sentences import Sentence
 from ner_trial import NERTrial
 from predict import Tagger, predict
@@ -258,6 +258,7 @@ ROWS = [
     (["Nobody", "came", "!"], ["O", "O", "O"]),
     (["(", "東", "京", ")", "and", "Rome"], ["O", "B-LOC", "I-LOC", "O", "O", "B-LOC"]),
 ]
+CUT_ENTITY = {"text": "Ada Lovelace slept", "entities": [[0, 7, "PER"]]}
 TEXTS = ["Ada Lovelace lived in London.", "Nobody came!", "(東京) and Rome"]
 SPANS = [[(0, 12, "PER"), (22, 28, "LOC")], [], [(1, 3, "LOC"), (9, 13, "LOC")]]
 
@@ -340,6 +341,11 @@ def test_numbers_among_gold_tags_are_what_they_were_in_training_or_what_is_given
     numbers, names = '{"tokens": ["EU", "a"], "ner_tags": [1, 0]}', ["O", "B-PER"]
     assert tag("a.jsonl", numbers, "--label-list", *names)[0]["gold"] == ["B-PER", "O"]
     assert tag("a.jsonl", numbers, model=change_settings(model, label_names=names))[0]["gold"] == ["B-PER", "O"]
+
+
+def test_gold_entities_that_cut_a_word_become_what_is_said(tag: Tag) -> None:
+    rows = tag("a.jsonl", as_lines([CUT_ENTITY]), "--bad-spans", "widen")
+    assert rows[0]["gold"] == ["B-PER", "I-PER", "O"]
 
 
 def test_gold_tags_that_the_model_does_not_know_are_told_or_refused_where_scores_are_strict(
@@ -531,6 +537,7 @@ MISTAKES = [
     pytest.param({"--input": "uneven.jsonl"}, "uneven.jsonl, line 2: found 2 words but 1 tags", id="uneven"),
     pytest.param({"--input": "other.jsonl"}, "line 2: no column 'tokens' as in the first row; found words", id="other"),
     pytest.param({"--input": "one.jsonl"}, "line 2: tag 1 is the number 1.* by --label-list", id="number-of-tag"),
+    pytest.param({"--input": "cut_entity.jsonl"}, "entity 1.* cuts the word .*by --bad-spans: widen", id="entity"),
     pytest.param({"--label-list": "O"}, "'B-PER'; accepted are O. Correct it, or add it to --label-list", id="list"),
     pytest.param({"--sentence-column": "doc"}, "no column 'doc'.* Set --sentence-column to", id="sentence-column"),
     pytest.param({"--input": "half.jsonl"}, "half.jsonl, line 1: found half of a character", id="half-character"),
@@ -562,7 +569,7 @@ def test_a_mistake_ends_in_one_paragraph(
     files = {
         "in": good, "one": good + '{"tokens": ["a"], "ner_tags": [1]}', "other": good + '{"words": ["Ada"]}',
         "uneven": good + '{"tokens": ["Ada", "slept"], "ner_tags": ["O"]}', "half": '{"text": "\\ud83d"}',
-        "tab": good + '{"tokens": ["a\\tb"], "ner_tags": ["O"]}',
+        "tab": good + '{"tokens": ["a\\tb"], "ner_tags": ["O"]}', "cut_entity": json.dumps(CUT_ENTITY),
     }  # fmt: skip
     for name, lines in files.items():
         Path(f"{name}.jsonl").write_text(lines)

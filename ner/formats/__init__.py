@@ -4,15 +4,14 @@ The datasets library's readers of csv and json guess types, pad short rows and k
 columns, in version 5 only, pads and cuts lines silently. So none of them is used here.
 """
 
-import dataclasses
 import itertools
 import lzma
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ner.columns import ReadOptions, Record
-from ner.config import FORMAT_NAMES
+from ner.columns import Record, count_column_names
+from ner.config import FORMAT_NAMES, ReadOptions
 from ner.formats.columns import read_columns
 from ner.formats.rows import read_json, read_parquet, read_table
 from ner.formats.text import PACKED, read_lines
@@ -34,7 +33,7 @@ FILE_FORMATS = {
 
 def read_records(path: Path, options: ReadOptions) -> Iterator[Record]:
     """Read a file, plain or packed. Raise a TrialError where it is not of its format."""
-    kind = options.file_format or format_of(path, options.names.file_format)
+    kind = options.file_format or format_of(path, options.setting("file_format"))
     lines: Iterator[str] = read_lines(path, options)  # which opens the file at the first one, where a reader wants any
     try:
         if kind in ("", "conll"):
@@ -42,9 +41,9 @@ def read_records(path: Path, options: ReadOptions) -> Iterator[Record]:
             if first.startswith(BEGIN_WEBANNO):
                 kind = "webanno"
             elif not kind:
-                kind = "tsv" if options.count_column_names(first.rstrip("\r\n").split("\t")) else "conll"
+                kind = "tsv" if count_column_names(first.rstrip("\r\n").split("\t"), options) else "conll"
             lines = itertools.chain([first] if first else [], lines)
-        yield from READERS[kind](path, lines, dataclasses.replace(options, file_format=kind))
+        yield from READERS[kind](path, lines, options.model_copy(update={"file_format": kind}))
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None)
         advice = "Check its owner and permissions." if reason else "Is it whole? Pack it anew."

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ner.cells import TAGGED_LINE
-from ner.columns import ReadOptions, Record
+from ner.columns import Record, count_column_names
+from ner.config import ReadOptions
 from ner.formats.text import refuse_twice
 from transformer_trial.errors import TrialError, format_value
 
@@ -29,7 +30,7 @@ def read_columns(path: Path, lines: Iterator[str], options: ReadOptions) -> Iter
     names, has_misc_tags = list[str](), False
     if options.file_format == "conllu":
         names, first = list(CONLLU_COLUMNS), list(itertools.islice(lines, NUM_PEEKED_LINES))
-        has_misc_tags = options.label_column is None and any(map(TAG_IN_MISC.search, first))
+        has_misc_tags = options.label_column_name is None and any(map(TAG_IN_MISC.search, first))
         lines = itertools.chain(first, lines)
     words: dict[str, list[str | None]] = {}  # by place
     last_cells: set[str] = set()
@@ -58,11 +59,11 @@ def read_columns(path: Path, lines: Iterator[str], options: ReadOptions) -> Iter
             elif len(cells) == len(names) and "=" not in line:
                 doubtful.append(place)
             continue
-        if not names and options.count_column_names(cells) > 1:
+        if not names and count_column_names(cells, options) > 1:
             raise TrialError(
                 f"{place}: found the columns' names, {format_value('', line)}; accepted are words and tags. Write them "
                 f'as a comment, "# global.columns = {" ".join(cells)[:60]}", or, if it is a table, say '
-                f"{options.names.file_format}: tsv."
+                f"{options.setting('file_format')}: tsv."
             )
         separator = "\t" if tabs else " "
         names = names or [str(i) for i in range(len(cells))]
@@ -116,7 +117,7 @@ def _sentence(
         count = [str(cell) for cell in columns[0] if not WORD_RANGE.fullmatch(str(cell))]
         if 1 < len(count) < len(places) and count == [str(i + 1) for i in range(len(count))]:
             found = "found ranges such as 1-2 in a column that counts the words, as CoNLL-U has them"
-            raise TrialError(f"{places[0]}: {found}; say {options.names.file_format}: conllu.")
+            raise TrialError(f"{places[0]}: {found}; say {options.setting('file_format')}: conllu.")
     cells = dict(zip(names, columns))
     if has_misc_tags:
         found_tags = (TAG_IN_MISC.search(str(cell)) for cell in cells["MISC"])

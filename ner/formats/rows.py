@@ -16,7 +16,8 @@ import pyarrow
 from pyarrow import parquet
 
 from ner.cells import join_names
-from ner.columns import ReadOptions, Record
+from ner.columns import Record, count_column_names
+from ner.config import ReadOptions
 from ner.formats.text import ADVICE, open_binary, refuse_twice, unreadable
 from transformer_trial.errors import TrialError, format_value
 
@@ -34,13 +35,13 @@ def read_table(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterat
     def rate(delimiter: str) -> tuple[int, bool, int]:
         """How many of the cells are usual names, whether it is the usual delimiter, and how many cells there are."""
         cells = next(csv.reader([first.replace("\r", " ")], delimiter=delimiter), [])
-        return options.count_column_names(cells), delimiter == usual and len(cells) > 1, len(cells)
+        return count_column_names(cells, options), delimiter == usual and len(cells) > 1, len(cells)
 
     delimiter = options.delimiter or max([usual, *DELIMITERS], key=rate)
     try:
         rows = csv.reader(itertools.chain([first] if first else [], lines), delimiter=delimiter, strict=True)
     except (TypeError, ValueError):
-        found = f"{path}: found {options.names.delimiter}: {delimiter!r}"
+        found = f"{path}: found {options.setting('delimiter')}: {delimiter!r}"
         raise TrialError(f"{found}; accepted is one character that separates cells, such as ';'.") from None
     header: list[str] | None = None
     while True:
@@ -59,11 +60,12 @@ def read_table(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterat
             if len(header) == 1 and (options.needs_tags or re.search("[,;|\t]", header[0])):
                 given = DELIMITERS.get(delimiter, repr(delimiter))
                 found = f"found one column, {format_value('', header[0])}; accepted are cells with {given} between them"
-                advice = f"Write it so, or name another character by {options.names.delimiter}."
+                advice = f"Write it so, or name another character by {options.setting('delimiter')}."
                 raise TrialError(f"{place}: {found}. {advice}")
-            if not options.needs_tags and options.text_column is None and not options.count_column_names(header):
+            if not options.needs_tags and options.text_column_name is None and not count_column_names(header, options):
                 found = f"found {join_names(header)}, none of them a usual name of a column"
-                advice = f"Name the column of the words by {options.names.text_column}, or write a first row of names."
+                setting = options.setting("text_column_name")
+                advice = f"Name the column of the words by {setting}, or write a first row of names."
                 raise TrialError(f"{place}: {found}. {advice}")
         elif len(cells) != len(header):
             found = f"found {len(cells)} cells, but the header names {len(header)} columns: {join_names(header)}"

@@ -13,7 +13,7 @@ from typing import Any
 import charset_normalizer
 import pyarrow
 
-from ner.columns import ReadOptions
+from ner.config import ReadOptions
 from transformer_trial.errors import TrialError, reason_of
 
 STANDARD_INPUT = Path("standard input")  # stands for it, in messages too
@@ -53,20 +53,20 @@ def read_lines(path: Path, options: ReadOptions) -> Iterator[str]:
         try:
             for number, line in enumerate(io.TextIOWrapper(file, encoding, newline="\n"), start=1):
                 if "\0" in line:
-                    advice = f"If it is text, name its encoding by {options.names.encoding}: utf-16-le, say."
+                    advice = f"If it is text, name its encoding by {options.setting('encoding')}: utf-16-le, say."
                     raise TrialError(f"{path}, line {number}: found a zero byte; accepted is text. {advice}")
                 yield line
         except UnicodeError as error:
             raise TrialError(_explain_encoding(path, str(encoding), options, error)) from None
         except LookupError:
             accepted = "one that Python knows, such as utf-8, utf-16, cp1252 or gb18030"
-            found = f"{path}: found {options.names.encoding}: {encoding}"
+            found = f"{path}: found {options.setting('encoding')}: {encoding}"
             raise TrialError(f"{found}; accepted is {accepted}.") from None
 
 
 def _explain_encoding(path: Path, encoding: str, options: ReadOptions, error: UnicodeError) -> str:
     """Say where a file is not of its encoding, and which encodings would read all of that."""
-    setting, bad = options.names.encoding, []
+    setting, bad = options.setting("encoding"), []
     if path != STANDARD_INPUT and not re.match(r"(?i)utf.?(16|32)", encoding):  # whose lines bytes do not tell
         with open_binary(path) as file:
             for number, line in enumerate(file, start=1):
@@ -83,7 +83,7 @@ def _explain_encoding(path: Path, encoding: str, options: ReadOptions, error: Un
     names = [min(m.could_be_from_charset, key=[*ENCODINGS, m.encoding].index) for m in others][:3]
     looks = [f"{name} reads {line.decode(name, 'replace').strip()[:40]!r}" for name in names]
     found = f"{path}, line {number}: found the byte 0x{line[start]:02x}, which is not {encoding}"
-    advice = f"If it is no text, its ending or {options.names.file_format} is wrong."
+    advice = f"If it is no text, its ending or {options.setting('file_format')} is wrong."
     if looks:
         advice = f"Name the encoding that makes sense by {setting}: {'; '.join(looks)}."
     others_too = f" ({len(bad):,} such lines)" if len(bad) > 1 else ""

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ner.columns import ReadOptions, Record
+from ner.columns import Record
+from ner.config import ReadOptions
 from ner.formats.text import read_lines
 from transformer_trial.errors import TrialError, reason_of
 
