@@ -134,7 +134,7 @@ CONTRADICTIONS: dict[str, list[tuple[Values, str]]] = {
         ({"max_seq_length": 64, "doc_stride": 64}, "doc_stride: found 64; accepted is below max_seq_length, 64."),
         ({"metric_scheme": "IOB2"}, "metric_scheme: IOB2 has an effect with metric_mode: strict only. Set that, or m"),
         ({"file_format": "conll"}, "file_format: conll has an effect on files only. Set file_format: null."),
-        ({"dataset_name": None, "train_file": "a", "file_format": "text"}, "file_format: text has no tags to train on; pr"),
+        ({"dataset_name": None, "train_file": "a", "file_format": "text"}, "file_format: text has no tags"),
         ({"label_list": ["O", "B-X", "O"]}, "label_list: O stands there twice; accepted is a list of different tags."),
     ],
 }  # fmt: skip
