@@ -124,7 +124,8 @@ def process_here(job: Job, distributed: core.DistributedContext) -> None:
             mark.write_text(made_of)
     own = job.chunks[distributed.rank :: distributed.size]
     for number, start in tqdm.tqdm(own, unit=" chunks", disable=None if distributed.rank == 0 else True):
-        if not (folder / f"{number:08}.shard").exists():
+        shard = folder / f"{number:08}.shard"
+        if not shard.exists() or not shard.read_bytes().endswith(b"\n"):  # a loss of power may have cut it
             job.tag(number, start, folder)
     distributed.allgather(None)
     if distributed.rank == 0:

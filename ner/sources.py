@@ -138,7 +138,7 @@ def source_of_hub(key: str, address: str, options: ReadOptions) -> Source:
     try:
         splits = datasets.load_dataset(name)
     except Exception as error:
-        reason = reason_of(error.__cause__ or error)
+        reason = reason_of(error.__cause__ or error) if name else "it names none"
         raise TrialError(f"{key}: cannot load {address}: {reason}. Accepted is {HUB}NAME[:SPLIT].") from error
     split = split or (next(iter(splits)) if len(splits) == 1 else "")
     if split not in splits:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import datasets
@@ -87,7 +88,9 @@ def assert_same_files(folder: Path, expected: Path) -> None:
 def test_two_processes_of_which_one_was_killed(arguments: list[str], expected: Path, tmp_path: Path) -> None:
     assert "SIGKILL" in run_two(tmp_path, [*arguments, "--output", "out.jsonl"], status=1, KILLED_AT="3")
     shards = tmp_path / "out.jsonl.shards"
-    assert 2 <= len([*shards.glob("*.shard")]) < 6 and not (tmp_path / "out.jsonl").exists()
+    first, *others = shards.glob("*.shard")
+    assert 1 <= len(others) < 5 and not (tmp_path / "out.jsonl").exists()
+    os.truncate(first, 10)  # as a loss of power may
     # What was tagged stays, whoever goes on: here the rest is done by one.
     batch_predict.main([*arguments, "--output", str(tmp_path / "out.jsonl")])
     assert not shards.exists()
@@ -140,6 +143,7 @@ def test_text_and_columns_of_a_hub_data_set_are_written_alike(arguments: list[st
     [
         pytest.param(["--output", "-"], "--input, --output: found -; accepted are names of files", id="stdout"),
         pytest.param(["--input", "hf://HUB"], "the splits validation, test; name one: hf://HUB:SPLIT", id="split"),
+        pytest.param(["--input", "hf://:a"], "--input: cannot load hf://:a: it names none. Accepted", id="no-name"),
         pytest.param(["--input", "hf://HUB/gone:a"], "--input: cannot load hf://HUB/gone:a: ", id="no-data-set"),
         pytest.param(["--input", "hf://HUB-bad:train"], "hf://HUB-bad:train: JSON parse error: ", id="damaged"),
         pytest.param(
