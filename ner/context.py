@@ -1,9 +1,10 @@
 """Documents as context: which words a model sees together, and which of these are trained on and scored."""
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import datasets
 import numpy as np
@@ -13,6 +14,8 @@ from ner.sentences import Sentence
 from transformer_trial.errors import TrialError
 
 DocumentContext = Literal["none", "neighbours", "merged"]
+
+T = TypeVar("T")
 
 MAX_SENTENCES = 1000  # of a document that are read together; what follows is another document, to bound the memory
 
@@ -25,25 +28,24 @@ class Text(NamedTuple):
     own: range  # the numbers of the words that are trained on and scored in its windows; the others are only seen
 
 
-def find_documents(names: Sequence[str]) -> Array:
-    """The index of each document's first sentence, of the document's name for each; without one it stands alone."""
-    column, places = np.asarray(names, dtype=object), np.arange(len(names))
-    begins = np.append(True, (column[1:] != column[:-1]) | (column[1:] == ""))[: len(names)]
-    return np.flatnonzero((places - np.maximum.accumulate(places * begins)) % MAX_SENTENCES == 0)
+def split_documents(items: Iterable[T], name_of: Callable[[T], str]) -> Iterator[list[T]]:
+    """Yield the sentences of each document, of which each has the document's name; one without a name stands alone."""
+    for name, run in itertools.groupby(items, name_of):
+        while document := [*itertools.islice(run, MAX_SENTENCES if name else 1)]:
+            yield document
+
+
+def find_documents(names: Iterable[str]) -> Array:
+    """The index of each document's first sentence, of the document's name for each, and at the end their number."""
+    return np.cumsum([0, *map(len, split_documents(names, str))])
 
 
 def group_documents(sentences: Iterable[Sentence], size: int) -> Iterator[list[Sentence]]:
-    """Group sentences by `size`, or a few more: none of the documents that `find_documents` finds is parted."""
+    """Group whole documents, to `size` sentences or a few more."""
     group = list[Sentence]()
-    document, place = "", 0
-    for sentence in sentences:
-        goes_on = bool(sentence.document) and sentence.document == document
-        document, place = sentence.document, (place + 1) % MAX_SENTENCES if goes_on else 0
-        if len(group) >= size and place == 0:
-            yield group
-            group = []
-        group.append(sentence)
-        if len(group) >= size and not document:  # without a look at the next one, for which somebody may wait
+    for document in split_documents(sentences, operator.attrgetter("document")):
+        group += document
+        if len(group) >= size:
             yield group
             group = []
     if group:
@@ -77,8 +79,8 @@ def map_chunks(
         options: Of `datasets.Dataset.map`, `new_fingerprint` among them.
     """
     is_whole = arguments.get("document_context", "none") != "none"
-    starts = find_documents([*rows["document"]]) if is_whole else np.arange(rows.num_rows)
-    edges, size = np.append(starts, rows.num_rows), min(1000, -(-rows.num_rows // (num_proc or 1)))
+    edges = find_documents(rows["document"]) if is_whole else np.arange(rows.num_rows + 1)
+    size = min(1000, -(-rows.num_rows // (num_proc or 1)))
     edges = np.unique(edges[np.searchsorted(edges, np.append(np.arange(0, rows.num_rows, size), rows.num_rows))])
     first_words = count_words(rows)[edges[:-1]]
     chunks = datasets.Dataset.from_dict({"start": edges[:-1], "end": edges[1:], "first_word": first_words})
@@ -148,7 +150,7 @@ def join_sentences(
         yield from (Text(words, own.start, own) for words, own in zip(sentences, owns))
         return
     room = max_seq_length - tokenizer.num_special_tokens_to_add()
-    for first, last in itertools.pairwise([*find_documents(documents), len(sentences)]):
+    for first, last in itertools.pairwise(find_documents(documents)):
         whole = range(starts[first], starts[last])
         words = [word for sentence in sentences[first:last] for word in sentence]
         if mode == "merged":
