@@ -61,13 +61,9 @@ class InputOptions(ReadOptions):
         return "--format" if key == "file_format" else f"--{key.removesuffix('_name').replace('_', '-')}"
 
 
-class NERDataConfig(ReadOptions, DataConfig):
-    """The `data` section for named-entity recognition."""
+class WindowConfig(Section):
+    """What a model sees at once."""
 
-    label_list: list[str] | None = None
-    """All tags there can be, in their order: the names of tags that are numbers, or a check on tags that are texts."""
-    label_scheme: LabelScheme | None = None
-    """How tags mark entities; by default what the tags look like. `plain` are types without a prefix."""
     max_seq_length: int | None = Field(default=None, ge=3)
     """Sub-tokens of a model input, special tokens included; by default as many as tokenizer and model take."""
     doc_stride: int | None = Field(default=None, ge=0)
@@ -77,6 +73,21 @@ class NERDataConfig(ReadOptions, DataConfig):
     it, which are neither trained on nor scored; `merged` windows of `max_seq_length` hold as many sentences as fit."""
     context_tokens: int = Field(default=64, ge=1)
     """Sub-tokens on either side of a sentence under `document_context: neighbours`, at most."""
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if self.doc_stride is not None and self.max_seq_length is not None and self.doc_stride >= self.max_seq_length:
+            # Said here without a model; `ner.windows.choose_doc_stride` knows of the special tokens, too.
+            yield explain_value("doc_stride", self.doc_stride, f"below max_seq_length, {self.max_seq_length}")
+
+
+class NERDataConfig(WindowConfig, ReadOptions, DataConfig):
+    """The `data` section for named-entity recognition."""
+
+    label_list: list[str] | None = None
+    """All tags there can be, in their order: the names of tags that are numbers, or a check on tags that are texts."""
+    label_scheme: LabelScheme | None = None
+    """How tags mark entities; by default what the tags look like. `plain` are types without a prefix."""
     pad_to_max_length: bool = False
     """Pad every batch to `max_seq_length` instead of to its longest row."""
     label_all_tokens: bool = False
@@ -90,9 +101,6 @@ class NERDataConfig(ReadOptions, DataConfig):
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
-        if self.doc_stride is not None and self.max_seq_length is not None and self.doc_stride >= self.max_seq_length:
-            # Said here without a model; `ner.windows.choose_doc_stride` knows of the special tokens, too.
-            yield explain_value("doc_stride", self.doc_stride, f"below max_seq_length, {self.max_seq_length}")
         if self.metric_scheme is not None and self.metric_mode != "strict":
             effect = f"{self.metric_scheme} has an effect with metric_mode: strict only"
             yield f"metric_scheme: {effect}. Set that, or metric_scheme: null."
@@ -105,17 +113,11 @@ class NERDataConfig(ReadOptions, DataConfig):
             yield "file_format: text has no tags to train on; predict.py takes it. Set another format, or null."
 
 
-class TaggerSettings(Section):
+class TaggerSettings(WindowConfig):
     """How a model tags. The exported model's config keeps it as `ner`, for `predict.py`."""
 
     label_scheme: LabelScheme | None = None  # the scheme by which the model's labels mark entities; None is unknown
     label_names: list[str] | None = None  # what numbers among the tags of the training data stood for
-    # Sub-tokens of a window, None is as many as tokenizer and model take; and those that two windows share.
-    max_seq_length: int | None = Field(default=None, ge=3)
-    doc_stride: int | None = Field(default=None, ge=0)
-    # How the sentences of a document were seen, see `ner.context.join_sentences`.
-    document_context: DocumentContext = "none"
-    context_tokens: int = Field(default=64, ge=1)
     outside_label: str | None = None  # the tag that stood for O in the training data
     # How entities are counted, as in `ner.labels.find_entities`.
     metric_options: Any = {"mode": "default", "scheme": None}
@@ -131,6 +133,7 @@ class TaggerSettings(Section):
         return found
 
     def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
         accepted = [
             {"mode": mode, "scheme": s} for mode in ("default", "strict") for s in (None, *get_args(MetricScheme))
         ]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tokenizers import pre_tokenizers
 
+from ner.config import WindowConfig
 from ner.context import Text
 from transformer_trial.builders import count_positions
 from transformer_trial.errors import ConfigError, TrialError
@@ -72,15 +73,12 @@ def choose_doc_stride(tokenizer: Any, max_seq_length: int, requested: int | None
     return min(128, content // 2) if requested is None else requested
 
 
-def choose_window_options(tokenizer: Any, model: torch.nn.Module, settings: Any) -> dict[str, Any]:
+def choose_window_options(tokenizer: Any, model: torch.nn.Module, settings: WindowConfig) -> dict[str, Any]:
     """What `tokenize_and_align_labels` asks for, of the `data` section or of an exported model's settings."""
     max_seq_length = choose_max_seq_length(tokenizer, model, settings.max_seq_length)
-    return {
-        "max_seq_length": max_seq_length,
-        "doc_stride": choose_doc_stride(tokenizer, max_seq_length, settings.doc_stride),
-        "document_context": settings.document_context,
-        "context_tokens": settings.context_tokens,
-    }
+    doc_stride = choose_doc_stride(tokenizer, max_seq_length, settings.doc_stride)
+    given = {name: getattr(settings, name) for name in WindowConfig.model_fields}
+    return given | {"max_seq_length": max_seq_length, "doc_stride": doc_stride}
 
 
 def assign_words(windows: Sequence[Sequence[int | None]], stride: int, num_words: int) -> list[list[tuple[int, int]]]:
