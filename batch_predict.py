@@ -31,7 +31,7 @@ from ner.sentences import Sentence
 from transformer_trial import private
 from transformer_trial.builders import silence_progress_bars
 from transformer_trial.errors import TrialError
-from transformer_trial.files import replacing
+from transformer_trial.files import refuse_unwritable, replacing
 from transformer_trial.local import set_up_logging
 from transformer_trial.processes import get_cluster_task, join_torchrun, local_chief_first
 
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 torch.cuda.set_device(distributed.local_rank)
             job = Job(options, distributed, own_folder)
             if task is None:
-                with predict.refuse_unwritable(Path(options.output)):
+                with refuse_unwritable("--output", Path(options.output)):
                     process_here(job, distributed)
                 return
             processor, first = functools.partial(BatchTagger, job=job), operator.itemgetter(0)

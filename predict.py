@@ -17,13 +17,13 @@ if __name__ == "__main__":  # a third of the start goes into these
     sys.modules.update(hidden)
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -39,18 +39,18 @@ import ner.report
 import ner.sources
 import ner.windows
 import ner_utils
-from ner.cells import TAGGED_LINE, join_names
+from ner.cells import join_names
 from ner.columns import find_columns
-from ner.config import InputOptions, ReadOptions, TaggerSettings
+from ner.config import InputOptions, TaggerSettings
 from ner.context import group_documents, name_paragraphs
-from ner.formats.text import PACKED, STANDARD_INPUT, read_lines
+from ner.formats.text import STANDARD_INPUT, is_plain_text
 from ner.labels import OUTSIDE
 from ner.sentences import Sentence, write_predictions
 from transformer_trial import registry
 from transformer_trial.builders import check_layers, check_vocabulary, is_made_up, silence_progress_bars, try_model
 from transformer_trial.data import choose_evaluation_tokens, group_by_tokens
-from transformer_trial.errors import TrialError, reason_of, set_up_log
-from transformer_trial.files import resolve
+from transformer_trial.errors import TrialError, format_value, reason_of, set_up_log
+from transformer_trial.files import refuse_unwritable, resolve
 from transformer_trial.machine import keep_freed_memory, knows_bf16
 from transformer_trial.parsing import find_choices, import_named
 
@@ -76,6 +76,8 @@ class Tagger:
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int | None = None) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise TrialError(f"batch_size: found {batch_size}; accepted is at least 1.")
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
         self.labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self.settings = settings = TaggerSettings.from_config(model.config)
@@ -99,6 +101,8 @@ class Tagger:
         auto_class = transformers.AutoModelForTokenClassification
         has_mps = torch.backends.mps.is_available()
         device = torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+        if precision not in get_args(Precision):
+            raise TrialError(f"precision: found {precision!r}; accepted are {', '.join(get_args(Precision))}.")
         if precision == "auto":
             precision = "bf16" if knows_bf16(device) else "fp32"
             logger.info("--precision auto is %s on this machine.", precision)
@@ -107,7 +111,12 @@ class Tagger:
                 raise ValueError(f"there is no such folder (looked for {Path(folder).absolute()})")
             remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
             dtype: dict[str, Any] = {"dtype": torch.bfloat16} if precision == "bf16" else {}
+            if Path(folder, "model", "config.json").exists():
+                raise ValueError(f"it is the folder of a run, whose model is {Path(folder, 'model')}")
             config = check_layers(transformers.AutoConfig.from_pretrained(folder, **remote))
+            own_code, names = getattr(config, "auto_map", None), " ".join(config.architectures or [])
+            if not own_code and re.search("For(?!TokenClassification)", names):
+                raise ValueError(f"it is a {names}, which does not tag words")
             model, loaded = auto_class.from_pretrained(
                 folder, config=config, output_loading_info=True, **remote, **dtype
             )
@@ -121,9 +130,7 @@ class Tagger:
             try_model(model, tokenizer)
         except Exception as error:
             reason = reason_of(error)
-            accepted = (
-                "a folder with a model for token classification and its tokenizer, such as DIR/model of a training"
-            )
+            accepted = "a folder with a model that tags words and its tokenizer, such as DIR/model of a training"
             raise TrialError(f"--model: cannot load {folder}: {reason}. Accepted is {accepted}.") from error
         return cls(model, tokenizer, batch_size)
 
@@ -159,7 +166,7 @@ class Tagger:
 
 
 def _why_missing(model: Any, loaded: Any) -> str:
-    if not (odd := sorted(loaded["unexpected_keys"])):
+    if not (odd := sorted(name for name in loaded["unexpected_keys"] if "pooler" not in name)):
         return "so it was not trained to tag words"
     if getattr(model.config, "auto_map", None):
         return "as it has a head of its own, and brings the code for it. Read that; to run it: --trust-remote-code"
@@ -168,12 +175,16 @@ def _why_missing(model: Any, loaded: Any) -> str:
 
 
 def predict(
-    model: str | Path,
+    model: str | Path | Tagger,
     sentences: Iterable[str | Sequence[str]],
     batch_size: int | None = None,
     precision: Precision = "fp32",
+    min_score: float = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Tag sentences with the exported model in a folder. Each is a text, which is split into words, or a list of words.
+    """Tag sentences. Each is a text, which is split into words, or a list of words.
+
+    `model` is the folder of an exported one, or, to load it once for several calls, a `Tagger`, which has a batch size
+    and a precision of its own. Spans that score below `min_score` are left out.
 
     Yields:
         For each sentence, in their order, what a line of `predict.py`'s output holds: `tokens`, `tags`, `scores`
@@ -183,9 +194,25 @@ def predict(
         for row in predict("outputs/run/model", ["Ada Lovelace lived in London."]):
             print(row["spans"])
     """
-    tagger = Tagger.load(model, batch_size, precision=precision)
-    as_sentences = (Sentence.of_text(s) if isinstance(s, str) else Sentence(list(s)) for s in sentences)
-    return (sentence.as_json(tagger.settings.label_scheme) for sentence in tagger.tag(as_sentences))
+    tagger = model if isinstance(model, Tagger) else Tagger.load(model, batch_size, precision=precision)
+    if isinstance(sentences, str):
+        raise TrialError(f"sentences: found one text, {format_value('', sentences)}; accepted is a list of them.")
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for sentence in tagger.tag(itertools.starmap(_as_sentence, enumerate(sentences, start=1))):
+            sentence.leave_out(tagger.settings.label_scheme, min_score)
+            yield sentence.as_json(tagger.settings.label_scheme)
+
+    return rows()
+
+
+def _as_sentence(number: int, given: Any) -> Sentence:
+    if isinstance(given, str):
+        return Sentence.of_text(given)
+    if not isinstance(given, (list, tuple)) or not all(isinstance(word, str) for word in given):
+        found = format_value("", given)
+        raise TrialError(f"sentence {number}: found {found}; accepted are texts and lists of words.")
+    return Sentence([*given])
 
 
 def open_source(options: argparse.Namespace) -> ner.sources.Source:
@@ -202,7 +229,11 @@ def open_source(options: argparse.Namespace) -> ner.sources.Source:
     how = InputOptions.model_construct(**{key: getattr(options, key, None) for key in InputOptions.model_fields})
     if is_on_hub:
         return ner.sources.source_of_hub("--input", options.input, how)
-    if how.file_format is None and options.loader is None and (not has_files or is_plain_text(paths[0], how)):
+    if (
+        how.file_format is None
+        and options.loader is None
+        and (not has_files or is_plain_text(paths[0], how, ner.sources.NUM_FIRST))
+    ):
         how = how.model_copy(update={"file_format": "text"})
     if options.loader is not None:
         rows = functools.partial(import_named("--loader", options.loader), options.input)
@@ -211,27 +242,21 @@ def open_source(options: argparse.Namespace) -> ner.sources.Source:
         return ner.sources.source_of_files("--input", options.input, how)
     records = ner.formats.read_records(stdin, how)
     first = list(itertools.islice(records, ner.sources.NUM_FIRST))  # which the source begins with each time
+    if options.file_format is None and first and re.match(r"[\[{].*[\]}]$|[^ ]+\t", first[0].cells["text"]):
+        logger.warning(
+            "Standard input is read as text, a sentence a line, but looks like rows: --format names another."
+        )
     return ner.sources.Source(str(stdin), how, lambda: itertools.chain(first, records))
 
 
-def is_plain_text(path: Path, options: ReadOptions) -> bool:
-    """Tell whether a .txt file is text. CoNLL columns have a TAB in each line, or tags in most lines."""
-    if not PACKED.sub("", path.name.lower()).endswith(".txt"):
-        return False
-    lines = (line.rstrip() for line in read_lines(path, options))
-    words = (line for line in lines if line and not line.startswith(("#", "-DOCSTART-")))
-    first = list(itertools.islice(words, ner.sources.NUM_FIRST))
-    has_tabs = bool(first) and all("\t" in line for line in first)
-    is_text = not has_tabs and 2 * sum(bool(TAGGED_LINE.search(line)) for line in first) <= len(first)
-    kind = "text, a sentence a line" if is_text else "CoNLL columns"
-    logger.info("%s looks like %s; --format says otherwise.", path, kind)
-    return is_text
-
-
 def check_gold(tagged: Iterable[Sentence], tagger: Tagger) -> Iterator[Sentence]:
-    """Pass sentences on, and warn at the end of gold tags that the model cannot predict; refuse them in strict mode."""
-    odd: Counter[str] = Counter()
+    """Pass sentences on, and say at the end what was changed in reading them, and which tags the model cannot predict.
+
+    In strict mode such a gold tag is a TrialError.
+    """
+    odd, notes = Counter[str](), Counter[str]()
     for sentence in tagged:
+        notes.update(sentence.notes)
         for tag in sentence.gold or []:
             if tag not in tagger.labels:
                 odd[tag] += 1
@@ -240,6 +265,8 @@ def check_gold(tagged: Iterable[Sentence], tagger: Tagger) -> Iterator[Sentence]
                     found = f"the tag {tag!r} is none of the model's, {join_names(tagger.labels)}"
                     raise TrialError(f"{sentence.place}: {found}; {advice}.")
         yield sentence
+    for note, count in notes.items():
+        logger.warning("%s: %d", note, count)
     if odd:
         tags = ", ".join(f"{tag} ({count:,})" for tag, count in odd.most_common(10))
         logger.warning("The model knows nothing of these gold tags, and their scores may mean little: %s", tags)
@@ -340,8 +367,11 @@ def write_tagged(
     first = list(itertools.islice(tagged, 1))  # before an older output is emptied for nothing
     report = tagger.settings.build_report()
     to_stdout, path = options.output == "-", Path(options.output).expanduser()
-    as_columns = not to_stdout and ner.formats.FILE_FORMATS.get(path.suffix.lower()) in ("conll", "")
-    with refuse_unwritable(path):
+    kind = "json" if to_stdout else ner.formats.FILE_FORMATS.get(path.suffix.lower(), "json")
+    as_columns = kind in ("conll", "")
+    if not as_columns and kind != "json":
+        raise TrialError(f"--output: found {path.name}; accepted are json lines (.jsonl) and CoNLL columns (.conll).")
+    with refuse_unwritable("--output", path):
         target: Any = sys.stdout.fileno() if to_stdout else path
         with open(target, "wb", buffering=0, closefd=not to_stdout) as output:
             whole = itertools.chain(first, tagged)
@@ -355,19 +385,6 @@ def write_tagged(
                 ner.report.write_report(found, folder, f"{source} by {options.model}")
                 logger.info("The report is %s", folder / "report.html")
     return report
-
-
-@contextlib.contextmanager
-def refuse_unwritable(path: Path) -> Iterator[None]:
-    """Raise a TrialError where the output, or what is beside it, cannot be written."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        advice = "Name a file in a folder that exists, is yours to write in and has room."
-        what = f"--output: cannot write {error.filename or path}: {error.strerror or error}"
-        raise TrialError(f"{what}. {advice}") from None
 
 
 if __name__ == "__main__":

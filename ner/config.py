@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Set
 from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ner.context import DocumentContext
 from ner.report import ErrorReport
@@ -81,13 +81,16 @@ class WindowConfig(Section):
             yield explain_value("doc_stride", self.doc_stride, f"below max_seq_length, {self.max_seq_length}")
 
 
+SCHEMES_ELSEWHERE = {"BIO": "IOB2", "IO": "IOB1", "IOBES": "BIOES", "BMES": "BIOES", "BMEWO": "BIOES", "BIOLU": "BILOU"}
+
+
 class NERDataConfig(WindowConfig, ReadOptions, DataConfig):
     """The `data` section for named-entity recognition."""
 
     label_list: list[str] | None = None
     """All tags there can be, in their order: the names of tags that are numbers, or a check on tags that are texts."""
     label_scheme: LabelScheme | None = None
-    """How tags mark entities; by default what the tags look like. `plain` are types without a prefix."""
+    """How tags mark entities; by default what the tags look like. `plain` are types without a prefix; BIO is IOB2."""
     pad_to_max_length: bool = False
     """Pad every batch to `max_seq_length` instead of to its longest row."""
     label_all_tokens: bool = False
@@ -98,6 +101,11 @@ class NERDataConfig(WindowConfig, ReadOptions, DataConfig):
     """How seqeval finds entities: `default` as conlleval does, `strict` only where the scheme's rules are kept."""
     metric_scheme: MetricScheme | None = None
     """The scheme whose rules metric_mode: strict goes by; by default the tags' own."""
+
+    @field_validator("label_scheme", mode="before")
+    @classmethod
+    def _rename(cls, value: Any) -> Any:
+        return SCHEMES_ELSEWHERE.get(str(value), value)
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()

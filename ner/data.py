@@ -136,7 +136,7 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
         records = join_words(records, columns)
     needed = [columns.text, str(columns.label)] if needs_tags and not columns.has_spans else [columns.text]
     tags_from = "" if columns.label is None else f", tags from {columns.label!r}"
-    only_words, num_sentences = needs_tags, 0
+    only_words, num_sentences = needs_tags or columns.label is not None, 0
     problems, notes, known = list[tuple[str, str]](), list[str](), dict[str, str]()
     waiting: Sentence | None = None  # until it is known what was left out behind it
     for record in records:

@@ -15,6 +15,7 @@ from ner.windows import NO_POSITION
 from transformer_trial.errors import printable
 
 RARE_ENTITIES = 10  # a type that training has fewer of is hard to learn
+LONG_SENTENCE = 1000  # words
 LONG_WORD = 100  # characters of a word that looks like lost blanks
 MANY_UNKNOWN = 0.2  # of the sub-tokens: such a tokenizer was made for other text
 MAX_TYPES, MAX_NAMES = 50, 20  # that a table and a line show
@@ -61,9 +62,17 @@ def describe_data(
     if label_scheme == "plain" and name != OUTSIDE and share > 0.5:
         advice = f"If it stands for no entity, set data.outside_label: {name}."
         warnings.append(f"{share:.0%} of the words of train have the tag {name}, which counts as a type. {advice}")
+    if splits["train"]["longest sentence (words)"] > LONG_SENTENCE:
+        longest = splits["train"]["longest sentence (words)"]
+        warnings.append(f"train has a sentence of {longest:,} words. Are the empty lines between sentences missing?")
     types = find_entity_types(labels, label_scheme)  # those included that no split has an entity of
     if rare := [name for name in types if splits["train"]["entities"].get(name, 0) < RARE_ENTITIES]:
         warnings.append(f"train has fewer than {RARE_ENTITIES} entities of these types: {_listed(rare)}.")
+    spellings = [[*names] for _, names in itertools.groupby(sorted(types, key=str.lower), key=str.lower)]
+    if alike := [", ".join(names) for names in spellings if len(names) > 1]:
+        warnings.append(f"These types differ only in the case of letters: {_listed(alike)}.")
+    if not types:
+        warnings.append("There is no entity in any split.")
     return {"label_scheme": label_scheme, "labels": [*labels], "splits": splits, "warnings": warnings}
 
 

@@ -135,6 +135,7 @@ def test_numbers_and_warnings_are_those_of_plain_loops(scheme: str, data: st.Dat
     types = sorted({tag[2:] for tag in found["labels"] if tag != "O"})
     if rare := [name for name in types if expected["train"]["entities"].get(name, 0) < 10]:
         beginnings.append(f"train has fewer than 10 entities of these types: {', '.join(rare)}.")
+    beginnings += ["There is no entity in any split."] * (not types)
     assert [text[: len(start)] for text, start in zip(found["warnings"], beginnings)] == beginnings
     assert len(found["warnings"]) == len(beginnings)
 
@@ -174,6 +175,12 @@ def test_types_seen_fewer_than_ten_times_are_warned_of(num_entities: int) -> Non
     assert found["warnings"] == [f"train has fewer than 10 entities of these types: {rare}."]
 
 
+def test_types_that_differ_only_in_case_are_warned_of() -> None:
+    train: Split = [([f"a{i}", "b", "c"], ["B-Per", "B-PER", "B-LOC"]) for i in range(10)]
+    found = describe(dict(train=train, validation=[(["d"], ["B-LOC"])]))["warnings"]
+    assert found == ["These types differ only in the case of letters: PER, Per."]
+
+
 @pytest.mark.parametrize(("tags", "share"), [("OTHER OTHER PER", "67%"), ("OTHER PER LOC", ""), ("O O PER", "")])
 def test_plain_tags_that_most_words_have_are_warned_of(tags: str, share: str) -> None:
     warnings = describe(dict(train=[(["a", "b", "c"], tags.split())], validation=[(["d"], ["PER"])]))["warnings"]
@@ -203,7 +210,8 @@ def test_documents_and_notes_are_counted_and_long_lists_are_cut() -> None:
 def test_splits_without_an_entity_and_sentences_of_one_word_are_described() -> None:
     found = describe(dict(train=[(["a"], ["O"])], validation=[(["b"], ["O"])], test=[(["a"], ["O"])]))
     assert [counts["entities"] for counts in found["splits"].values()] == [{}, {}, {}]
-    assert found["warnings"] == ["1 of 1 sentences of test are in train too: scores on them say little about new text."]
+    both = "1 of 1 sentences of test are in train too: scores on them say little about new text."
+    assert found["warnings"] == [both, "There is no entity in any split."]
     assert re.search(r"^entities +0 +0 +0$", format_data(found), re.MULTILINE)
 
 
@@ -245,6 +253,7 @@ Warning: test has tags that train has none of, which cannot be learned: B-L⟨U+
 Warning: 1 of 2 sentences of dev are in train too: scores on them say little about new text.
 Warning: dev has 1 words of more than 100 characters.
 Warning: 10 sentences of train are there more than once.
+Warning: train has a sentence of 1,500 words. Are the empty lines between sentences missing?
 Warning: train has fewer than 10 entities of these types: L⟨U+001B⟩[1m, 人名.""".lstrip("\n")
     )
 

@@ -131,9 +131,12 @@ EXPANDING = "&a0 [x, x]" + "".join(f", &a{i + 1} [*a{i}, *a{i}]" for i in range(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("hyperparamters.x=1", "hyperparamters: unknown key. Did you mean hyperparameters?"),
-        ("searcher.max_lenght=1", "searcher.max_lenght: unknown key. Did you mean max_length?"),
-        ("resources.slot_per_trial=1", "resources.slot_per_trial: unknown key. Did you mean slots_per_trial?"),
+        ("hyperparamters.x=1", "hyperparamters: unknown key (found {'x': 1}). Did you mean hyperparameters?"),
+        ("searcher.max_lenght=1", "searcher.max_lenght: unknown key (found 1). Did you mean max_length?"),
+        ("resources.slot_per_trial=1", "slot_per_trial: unknown key (found 1). Did you mean slots_per_trial?"),
+        ("learning_rate=1e-3", "unknown key (found 0.001). learning_rate belongs in the section hyperparameters."),
+        ("searcher.scheduling_unit=9", "unknown key (found 9). scheduling_unit belongs at the top level."),
+        ("reproducibility.seed=4", "unknown key (found 4). Here that is reproducibility.experiment_seed."),
         ("optimizations.agregation_frequency=2", "Did you mean aggregation_frequency?"),
         ("name.a.b=1", "found a key within a value that is no mapping"),
         (f"labels=[{EXPANDING}]", "its aliases make more than 100000 values of it"),
@@ -312,16 +315,34 @@ def test_a_data_file_or_a_folder_is_answered_with_the_yaml_to_write(tmp_path: Pa
     with pytest.raises(TrialError) as raised:
         read_config(parse_arguments(["one.csv"]))
     lines = str(raised.value).split("\n\n")[1]
-    assert yaml.safe_load(lines)["data"] == {
-        "dataset_name": None, "train_file": "one.csv", "validation_split_percentage": 10,
-    }  # fmt: skip
+    one = str(tmp_path / "one.csv")
+    assert yaml.safe_load(lines)["data"] == {"dataset_name": None, "train_file": one, "validation_split_percentage": 10}
     found = {
         f"{split}_file": f"en-{name}.conll"
         for split, name in (("train", "train"), ("validation", "dev"), ("test", "test"))
     }
     assert find_data(parse_arguments(["."])) == found
-    given = parse_arguments(["--train-file", "a", "--validation-file", "b", "--inspect"])
-    assert read_config(given)["data"] == {"dataset_name": None, "train_file": "a", "validation_file": "b"}
+    (tmp_path / "mine.yaml").write_text("name: mine")
+    files = ["--train-file", "a", "--validation-file", "/b", "--inspect"]
+    for arguments, name in ((files, "huggingface_ner_trial"), (["mine.yaml", *files], "mine")):
+        read = read_config(parse_arguments(arguments))
+        data = {"dataset_name": None, "train_file": str(tmp_path / "a"), "validation_file": "/b"}
+        assert (read["name"], read["data"]) == (name, data)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["train-1.json", "train-2.json", "dev.json"], "found train-1.json, train-2.json for the train split."),
+        (["engtrain.bio", "engtest.bio"], "found engtest.bio, engtrain.bio, of which none is named as"),
+        (["dev.json", "wnuttrain.json"], "found dev.json, wnuttrain.json, of which none is named as"),
+    ],
+)
+def test_a_folder_whose_names_leave_the_splits_open_is_asked_about(names: list[str], said: str, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with refuses(said):
+        find_data(parse_arguments([str(tmp_path)]))
 
 
 def test_a_data_file_is_inspected_at_once_and_without_weights(tiny_model: Path, tmp_path: Path) -> None:

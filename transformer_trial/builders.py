@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import pickle
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -59,6 +60,8 @@ def build_using_auto(
 
     def load(auto_class: Any, key: str, **arguments: Any) -> Any:
         name = getattr(model_config, key) or model_config.pretrained_model_name_or_path
+        if re.match(r"[/~.]", str(name)) and not Path(str(name)).is_dir():
+            raise TrialError(f"hyperparameters.{key} (or pretrained_model_name_or_path): there is no folder {name}.")
         with _explained(f"hyperparameters.{key} (or pretrained_model_name_or_path)", f"{name!r}", auto_class):
             return check_layers(auto_class.from_pretrained(name, **hub_arguments, **arguments))
 
@@ -117,10 +120,14 @@ def try_model(model: Any, tokenizer: Any) -> None:
     try:
         getattr(model.config, "validate", tuple)()  # of transformers 5, without which there is no export
         with torch.inference_mode():
-            model.eval()(**tokenizer("a", return_tensors="pt").to(model.device))["logits"]
+            logits = model.eval()(**tokenizer("a", return_tensors="pt").to(model.device))["logits"]
     except Exception as error:
         reason = reason_of(error)
         raise TrialError(f"The model cannot read a word: {reason}. Take it with the config.json it had.") from error
+    if not logits.isfinite().all():
+        raise TrialError(
+            "The model's outputs are no numbers, as after a training whose loss was none. Take another one."
+        )
 
 
 def build_from_config(config: dict[str, Any], model_config: ModelConfig, model_class: Any = None) -> tuple[Any, Any]:
@@ -295,6 +302,9 @@ def build_default_lr_scheduler(
     if optimizer.param_groups[0]["lr"] is None:
         return transformers.optimization.AdafactorSchedule(optimizer)
     steps = config.num_training_steps or num_training_steps
+    if steps != num_training_steps or config.num_warmup_steps > num_training_steps:
+        told = "The schedule of the learning rate spans %d batches, %d of them warm-up, but the training has %d."
+        logger.warning(told, steps, config.num_warmup_steps, num_training_steps)
     try:
         scheduler = transformers.get_scheduler(
             config.lr_scheduler_type,

@@ -204,8 +204,10 @@ class BestModel(pytorch.PyTorchCallback):
         if self.metric not in metrics:
             raise TrialError(f"searcher.metric: found {self.metric!r}; validation reports {', '.join(metrics)}.")
         value = self.sign * float(metrics[self.metric])
-        if not math.isfinite(value) and self.is_chief:
-            logger.warning("%s is no number: it cannot tell which model is best.", self.metric)
+        if odd := [name for name, number in metrics.items() if not math.isfinite(float(number))]:
+            value = math.nan  # which is less than nothing
+            if self.is_chief:
+                logger.warning("%s: no number. Such a model is not kept as the best.", ", ".join(odd))
         if value < self.best:
             self.best, self.best_batches, self.num_worse_validations = value, self.trial.batches_trained, 0
             if self.folder is not None:

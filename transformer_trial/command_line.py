@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from transformer_trial import private
 from transformer_trial.errors import MAX_VALUES, ConfigError, TrialError, count_values
-from transformer_trial.experiment import SearcherConfig, check_spelling
+from transformer_trial.experiment import SearcherConfig, check_keys
 from transformer_trial.files import resolve
 from transformer_trial.parsing import read_known
 
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 MARK = ".training"  # the file that says that an output folder is one, which is locked during a training
 OUTPUTS = ("model", "model.new", "model.replaced", "report", "test", "metrics.jsonl", "checkpoints")
 MAX_DEPTH = 50
+YAML_ENDINGS = (".yaml", ".yml")
 
 SPLITS = {"train": "train", "validation": "valid|validation|val|dev", "test": "test"}
 """The splits, and what names of their files hold."""
@@ -66,14 +67,15 @@ def read_config(options: Namespace) -> dict[str, Any]:
     path = Path(options.config_file or "ner_config.yaml")
     options.data = files = find_data(options)
     if files:
-        data: dict[str, Any] = {"dataset_name": None, **files}
+        data: dict[str, Any] = {"dataset_name": None, **{key: os.path.abspath(file) for key, file in files.items()}}
+        if options.config_file is None or path.suffix not in YAML_ENDINGS:
+            path = Path(__file__).parents[1] / "ner_config.yaml"
         if not options.inspect:
             data |= {} if "validation_file" in files else {"validation_split_percentage": 10}
             lines = "".join(f"\n  {key}: {json.dumps(value)}" for key, value in data.items())
-            advice = "Copy ner_config.yaml, and write there instead of what stands under data:"
+            advice = f"Copy {path.name}, and write there instead of what stands under data:"
             text = f"A training is described by a yaml. {advice}\n\ndata:{lines}\n\nOr look at it: --inspect."
             raise TrialError(text)
-        path = Path(__file__).parents[1] / "ner_config.yaml"
     if not os.path.isfile(path):
         raise TrialError(f"{path}: no such file (looked for {path.absolute()}). Give an experiment configuration.")
     try:
@@ -94,7 +96,7 @@ def read_config(options: Namespace) -> dict[str, Any]:
     if count_values(config, {}) > MAX_VALUES:
         found = f"its aliases make more than {MAX_VALUES} values of it"
         raise TrialError(f"{path}: {found}. Write out what they stand for.")
-    check_spelling(config)
+    check_keys(config)
     return make_plain(config, "", [])
 
 
@@ -118,11 +120,18 @@ def find_data(options: Namespace) -> dict[str, str]:
     """The data files that the command line gives in place of a yaml, by the key that a yaml has for them."""
     files = {f"{split}_file": getattr(options, f"{split}_file") for split in SPLITS}
     path = Path(options.config_file or "ner_config.yaml")
-    if path.suffix not in (".yaml", ".yml") and os.path.exists(path) and not any(files.values()):
-        for split, pattern in SPLITS.items() if path.is_dir() else ():
-            named = (p for p in sorted(path.iterdir()) if re.search(rf"(^|[\W_])({pattern})([\W_]|$)", p.name.lower()))
-            files[f"{split}_file"] = next(map(str, named), None)
-        if files["train_file"] is None:  # a file, or a folder whose names tell no train split: it is train as a whole
+    if path.suffix not in YAML_ENDINGS and os.path.exists(path) and not any(files.values()):
+        names = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+        for split, pattern in SPLITS.items():
+            named = [name for name in names if re.search(rf"(^|[\W_])({pattern})([\W_]|$)", name.lower())]
+            files[f"{split}_file"] = str(path / named[0]) if named else None
+            if len(named) > 1:
+                found = f"{path}: found {', '.join(named)} for the {split} split"
+                raise TrialError(f"{found}. Name one of them, or all by a glob in quotes: --{split}-file.")
+        if files["train_file"] is None:  # a file, or a folder whose names tell no split: it is train as a whole
+            if odd := [name for name in names if re.search("train|dev|valid|test", name.lower())]:
+                found = f"{path}: found {', '.join(odd)}, of which none is named as train.conll or my-train.json is"
+                raise TrialError(f"{found}. Say which is which: --train-file, --validation-file, --test-file.")
             files = {"train_file": str(path)}
     return {key: file for key, file in files.items() if file is not None}
 

@@ -154,6 +154,9 @@ class TrainingConfig(Hyperparameters):
             yield f"{both}. Both lower the precision; set use_apex_amp: false."
 
 
+HYPERPARAMETER_CLASSES: tuple[type[Section], ...] = (ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig)
+
+
 class DataConfig(Section):
     """Where the data is and how it is batched, whatever the task."""
 
@@ -222,11 +225,11 @@ def parse_trial_config(
 
     Search ranges among the hyperparameters stand for one value of theirs, so that a search's yaml can be tried locally.
     """
-    classes: list[type[Section]] = [ModelConfig, OptimizerConfig, SchedulerConfig, TrainingConfig]
-    parsed = parse_sections({"hyperparameters": (hparams, (*classes, task_class)), "data": (data, [data_class])})
+    classes = (*HYPERPARAMETER_CLASSES, task_class)
+    parsed = parse_sections({"hyperparameters": (hparams, classes), "data": (data, [data_class])})
     for section, section_class in (("hyperparameters", ModelConfig), ("data", data_class)):
         if (folder := parsed[section_class].cache_dir) is not None:
             resolve(f"{section}.cache_dir", folder)
     if parsed[ModelConfig].use_auth_token:
         logger.warning("hyperparameters.use_auth_token has no effect: the hub's token is read from HF_TOKEN.")
-    return TrialConfig(*(parsed[c] for c in (*classes, data_class, task_class)))
+    return TrialConfig(*(parsed[c] for c in (*HYPERPARAMETER_CLASSES, data_class, task_class)))

@@ -116,6 +116,8 @@ def select_splits(
         splits["validation"] = train.select(np.flatnonzero(is_validation))
         splits["train"] = train.select(np.flatnonzero(~is_validation))
         logger.info("Validating on %d of the %d rows of train.", splits["validation"].num_rows, train.num_rows)
+    elif config.validation_split_percentage is not None:
+        logger.warning("data.validation_split_percentage has no effect: there is a validation split.")
     for split, limit in (("train", config.max_train_samples), ("validation", config.max_eval_samples)):
         if split in splits and splits[split].num_rows == 0:
             raise TrialError(f"The {split} split has no rows. Give one with at least one row.")

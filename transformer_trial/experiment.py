@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from transformer_trial.errors import ConfigError, did_you_mean, explain_value, nearest
-from transformer_trial.parsing import Section, read_known, read_number
+from transformer_trial.config import HYPERPARAMETER_CLASSES
+from transformer_trial.errors import ConfigError, did_you_mean, explain_value
+from transformer_trial.parsing import Section, read_known, read_number, unknown_key
 
 LENGTH_UNITS = ("batches", "epochs", "records")
 
@@ -62,30 +63,39 @@ class ProfilingConfig(Section):
     """Collect system metrics, on a cluster."""
 
 
-# The keys of Determined 0.38, of the sections in which a misspelt one would have no effect off cluster.
+# The keys that Determined knows, 0.38 and before: its master refuses all others, as `check_keys` does off cluster.
 DETERMINED_KEYS = {
-    "": "bind_mounts checkpoint_policy checkpoint_storage data debug description entrypoint environment "
-    "hyperparameters integrations labels log_policies max_restarts min_checkpoint_period min_validation_period name "
-    "optimizations perform_initial_validation profiling project records_per_epoch reproducibility resources "
-    "retention_policy scheduling_unit searcher tensorboard_storage workspace",
-    "searcher": "name metric smaller_is_better max_length max_time time_metric max_trials max_concurrent_trials "
-    "num_rungs divisor mode max_rungs bracket_rungs stop_once source_trial_id source_checkpoint_uuid",
-    "optimizations": "aggregation_frequency average_aggregated_gradients average_training_metrics",
-    "resources": "slots_per_trial max_slots weight priority resource_pool native_parallel shm_size is_single_node",
-    "checkpoint_storage": "save_experiment_best save_trial_best save_trial_latest type host_path storage_path bucket",
+    "": "bind_mounts checkpoint_policy checkpoint_storage data data_layer debug description entrypoint environment "
+    "hyperparameters integrations internal labels log_pattern_policies log_policies max_restarts min_checkpoint_period "
+    "min_validation_period name optimizations pbs perform_initial_validation preemption_timeout profiling project "
+    "records_per_epoch reproducibility resources retention_policy scheduling_unit searcher security slurm "
+    "tensorboard_storage workspace",
+    "searcher": "name metric smaller_is_better max_length max_time time_metric max_trials max_concurrent_trials budget "
+    "num_rungs divisor mode max_rungs bracket_rungs stop_once train_stragglers source_trial_id source_checkpoint_uuid",
+    "optimizations": "aggregation_frequency average_aggregated_gradients average_training_metrics mixed_precision "
+    "gradient_compression grad_updates_size_file auto_tune_tensor_fusion tensor_fusion_threshold "
+    "tensor_fusion_cycle_time",
+    "resources": "slots_per_trial slots max_slots weight priority resource_pool native_parallel shm_size devices "
+    "is_single_node agent_label",
+    "checkpoint_storage": "save_experiment_best save_trial_best save_trial_latest type host_path storage_path user "
+    "container_path propagation checkpoint_path tensorboard_path bucket prefix access_key secret_key endpoint_url "
+    "container connection_string account_url credential",
     "reproducibility": "experiment_seed",
     "profiling": "enabled begin_on_batch end_after_batch sync_timings",
 }
 
 
-def check_spelling(config: Mapping[str, Any]) -> None:
-    """Raise a ConfigError where a key of Determined's own sections looks like a misspelt one."""
-    problems = []
-    for section, text in DETERMINED_KEYS.items():
-        values, known = config.get(section) if section else config, text.split()
-        for key in values if isinstance(values, Mapping) else ():
-            if key not in known and (close := nearest(str(key), known, 0.85)):
-                problems.append(f"{section}.{key}: unknown key. Did you mean {close}?".lstrip("."))
+def check_keys(config: Mapping[str, Any]) -> None:
+    """Raise a ConfigError where one of Determined's own sections has a key that nobody reads."""
+    known = {section: keys.split() for section, keys in DETERMINED_KEYS.items()}
+    known["hyperparameters"] = [key for c in HYPERPARAMETER_CLASSES for key in c.model_fields]
+    sections = {section: config.get(section) if section else config for section in DETERMINED_KEYS}
+    problems = [
+        unknown_key(section, key, value, known)
+        for section, values in sections.items()
+        for key, value in (values.items() if isinstance(values, Mapping) else ())
+        if key not in known[section]
+    ]
     if problems:
         raise ConfigError(problems)
 
@@ -128,7 +138,7 @@ class SearcherConfig(Section):
     smaller_is_better: bool = True
     """Whether that is the one with the smallest value of it."""
     max_length: Any = None
-    """How long a trial trains, such as `{epochs: 3}`."""
+    """How long a trial trains: `{epochs: 3}`, `{batches: 500}` or `{records: 8000}`; a mere number counts batches."""
     max_time: int | None = Field(default=None, ge=1)
     """The same as a number, of what `time_metric` says."""
     time_metric: Literal["batches", "epochs"] | None = None

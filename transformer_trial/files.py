@@ -17,6 +17,19 @@ def resolve(key: str, path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
+def refuse_unwritable(key: str, path: Path) -> Iterator[None]:
+    """Raise a TrialError where an output, or what is beside it, cannot be written; `key` is what gave its path."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        advice = "Name a file in a folder that exists, is yours to write in and has room."
+        what = f"{key}: cannot write {error.filename or path}: {error.strerror or error}"
+        raise TrialError(f"{what}. {advice}") from None
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a new path for the body to write a file or folder to, which then takes the place of `path`.
 

@@ -21,6 +21,21 @@ from transformer_trial.errors import ConfigError, TrialError, did_you_mean, expl
 BOOLEAN_WORDS = dict.fromkeys(("true", "yes", "on", "y"), True) | dict.fromkeys(("false", "no", "off", "n"), False)
 
 
+# What TrainingArguments, run_ner.py and others call a key, and what it is here.
+KEYS_ELSEWHERE = {
+    "seed": "reproducibility.experiment_seed", "output_dir": "train.py --output-dir", "hf_token": "HF_TOKEN, outside",
+    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"), "searcher.max_length: {epochs: N}"),
+    **dict.fromkeys(("steps", "max_steps"), "searcher.max_length: {batches: N}"),
+    **dict.fromkeys(("lr", "rate"), "hyperparameters.learning_rate"),
+    **dict.fromkeys(("batch_size", "per_device_train_batch_size"), "hyperparameters.global_batch_size, of all slots"),
+    **{name: f"hyperparameters.mixed_precision: {name}" for name in ("fp16", "bf16")},
+    **dict.fromkeys(("model", "model_name_or_path"), "hyperparameters.pretrained_model_name_or_path"),
+    **dict.fromkeys(("gradient_accumulation", "gradient_accumulation_steps"), "optimizations.aggregation_frequency"),
+    "warmup_steps": "hyperparameters.num_warmup_steps", "labels": "data.label_list", "task_name": "finetuning_task",
+    "eval_steps": "min_validation_period: {batches: N}", "save_steps": "min_checkpoint_period: {batches: N}",
+}  # fmt: skip
+
+
 class Section(BaseModel):
     """Base of the models that sections become. The text beneath a field is its documentation."""
 
@@ -142,7 +157,7 @@ def parse_sections(sections: Mapping[str, tuple[Any, Sequence[type[Section]]]]) 
         if not isinstance(values, Mapping):
             problems.append(explain_value(section, values, "a mapping of keys to values"))
             continue
-        problems += [_unknown_key(section, k, values[k], valid_keys) for k in values if k not in valid_keys[section]]
+        problems += [unknown_key(section, k, values[k], valid_keys) for k in values if k not in valid_keys[section]]
         for config_class in classes:
             try:
                 parsed[config_class] = config_class(**{k: values[k] for k in config_class.model_fields if k in values})
@@ -174,12 +189,16 @@ def import_named(key: str, name: str) -> Any:
         raise TrialError(f"{key}: found {name}, but {error}; accepted is {where}.") from None
 
 
-def _unknown_key(section: str, key: Any, value: Any, valid_keys: Mapping[str, list[str]]) -> str:
+def unknown_key(section: str, key: Any, value: Any, valid_keys: Mapping[str, Sequence[str]]) -> str:
+    """The problem that nobody reads a key; `valid_keys` are those of each section, "" is the top level."""
     name = str(key) if str(key).isprintable() else repr(key)
-    found = f"{section}.{name}: unknown key (found {format_value(name, value)})."
+    found = f"{section}.{name}: unknown key (found {format_value(name, value)}).".lstrip(".")
+    if name in KEYS_ELSEWHERE:
+        return f"{found} Here that is {KEYS_ELSEWHERE[name]}."
     close = nearest(name, [valid for keys in valid_keys.values() for valid in keys])
     if close and close not in valid_keys[section]:
-        return f"{found} {close} belongs in the section {next(s for s in valid_keys if close in valid_keys[s])}."
+        home = next(other for other in valid_keys if close in valid_keys[other])
+        return f"{found} {close} belongs {f'in the section {home}' if home else 'at the top level'}."
     advice = f"Did you mean {close}?" if close else "Remove it."
     return f"{found} {advice} Accepted: {', '.join(sorted(valid_keys[section]))}."
 
@@ -216,6 +235,8 @@ def describe_type(field: FieldInfo) -> str:
              dict: "a mapping of names to numbers or texts", type(None): "null",
              Literal: f"one of {', '.join(find_choices(field))}"}  # fmt: skip
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    bounds = [f"{word} {getattr(b, key):g}" for b in field.metadata for key, word in words.items() if hasattr(b, key)]
+    bounds = [
+        f"{word} {getattr(b, key):.10g}" for b in field.metadata for key, word in words.items() if hasattr(b, key)
+    ]
     first, *others = (names[typing.get_origin(member) or member] for member in _members(field))
     return " or ".join([f"{first} {' and '.join(bounds)}".strip(), *others])

@@ -26,7 +26,8 @@ FILE_FORMATS = {
     ".conllu": "conllu",
     ".ann": "brat",
     ".spacy": "spacy",
-    **dict.fromkeys((".conll", ".txt", ".bio", ".iob", ".iob2", ".bmes", ".tags", ".train", ".dev", ".test"), "conll"),
+    **dict.fromkeys((".conll", ".txt", ".bio", ".iob", ".iob2", ".bmes", ".tags"), "conll"),
+    **dict.fromkeys((".train", ".dev", ".test", ".testa", ".testb"), "conll"),
 }
 """The format of each ending, in upper or lower case, before that of a packed file."""
 
@@ -79,11 +80,15 @@ def format_of(path: Path, setting: str = "data.file_format") -> str:
 def list_folder(folder: Path, setting: str) -> Sequence[Path]:
     """The files of a folder in the order of their names, all of one format: for brat those that end in .ann."""
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    if {"state.json", "dataset_dict.json"} & {path.name for path in files}:
+        advice = "Name it by data.dataset_name, with the files null."
+        raise TrialError(f"{setting}: {folder} is a data set that the datasets library saved. {advice}")
     if annotations := [path for path in files if path.suffix == ".ann"]:
         return annotations
     known = [path for path in files if PACKED.sub("", path.name.lower()).endswith((*FILE_FORMATS,))]
     kinds = {format_of(path, setting): path.name for path in known}
     if len(kinds) > 1:
         examples = ", ".join(kinds.values())
-        raise TrialError(f"{folder}: holds files of different formats, such as {examples}. Name one kind: DIR/*.conll.")
+        kind = f"{folder}/*{Path(next(iter(kinds.values()))).suffix}"
+        raise TrialError(f"{folder}: holds files of different formats, such as {examples}. Name one kind: {kind}.")
     return known

@@ -61,9 +61,9 @@ def read_columns(path: Path, lines: Iterator[str], options: ReadOptions) -> Iter
             continue
         if not names and count_column_names(cells, options) > 1:
             raise TrialError(
-                f"{place}: found the columns' names, {format_value('', line)}; accepted are words and tags. Write them "
-                f'as a comment, "# global.columns = {" ".join(cells)[:60]}", or, if it is a table, say '
-                f"{options.setting('file_format')}: tsv."
+                f"{place}: found the columns' names, {format_value('', line)}; accepted are words and tags. Remove the "
+                f'line, or write it as a comment, "# global.columns = {" ".join(cells)[:60]}"; or, of a table with the '
+                f"sentence's id in a column, say {options.setting('file_format')}: tsv."
             )
         separator = "\t" if tabs else " "
         names = names or [str(i) for i in range(len(cells))]

@@ -4,6 +4,8 @@ import bz2
 import codecs
 import gzip
 import io
+import itertools
+import logging
 import lzma
 import re
 from collections.abc import Iterator
@@ -13,8 +15,11 @@ from typing import Any
 import charset_normalizer
 import pyarrow
 
+from ner.cells import TAGGED_LINE
 from ner.config import ReadOptions
 from transformer_trial.errors import TrialError, reason_of
+
+logger = logging.getLogger(__name__)
 
 STANDARD_INPUT = Path("standard input")  # stands for it, in messages too
 
@@ -88,6 +93,20 @@ def _explain_encoding(path: Path, encoding: str, options: ReadOptions, error: Un
         advice = f"Name the encoding that makes sense by {setting}: {'; '.join(looks)}."
     others_too = f" ({len(bad):,} such lines)" if len(bad) > 1 else ""
     return f"{found}{others_too}; accepted is text in UTF-8. {advice}"
+
+
+def is_plain_text(path: Path, options: ReadOptions, num_lines: int) -> bool:
+    """Tell whether a .txt file is text, by its first lines. CoNLL columns have a TAB in each, or tags in most."""
+    if not PACKED.sub("", path.name.lower()).endswith(".txt"):
+        return False
+    lines = (line.rstrip() for line in read_lines(path, options))
+    words = (line for line in lines if line and not line.startswith(("#", "-DOCSTART-")))
+    first = list(itertools.islice(words, num_lines))
+    has_tabs = bool(first) and all("\t" in line for line in first)
+    is_text = not has_tabs and 2 * sum(bool(TAGGED_LINE.search(line)) for line in first) <= len(first)
+    kind = "text, a sentence a line" if is_text else "CoNLL columns"
+    logger.info("%s looks like %s; %s says otherwise.", path, kind, options.setting("file_format"))
+    return is_text
 
 
 def unreadable(place: str, kind: str, error: Any) -> TrialError:
