@@ -169,9 +169,9 @@ class DataConfig(Section):
     train_file: str | None = None
     """Training rows: a file, or several by a glob such as data/*.json; for NER also a folder. Packed or not."""
     validation_file: str | None = None
-    """Validation rows, in the same format."""
+    """Validation rows: files with the same columns."""
     test_file: str | None = None
-    """Test rows, in the same format."""
+    """Test rows: files with the same columns."""
     validation_split_percentage: float | None = Field(default=None, gt=0, lt=100)
     """Where there is no validation split: a sample of the training rows becomes one; documents stay whole."""
     preprocessing_num_workers: int | None = Field(default=None, ge=1, le=1024)
