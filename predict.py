@@ -117,9 +117,8 @@ class Tagger:
             own_code, names = getattr(config, "auto_map", None), " ".join(config.architectures or [])
             if not own_code and re.search("For(?!TokenClassification)", names):
                 raise ValueError(f"it is a {names}, which does not tag words")
-            model, loaded = auto_class.from_pretrained(
-                folder, config=config, output_loading_info=True, **remote, **dtype
-            )
+            how: dict[str, Any] = {"config": config, "output_loading_info": True, **remote, **dtype}
+            model, loaded = auto_class.from_pretrained(folder, **how)
             if missing := sorted(loaded["missing_keys"]):
                 raise ValueError(f"it has no weights for {', '.join(missing[:4])}, {_why_missing(model, loaded)}")
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **remote)
@@ -216,37 +215,29 @@ def _as_sentence(number: int, given: Any) -> Sentence:
 
 
 def open_source(options: argparse.Namespace) -> ner.sources.Source:
-    """Open what `--input` names: files as in training, lines of text, or standard input."""
-    stdin, output = STANDARD_INPUT, resolve("--output", options.output)
-    is_on_hub = options.input.startswith(ner.sources.HUB) and options.loader is None
-    has_files = options.input != "-" and options.loader is None and not is_on_hub
-    paths = ner.sources.find_files("--input", options.input) if has_files else [stdin]
-    if has_files and options.output != "-" and os.path.exists(output) and any(map(output.samefile, paths)):
-        raise TrialError(f"--output: {output} is the input too. Name another file.")
+    """Open what `--input` names: files as in training, lines of text, a data set of the hub, or standard input."""
+    output = resolve("--output", options.output)
     is_model = options.output != "-" and os.path.exists(os.path.join(options.model, "config.json"))
     if is_model and Path(options.model).resolve() in output.parents:
         raise TrialError(f"--output: {output} lies in the model's folder. Name a file elsewhere.")
     how = InputOptions.model_construct(**{key: getattr(options, key, None) for key in InputOptions.model_fields})
-    if is_on_hub:
-        return ner.sources.source_of_hub("--input", options.input, how)
-    if (
-        how.file_format is None
-        and options.loader is None
-        and (not has_files or is_plain_text(paths[0], how, ner.sources.NUM_FIRST))
-    ):
-        how = how.model_copy(update={"file_format": "text"})
     if options.loader is not None:
         rows = functools.partial(import_named("--loader", options.loader), options.input)
         return ner.sources.source_of_rows(options.input, rows, how)
-    if has_files:
-        return ner.sources.source_of_files("--input", options.input, how)
-    records = ner.formats.read_records(stdin, how)
+    if options.input.startswith(ner.sources.HUB):
+        return ner.sources.source_of_hub("--input", options.input, how)
+    as_text = how if how.file_format else how.model_copy(update={"file_format": "text"})
+    if options.input != "-":
+        paths = ner.sources.find_files("--input", options.input)
+        if options.output != "-" and os.path.exists(output) and any(map(output.samefile, paths)):
+            raise TrialError(f"--output: {output} is the input too. Name another file.")
+        is_text = how.file_format is None and is_plain_text(paths[0], how, ner.sources.NUM_FIRST)
+        return ner.sources.source_of_files("--input", options.input, as_text if is_text else how)
+    records = ner.formats.read_records(STANDARD_INPUT, as_text)
     first = list(itertools.islice(records, ner.sources.NUM_FIRST))  # which the source begins with each time
-    if options.file_format is None and first and re.match(r"[\[{].*[\]}]$|[^ ]+\t", first[0].cells["text"]):
-        logger.warning(
-            "Standard input is read as text, a sentence a line, but looks like rows: --format names another."
-        )
-    return ner.sources.Source(str(stdin), how, lambda: itertools.chain(first, records))
+    if how.file_format is None and first and re.match(r"[\[{].*[\]}]$|[^ ]+\t", first[0].cells["text"]):
+        logger.warning("Standard input is read as text, but looks like rows of words: --format says what it is.")
+    return ner.sources.Source(str(STANDARD_INPUT), as_text, lambda: itertools.chain(first, records))
 
 
 def check_gold(tagged: Iterable[Sentence], tagger: Tagger) -> Iterator[Sentence]:

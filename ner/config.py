@@ -142,9 +142,8 @@ class TaggerSettings(WindowConfig):
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
-        accepted = [
-            {"mode": mode, "scheme": s} for mode in ("default", "strict") for s in (None, *get_args(MetricScheme))
-        ]
+        schemes = (None, *get_args(MetricScheme))
+        accepted = [{"mode": mode, "scheme": scheme} for mode in ("default", "strict") for scheme in schemes]
         if self.metric_options not in accepted:
             yield explain_value("metric_options", self.metric_options, f"such as {accepted[0]}")
 

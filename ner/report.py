@@ -145,12 +145,12 @@ class ErrorReport:
         """How often one tag followed another against the rules of the scheme, in predicted and in gold tags."""
         own_tags = {tag for counts in self.transitions.values() for step in counts for tag in step}
         tags = {tag: entity_tag(tag, self.scheme) for tag in own_tags} | {START: OUTSIDE, END: OUTSIDE}
-        return {
-            side: Counter(
-                {(a, b): counts[a, b] for a, b in sorted(counts) if is_invalid(tags[a], tags[b], self.scheme)}
-            )
-            for side, counts in self.transitions.items()
-        }
+        invalid: dict[str, Counter[tuple[str, str]]] = {side: Counter() for side in self.transitions}
+        for side, counts in self.transitions.items():
+            for a, b in sorted(counts):
+                if is_invalid(tags[a], tags[b], self.scheme):
+                    invalid[side][a, b] = counts[a, b]
+        return invalid
 
     def metrics(self, entity_types: Sequence[str] = ()) -> dict[str, float]:
         """The metrics of a validation by name, also those of each of these types; 0 where there is no such entity."""

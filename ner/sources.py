@@ -54,11 +54,11 @@ def find_files(key: str, pattern: str) -> list[Path]:
             exists = "is no file" if os.path.exists(path) else "does not exist, or lies where this user may not look"
             what = "is a folder without files of a known format" if os.path.isdir(path) else exists
             looked = "" if path.is_absolute() else f" (looked for {path.absolute()})"
-            advice = (
-                "Give a file, a folder, or a glob such as data/*.json; on a cluster, copy it into the folder that is"
+            advice = "Give a file, a folder, or a glob such as data/*.json"
+            on_cluster = (
+                "on a cluster, copy it into the folder that is uploaded, mount its disk, or take a hub data set"
             )
-            advice += " uploaded, mount its disk, or name a data set of the hub."
-            raise TrialError(f"{key}: {path} {what}{looked}. {advice}")
+            raise TrialError(f"{key}: {path} {what}{looked}. {advice}; {on_cluster}.")
     return paths
 
 

@@ -115,9 +115,7 @@ class Window(NamedTuple):
     """A stretch of a text that fits into the model."""
 
     inputs: dict[str, list[int]]  # the model's inputs, each (sub-token,)
-    word_ids: list[
-        int | None
-    ]  # the word of the text that each sub-token belongs to, None for special ones, (sub-token,)
+    word_ids: list[int | None]  # the word of the text that each belongs to, None for special ones, (sub-token,)
     scored: list[tuple[int, int]]  # the numbers of the words that are trained on and scored here, and their positions
 
 

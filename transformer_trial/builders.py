@@ -88,9 +88,8 @@ def build_using_auto(
         with _explained("hyperparameters.model_mode", what, auto_class), torch.device(device):
             model = build_randomly(auto_class, config, model_config.trust_remote_code)
         return model.config, tokenizer, model
-    model, loaded = load(
-        auto_class, "model_name", config=config, ignore_mismatched_sizes=True, output_loading_info=True
-    )
+    how = {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, loaded = load(auto_class, "model_name", **how)
     _check_loaded(model, tokenizer, loaded, model_config, new_head=new_head)
     # What is computed, such as RoFormer's positions, gets no gradient, which data-parallel training needs for all that
     # is not frozen, as transformers 5 fails to do.
@@ -125,9 +124,7 @@ def try_model(model: Any, tokenizer: Any) -> None:
         reason = reason_of(error)
         raise TrialError(f"The model cannot read a word: {reason}. Take it with the config.json it had.") from error
     if not logits.isfinite().all():
-        raise TrialError(
-            "The model's outputs are no numbers, as after a training whose loss was none. Take another one."
-        )
+        raise TrialError("The model's outputs are no numbers, as after a loss that was none. Take another model.")
 
 
 def build_from_config(config: dict[str, Any], model_config: ModelConfig, model_class: Any = None) -> tuple[Any, Any]:
@@ -156,9 +153,7 @@ def warn_if_not_rebuilt(model: Any, model_config: ModelConfig) -> None:
     shapes, expected = ({n: w.shape for n, w in m.state_dict().items()} for m in (model, rebuilt))
     if odd := sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name)):
         loss = "The export will hold a model that %s.from_pretrained does not rebuild, since %s differ. "
-        advice = (
-            "Give its class a file of its own and call register_for_auto_class on it, or load the export by that class."
-        )
+        advice = "Give its class a file of its own and call register_for_auto_class on it, or load it by that class."
         logger.warning(loss + advice, auto_class.__name__, ", ".join(odd[:4]))
 
 

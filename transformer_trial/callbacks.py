@@ -321,9 +321,8 @@ class KeptCheckpoints(pytorch.PyTorchCallback):
     def _prune(self) -> None:
         name, smaller_is_better = self.trial.searcher_metric
         validations = {line["batches"]: line.get(name) for line in self.log.lines if line["group"] == "validation"}
-        values = {
-            key: value if smaller_is_better else -value for key, value in validations.items() if value is not None
-        }
+        sign = 1 if smaller_is_better else -1
+        values = {batch: sign * value for batch, value in validations.items() if value is not None}
         folders, batches = list(self.folder.glob("checkpoints/determined/*")), dict[Path, int]()
         for folder in folders:
             with contextlib.suppress(OSError, ValueError):  # damaged

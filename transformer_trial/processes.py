@@ -33,9 +33,7 @@ def check_launcher(distributed: core.DistributedContext) -> None:
     """Raise a TrialError where several slots were not started by torch's launcher."""
     if distributed.size > 1 and not torch.distributed.is_initialized():
         entrypoint = "python3 -m determined.launch.torch_distributed python3 train.py, or ner_trial:NERTrial"
-        raise TrialError(
-            f"Several slots need torch's own launcher: entrypoint: {entrypoint}. Horovod is not supported."
-        )
+        raise TrialError(f"Several slots need torch's own launcher, not Horovod: entrypoint: {entrypoint}.")
 
 
 @contextlib.contextmanager
