@@ -14,9 +14,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 import pytest
-from conftest import check_message, refuses
+from conftest import check_message, refuses, train_here, write_config
 from test_ner_formats import CASES, SENTENCES, as_lines, class_label_features, to_parquet, write_file
-from test_predict import train_here
 
 import ner.data
 import ner_utils
@@ -277,8 +276,6 @@ def test_a_bad_file_is_refused(file: str, case: tuple[Any, ...], tmp_path: Path)
     assert raised.value.__cause__ is None
 
 
-# ----------------------------------------------------------------------------------- a format that is not the file's
-
 UNIFORM = [(["Ada", "met", "Bob"], ["B-PER", "O", "B-PER"])] * 6  # the same number of cells whatever one splits at
 
 FORMATS = ("json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu", "webanno")
@@ -297,9 +294,6 @@ def test_another_file_format_than_the_file_has_is_refused(name: str, sentences: 
     for file_format in set(FORMATS).difference({own}, *(formats for formats in alike if own in formats)):
         with refuses(str(tmp_path / "a")):
             read(tmp_path / "a", **{**case.options, "file_format": file_format})
-
-
-# --------------------------------------------------------------------------------------------------- files and globs
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -379,9 +373,6 @@ def test_a_file_without_permission_is_named() -> None:
     assert all("cannot be read: Permission denied. Check its owner" in message for message in opened)
 
 
-# --------------------------------------------------------------------------------------- the whole trial, and train.py
-
-
 @pytest.mark.parametrize("name", ["a tag is missing", "mixed schemes", "a word without tag", "truncated parquet"])
 def test_train_py_stops_with_the_message_alone(
     name: str, config: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -390,7 +381,7 @@ def test_train_py_stops_with_the_message_alone(
     write(tmp_path / file, content)
     config["data"] |= {"train_file": str(tmp_path / file), "validation_file": str(tmp_path / file)}
     with pytest.raises(SystemExit) as stopped:
-        train_here(config, tmp_path)
+        train_here(*write_config(config, tmp_path))
     assert stopped.value.code == 1
     assert caplog.records[-1].exc_info is None
     check_message(caplog.records[-1].getMessage(), str(tmp_path / file), *said)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import transformers
-from conftest import PROJECT, SAMPLE_DATA, Config, slow, write_config
+from conftest import PROJECT, SAMPLE_DATA, Config, write_config
 from test_bad_inputs import become_another_user
 from test_fuzz import run_case
 from training_process import CONTEXT
@@ -65,8 +65,6 @@ def refused(
     return refused
 
 
-# ---------------------------------------------------------------------------------------------------------------- paths
-
 PATHS = [
     ("file", "file"), ("file/sub", "Not a directory"), ("loop", "loop"), ("a" * 300, "File name too long"),
     ("~nouser/x", "leads nowhere"), ("a\0*", "zero byte|leads nowhere"), ("\ud83d", "half of a char|leads nowhere"),
@@ -115,8 +113,6 @@ def close_output() -> None:
         ("train", run_out_of_files, "run", "Too many open files"),
         ("predict", run_out_of_files, "o", "Too many open files"),
         ("train", functools.partial(limit, resource.RLIMIT_FSIZE, 3000), "run", "Cannot write: [Errno 27] File too"),
-        slow("predict", functools.partial(limit, resource.RLIMIT_FSIZE, 3000), "o", "cannot write"),
-        slow("predict", int, "/dev/full", "No space left"),
         ("predict", close_output, "o", "cannot write the scores: No space left"),
         ("train", become_another_user, "closed/run", "Cannot write: [Errno 13] Permission denied"),
         ("predict", become_another_user, "closed/o", "Permission denied"),
@@ -146,9 +142,6 @@ def test_what_the_machine_refuses_is_told(
 def test_the_model_is_no_place_for_the_output(refused: Refused, export: Path) -> None:
     assert "lies in the model's folder" in refused("predict", "--output", str(export / "new.json"))
     assert not (export / "new.json").exists()
-
-
-# --------------------------------------------------------------------------------------------------------------- models
 
 
 @pytest.mark.parametrize(
@@ -184,8 +177,6 @@ def test_a_model_that_was_edited_is_refused_before_it_works(
     assert any(text in told for text in said.split("|")), told
     assert told.startswith(("hyperparameters.", "--model: cannot load", "The model cannot read a word"))
 
-
-# ---------------------------------------------------------------------------------------------------------------- ASCII
 
 RUN = """
 import sys
