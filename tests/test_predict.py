@@ -441,6 +441,7 @@ GOOD = '{"tokens": ["Ada"], "ner_tags": ["B-PER"]}\n'
         ({"--input": "a.bin"}, "a.bin: ends in '.bin'; accepted .* with --format"),
         ({"--input": "uneven.jsonl"}, "uneven.jsonl, line 2: found 2 words but 1 tags"),
         ({"--input": "one.jsonl"}, "line 2: tag 1 is the number 1.* by --label-list"),
+        ({"--input": "bare.csv"}, "line 1: found Ada slept, 1, none of them a usual .* write a first row of names"),
         ({"--label-list": "O"}, "'B-PER'; accepted are O. Correct it, or add it to --label-list"),
         ({"--sentence-column": "doc"}, "no column 'doc'.* Set --sentence-column to"),
         ({"--text-column": "words"}, "no column 'words'; found tokens.* Set --text-column to"),
@@ -459,11 +460,11 @@ def test_a_mistake_ends_in_one_paragraph(
     transformers.AutoModel.from_pretrained(model).save_pretrained(shutil.copytree(model, "no_head"))
     shutil.copytree(model, "no_tokenizer", ignore=shutil.ignore_patterns("tokenizer*"))
     files = {
-        "in": GOOD, "one": GOOD + GOOD.replace('"B-PER"', "1"), "uneven": GOOD + GOOD.replace('"Ada"', '"Ada", "x"'),
-        "tab": GOOD + GOOD.replace("Ada", "a\\tb"),
+        "in.jsonl": GOOD, "one.jsonl": GOOD + GOOD.replace('"B-PER"', "1"), "tab.jsonl": GOOD.replace("Ada", r"a\tb"),
+        "uneven.jsonl": GOOD + GOOD.replace('"Ada"', '"Ada", "x"'), "bare.csv": "Ada slept,1\nBob came,2\n",
     }  # fmt: skip
     for name, lines in files.items():
-        Path(f"{name}.jsonl").write_text(lines)
+        Path(name).write_text(lines)
     Path("busy").mkdir()
     for name in ("a.bin", "busy/report"):
         Path(name).touch()

@@ -1,6 +1,5 @@
 """What each annotation tool writes is read as the table of docs/data.md says: a small file in its documented form."""
 
-import importlib.util
 import itertools
 import json
 import re
@@ -209,39 +208,6 @@ def test_any_words_survive_brat(sentences: list[Any], tmp_path: Path) -> None:
 BAD_SPANS = [[1, 9, "PER"], [22, 28, "LOC"], [22, 28, "X"], [4, 99, "Y"], [0, 13, " PER "]]
 """Cuts a word; is right; overlaps; is out of range; overlaps with the first, if that is widened."""
 
-ERRORS: list[tuple[str, str, list[str], dict[str, Any]]] = [
-    ("a.jsonl", as_lines([{"text": TEXT, "entities": BAD_SPANS[:4]}] * 3),
-     ["found 3 entities that cut a word; 3 entities that overlap; 3 entities that are out of range.",
-      "data.bad_spans: widen or drop", "line 1: entity 1, 'da Lovel' (PER, 1 to 9), cuts", "line 2: entity 3, "], {}),
-    ("a.jsonl", as_lines([{"tokens": ["a"], "tags": ["O"] * n} for n in (1, 2, 1, 0, 3)]),
-     ["found 3 sentences with more words than tags, or fewer.", "line 2: found 1 words", "line 4: ", "line 5: "], {}),
-    ("a.txt", "PER Ada\nNO met\nNO a\nNO b\nNO c\nLOC Rome\nNO f\nNO g\n",
-     ["column 0 has 3 different values, column 1 has 8, in 8 words", "text_column_name: 1 and data.label_column"], {}),
-    ("a.csv", "Ada slept,1\nBob came,2\n", ["line 1: found Ada slept, 1, none of them a usual", "first row of names"],
-     {"needs_tags": False}),
-    ("a.csv", "word,tag,sentence_id\n" + "ë,O,1\n" * 3,
-     ["line 2: found the byte 0xeb", "(3 such lines)", "data.encoding: ", "cp1252 reads 'ë,O,1'"], {"encoding": None}),
-    ("a.csv", "tokens,tags\n['a',O\n", ["line 2: the words are \"['a'\"; accepted is a list"], {}),
-    ("1.ann", "T1\tPER x\tAda\n", ["line 1: found 'T1\\tPER x\\tAda'; accepted is T1, a TAB"], {}),
-    ("1.ann", "T1\tPER 90 93\tAda\n", ["found an entity at 90, beyond the 30 characters of 1.txt"], {}),
-    ("2.ann", "", ["there is no 2.txt beside it"], {}),
-    ("a.tsv", "#FORMAT=WebAnno TSV 3.2\n#T_RL=x|y\n\n1-1\t0-1\ta\t_\n", ["names no layer of spans (#T_SP=...)"], {}),
-    ("a.tsv", f"#FORMAT=WebAnno TSV 3.2\n{LAYERS}\n1-1\t0-1\ta\t_\n", ["line 5: found 4 columns, but the head"], {}),
-    (".", "", ["holds files of different formats, such as 1.txt, a.json"], {}),
-    *([] if importlib.util.find_spec("spacy") else [("a.spacy", "", ["needs spaCy to be read. Install it"], {})]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("file", "content", "said", "options"), ERRORS)
-def test_what_is_wrong_is_told(file: str, content: str, said: list[str], options: Any, tmp_path: Path) -> None:
-    (tmp_path / "1.txt").write_text(f"{TEXT}\n")
-    if file == ".":
-        (tmp_path / "a.json").write_text("{}")
-    else:
-        (tmp_path / file).write_text(content, encoding="cp1252" if "encoding" in options else "utf-8")
-    with refuses(f"{tmp_path / file}", *said):
-        read_files(tmp_path / file, **options)
-
 
 @pytest.mark.parametrize(
     ("bad_spans", "notes"),
@@ -262,3 +228,10 @@ def test_a_folder_or_a_glob_is_read_in_the_order_of_names(pattern: str, tmp_path
     for name in ("b.conll", "a.conll", "README.md", ".hidden.conll"):
         (tmp_path / name).write_text(f"{name} O\n")
     assert [words for words, _ in read_files(tmp_path / pattern)] == [["a.conll"], ["b.conll"]]
+
+
+def test_a_folder_of_several_formats_is_refused(tmp_path: Path) -> None:
+    for name in ("1.txt", "a.json"):
+        (tmp_path / name).touch()
+    with refuses(f"{tmp_path}: holds files of different formats, such as 1.txt, a.json"):
+        read_files(tmp_path)
