@@ -28,7 +28,7 @@ import ner.data
 import ner.formats
 import ner.sentences
 import ner.sources
-from ner.columns import ReadOptions, find_columns
+from ner.columns import find_columns
 from ner.data import read_sentences
 
 Sentence = tuple[list[str], list[str]]
@@ -283,28 +283,25 @@ def read_files(pattern: Path, **options: Any) -> list[Sentence]:
     return [(sentence.words, sentence.gold or []) for sentence in read_whole(pattern, **options)]
 
 
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+
+
 @pytest.mark.parametrize(
-    ("num_files", "compressed", "by_ending", "needs_tags"),
-    [
-        pytest.param(1, False, True, True, id="a file by its ending"),
-        pytest.param(1, False, True, False, id="a file to predict on"),
-        pytest.param(3, True, True, True, id="packed files by their ending"),
-        pytest.param(1, True, False, True, id="a packed file by file_format"),
-        pytest.param(3, False, False, True, id="files by file_format"),
-    ],
+    ("num_files", "packed", "by_ending", "needs_tags"),
+    [(1, "", True, False), (3, ".gz", True, True), (1, ".gz", False, True), (3, "", False, True)],
 )
-@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
+@every_case
 def test_every_format_and_shape_gives_the_same_sentences(
-    case: Case, num_files: int, compressed: bool, by_ending: bool, needs_tags: bool, tmp_path: Path
+    case: Case, num_files: int, packed: str, by_ending: bool, needs_tags: bool, tmp_path: Path
 ) -> None:
     sentences = [sentence for sentence in SENTENCES if case.holds(sentence[0])]
     size = -(-len(sentences) // num_files)
     assert len(sentences) >= 3
-    ending = ("." + (case.ending if by_ending else "data")) + ".gz" * compressed
     for i in range(num_files):
-        write_file(tmp_path / f"part{i}{ending}", case.write(sentences[i * size : (i + 1) * size]))
+        file = tmp_path / f"part{i}.{case.ending if by_ending else 'data'}{packed}"
+        write_file(file, case.write(sentences[i * size : (i + 1) * size]))
     options = case.options | ({} if by_ending else {"file_format": case.file_format or case.ending})
-    pattern = tmp_path / ("part*" if num_files > 1 else f"part0{ending}")
+    pattern = tmp_path / "part*" if num_files > 1 else file
     assert read_files(pattern, needs_tags=needs_tags, **options) == sentences
 
 
@@ -344,9 +341,9 @@ def arbitrary_sentences(draw: st.DrawFn, alphabet: str | None) -> list[Sentence]
     return sentences
 
 
+@every_case
 @settings(suppress_health_check=list(HealthCheck))  # one folder serves all examples
 @given(data=st.data())
-@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
 def test_any_words_survive_every_format(case: Case, data: st.DataObject, tmp_path: Path) -> None:
     alphabet = data.draw(st.sampled_from([None, "ab#-[]{}()'\",;= \t\n\r_1.\\/\u00a0\u2028\ufeffO"]))
     sentences = [s for s in data.draw(arbitrary_sentences(alphabet)) if case.holds(s[0])]
@@ -385,14 +382,6 @@ def test_a_text_is_read_as_the_list_that_it_writes_down_or_at_its_spaces_or_refu
     assert repr(found) == repr(expected)  # by repr: NaN is not equal to itself
 
 
-def test_a_word_has_the_place_of_its_line_and_a_sentence_that_of_its_first(tmp_path: Path) -> None:
-    file = tmp_path / "a.conll"
-    write_file(file, "# x = y\n\nEU\tO\nrejects\tO\n\n\nAda\tB-PER\n")
-    records = list(ner.formats.read_records(file, ReadOptions()))
-    assert [record.place for record in records] == [f"{file}, line 3", f"{file}, line 7"]
-    assert [record.places for record in records] == [[f"{file}, line 3", f"{file}, line 4"], [f"{file}, line 7"]]
-
-
 def test_comments_that_could_be_words_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_file(tmp_path / "a.txt", "EU O\n\n# PER\nAda O\n\n# oldtag\nAda PER\n\n# PER\n\n# x = y\nBob PER\n\n")
     expected = [(["EU"], ["O"]), (["Ada"], ["O"]), (["Ada"], ["PER"]), (["#"], ["PER"]), (["Bob"], ["PER"])]
@@ -407,9 +396,9 @@ LEFT_OUT = [{"tokens": ["a", "b"], "ner_tags": ["O", "O"], "document_id": name} 
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        pytest.param("a.csv", WORDS + "x,1,a,O\n,1,b,O\ny,1,c,O\ny,2,d,O\n", "x:ab y:c y:d", id="ids anew in each"),
-        pytest.param("a.csv", WORDS + ",1,a,O\n,1,b,O\n,2,c,O\n", ":ab :c", id="words of none"),
-        pytest.param("a.json", as_lines(LEFT_OUT), ":ab :ab :ab 7:ab", id="no name in some rows"),
+        ("a.csv", WORDS + "x,1,a,O\n,1,b,O\ny,1,c,O\ny,2,d,O\n", "x:ab y:c y:d"),  # ids anew in each
+        ("a.csv", WORDS + ",1,a,O\n,1,b,O\n,2,c,O\n", ":ab :c"),
+        ("a.json", as_lines(LEFT_OUT), ":ab :ab :ab 7:ab"),
     ],
 )
 def test_the_documents_of_sentences(name: str, content: str, expected: str, tmp_path: Path) -> None:
