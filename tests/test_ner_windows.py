@@ -21,7 +21,6 @@ from tokenizers import models, pre_tokenizers
 
 import ner.windows
 from ner.windows import NO_POSITION, WORD_COLUMNS, WordCollator, prepare_tokenizer
-from ner_utils import tokenize_and_align_labels
 from transformer_trial.builders import build_using_auto
 from transformer_trial.config import ModelConfig
 from transformer_trial.errors import ConfigError, TrialError
@@ -61,10 +60,10 @@ def test_a_model_with_more_rows_than_positions_takes_as_many_as_its_config_says(
 
 
 @pytest.mark.parametrize(
-    ("kind", "limit", "requested", "expected"),
+    ("kind", "limit", "requested", "expected"),  # relative positions, as DeBERTa has them, have no end
     [
         ("BERT", 1e30, 40, 40), ("BERT", 16, 24, 24), ("BERT", 16, None, 16), ("BERT", 128, None, 40),
-        ("DeBERTa", 1e30, 1000, 1000), ("DeBERTa", 256, None, 256),  # relative positions have no end
+        ("DeBERTa", 1e30, 1000, 1000), ("DeBERTa", 256, None, 256),
     ],
 )  # fmt: skip
 def test_the_length_is_as_requested_or_the_limit(kind: str, limit: float, requested: int | None, expected: int) -> None:
@@ -189,15 +188,10 @@ def test_other_tokenizers_are_left_as_they_are(kind: str) -> None:
     assert prepared_tokenizer(kind).backend_tokenizer.to_str() == load_tokenizer(kind).backend_tokenizer.to_str()
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        ({"eos_token": "</s>", "unk_token": "<unk>"}, "</s>"), ({"unk_token": "<unk>"}, "<unk>"), ({}, "<s>"),
-        ({"eos_token": "</s>", "pad_token": "<pad>"}, "<pad>"),
-    ],
-)  # fmt: skip
-def test_a_tokenizer_without_padding_gets_some(names: dict[str, str], expected: str) -> None:
-    words = models.WordLevel({word: i for i, word in enumerate(["<s>", "</s>", "<pad>", "<unk>"])}, "<unk>")
+@pytest.mark.parametrize(("given", "expected"), [("eos unk", "eos"), ("unk", "unk"), ("", "bos"), ("eos pad", "pad")])
+def test_a_tokenizer_without_padding_gets_some(given: str, expected: str) -> None:
+    words = models.WordLevel({word: i for i, word in enumerate(["bos", "eos", "pad", "unk"])}, "unk")
+    names = {f"{name}_token": name for name in given.split()}
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(words), **names)
     prepare_tokenizer(tokenizer)
     assert tokenizer.pad_token == expected
@@ -238,14 +232,3 @@ def test_each_kind_trains_and_tags_every_word_once(kind: str, config: Config, fi
         values = [value for line in read_metrics(trial.output_dir, group) for value in line.values()]
         numbers = [value for value in values if isinstance(value, float)]
         assert numbers and all(map(math.isfinite, numbers))
-
-
-@every_kind
-def test_a_sentence_without_a_subtoken_may_be_a_batch(kind: str) -> None:
-    tokenizer = prepared_tokenizer(kind)
-    columns = tokenize_and_align_labels({"tokens": [[""]], "tags": [["O"]]}, 0, tokenizer, ["O"], 16, 4)
-    batch = WordCollator(tokenizer, list(columns))([{name: values[0] for name, values in columns.items()}])
-    model = transformers.AutoModel.from_pretrained(folder_of(kind))
-    output = model(**{name: batch[name] for name in tokenizer.model_input_names})["last_hidden_state"]
-    assert output.isfinite().all()
-    assert batch["word_positions"].tolist() == [[NO_POSITION]]
