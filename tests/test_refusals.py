@@ -5,8 +5,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +12,10 @@ from typing import Any
 
 import pytest
 import transformers
-from conftest import PROJECT, SAMPLE_DATA, Config, write_config
+from conftest import PROJECT, SAMPLE_DATA, Config, write_config, write_lines
 from test_bad_inputs import become_another_user
 from test_fuzz import run_case
-from training_process import CONTEXT
+from training_process import CONTEXT, run_python
 
 import predict
 from ner_trial import NERTrial
@@ -193,15 +191,13 @@ for name in (folder + "/o.jsonl", folder + "/o.conll", "-"):
 
 def test_output_that_takes_ascii_alone_gets_it(config: Config, tmp_path: Path) -> None:
     row = {"tokens": ["Зоя", "in", "Łódź", "😀"], "ner_tags": ["B-人名", "O", "B-LÖC", "O"], "document_id": "ä"}
-    (tmp_path / "a.jsonl").write_text(f"{json.dumps(row, ensure_ascii=False)}\n" * 8, encoding="utf-8")
-    files = {f"{split}_file": str(tmp_path / "a.jsonl") for split in ("train", "validation", "test")}
+    file = write_lines([row] * 8, tmp_path / "a.jsonl")
+    files = {f"{split}_file": file for split in ("train", "validation", "test")}
     config |= {"name": "Näme 😀", "data": config["data"] | files | {"return_entity_level_metrics": True}}
     config["searcher"]["max_length"] = {"batches": 1}
-    arguments = [write_config(config, tmp_path)[0], files["test_file"], str(tmp_path)]
-    plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONPATH": str(PROJECT)}
-    result = subprocess.run([sys.executable, "-c", RUN, *arguments], env=os.environ | plain, capture_output=True)
-    assert result.returncode == 0, result.stderr.decode()
-    assert b"Traceback" not in result.stderr and b"Logging error" not in result.stderr
-    assert result.stderr.isascii() and b"L\\xd6C" in result.stdout  # the scores; tagged rows are UTF-8
+    plain: Any = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0"}
+    shown, errors = run_python("-c", RUN, write_config(config, tmp_path)[0], file, tmp_path, **plain)
+    assert "Traceback" not in errors and "Logging error" not in errors
+    assert errors.isascii() and "L\\xd6C" in shown  # the scores; tagged rows are UTF-8
     assert "Łódź" in (tmp_path / "o.conll").read_text(encoding="utf-8")
     assert "人名" in (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
