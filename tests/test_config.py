@@ -194,32 +194,24 @@ def test_use_auth_token_is_accepted_and_explained(value: Any, warned: bool, capl
     assert ("the hub's token is read from HF_TOKEN" in caplog.text) is warned
 
 
-# By section: a sensible value of each key that is not its default. The defaults are those of docs/configuration.md.
-VALUES: dict[str, dict[str, Any]] = {
-    "hyperparameters": {
-        "pretrained_model_name_or_path": "bert-base-cased", "config_name": "models/my-config", "use_fast": False,
-        "tokenizer_name": "roberta-base", "model_name": "bert-large-cased", "model_mode": "token-classification",
-        "finetuning_task": "ner", "use_pretrained_weights": False, "revision": "refs/pr/1", "num_labels": 9,
-        "cache_dir": "~/.cache/hub", "do_lower_case": True, "trust_remote_code": True, "use_auth_token": True,
-        "ignore_mismatched_sizes": True, "use_apex_amp": True, "mixed_precision": "bf16", "global_batch_size": 32,
-        "early_stopping_patience": 3, "export_model": False, "learning_rate": 3e-5, "weight_decay": 0.01,
-        "adafactor": True, "scale_parameter": True, "relative_step": True, "adam_beta1": 0.8, "adam_beta2": 0.98,
-        "adam_epsilon": 1e-6, "max_grad_norm": 0.0, "lr_scheduler_type": "cosine_with_restarts",
-        "lr_scheduler_kwargs": {"num_cycles": 2}, "num_warmup_steps": 500, "warmup_ratio": 0.1,
-        "num_training_steps": 5268,
-    },
-    "data": {
-        "dataset_name": "data/folder", "dataset_config_name": "en", "dataset_revision": "v1.0", "train_file": "a.csv",
-        "validation_file": "b.csv", "test_file": "c.csv", "validation_split_percentage": 5.0, "cache_dir": "/tmp/data",
-        "text_column_name": "words", "label_column_name": -1, "sentence_column_name": "sent_id",
-        "label_list": ["O", "B-PER", "I-PER"], "file_format": "conll", "preprocessing_num_workers": 4,
-        "dataloader_num_workers": 2, "overwrite_cache": True, "max_seq_length": 128, "doc_stride": 32,
-        "pad_to_max_length": True, "label_all_tokens": True, "group_by_length": True, "max_train_samples": 100,
-        "max_eval_samples": 50, "return_entity_level_metrics": True, "metric_mode": "strict", "metric_scheme": "BILOU",
-        "label_scheme": "plain", "document_column_name": "doc_id", "outside_label": "OTHER", "bad_spans": "widen",
-        "encoding": "cp1252", "delimiter": ";", "document_context": "merged", "context_tokens": 32,
-    },
-}  # fmt: skip
+# For each key a sensible value that is not its default. The defaults are those of docs/configuration.md.
+VALUES: list[tuple[Any, str]] = [
+    ("x", "pretrained_model_name_or_path config_name tokenizer_name model_name finetuning_task revision cache_dir "
+          "dataset_name dataset_config_name dataset_revision train_file validation_file test_file text_column_name "
+          "sentence_column_name document_column_name outside_label encoding delimiter"),
+    (9, "num_labels global_batch_size early_stopping_patience num_warmup_steps num_training_steps max_seq_length "
+        "doc_stride context_tokens preprocessing_num_workers dataloader_num_workers max_train_samples "
+        "max_eval_samples"),
+    (0.5, "learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm warmup_ratio "
+          "validation_split_percentage"),
+    (True, "do_lower_case trust_remote_code use_auth_token ignore_mismatched_sizes use_apex_amp adafactor "
+           "overwrite_cache scale_parameter relative_step pad_to_max_length label_all_tokens group_by_length "
+           "return_entity_level_metrics"),
+    (False, "use_fast use_pretrained_weights export_model"), ("token-classification", "model_mode"),
+    ("cosine_with_restarts", "lr_scheduler_type"), ({"num_cycles": 2}, "lr_scheduler_kwargs"), ("conll", "file_format"),
+    (-1, "label_column_name"), (["O", "B-PER"], "label_list"), ("bf16", "mixed_precision"), ("widen", "bad_spans"),
+    ("strict", "metric_mode"), ("BILOU", "metric_scheme"), ("plain", "label_scheme"), ("merged", "document_context"),
+]  # fmt: skip
 COMPANIONS: dict[str, Values] = {
     **{key: {"adafactor": True} for key in ("scale_parameter", "relative_step")},
     **{key: OWN_FILES for key in ("train_file", "validation_file", "test_file", "file_format")},
@@ -230,7 +222,7 @@ COMPANIONS: dict[str, Values] = {
 
 @pytest.mark.parametrize(("section", "key"), KEYS)
 def test_a_key_takes_a_value_other_than_its_default(section: str, key: str) -> None:
-    other = VALUES[section][key]
+    (other,) = (value for value, keys in VALUES if key in keys.split())
     value = parsed_value(section, key, {**COMPANIONS.get(key, {}), key: other})
     assert (value, type(value)) == (other, type(other))
     assert other != FIELDS[section][key].default

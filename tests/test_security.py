@@ -139,7 +139,7 @@ def run_cases(project: Path, cases: dict[str, Any], *, preexec_fn: Any = None, *
     assert result.returncode == 0, result.stderr
     assert TOKEN not in result.stdout + result.stderr
     results = json.loads((project / "results.json").read_text())
-    assert results.keys() == cases.keys()
+    assert results.keys() == cases.keys() and TOKEN not in str(results)
     return {case: Outcome(*values) for case, values in results.items()}
 
 
@@ -287,9 +287,27 @@ def test_no_planted_text_is_run_or_ends_in_a_traceback(outcomes: dict[str, Outco
             outcome.refused(key.rpartition(".")[2].replace("dataset_config_name", "dataset_name"))
 
 
-def test_a_tag_of_yaml_runs_nothing(outcomes: dict[str, Outcome]) -> None:
-    outcomes["a tag in the yaml"].refused("tag.yaml: not readable as yaml: could not determine a constructor")
-    outcomes["a tag in --config"].refused("--config: could not determine a constructor")
+MODEL = "_name (or pretrained_model_name_or_path): cannot load"
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("a tag in the yaml", ["tag.yaml: not readable as yaml: could not determine a constructor"]),
+        ("a tag in --config", ["--config: could not determine a constructor"]),
+        ("a cell", ["cell.csv, line 2: the words are"]),
+        ("code", [f"config{MODEL}", "Python code of its own, none of", "trust_remote_code: true", "revision"]),
+        *((kind, [f"model{MODEL}", "a pickle (pytorch_model.bin)", "Accepted are safetensors"]) for kind in PICKLES),
+        *((f"predict.py, {kind}", ["--model: cannot load"]) for kind in ("code", *PICKLES)),
+        *((f"a data set that is {name}", ["data.dataset_name: "]) for name in ("script.py", "train.pkl")),
+        *((case, [case]) for case in ("broken.yaml", "colon.yaml", "twice.yaml", "--config")),
+        ("use_auth_token", ["a value that is not repeated here"]),
+    ],
+)
+def test_what_runs_code_or_tells_a_token_is_refused(case: str, said: list[str], outcomes: dict[str, Outcome]) -> None:
+    outcomes[case].refused(*said)
+    if not case.startswith("predict.py"):
+        assert not re.search("trust_remote_code=True|weights_only", outcomes[case].said), "a library's advice to run it"
 
 
 def test_names_of_files_and_columns_and_cells_are_texts(outcomes: dict[str, Outcome], project: Path) -> None:
@@ -298,36 +316,21 @@ def test_names_of_files_and_columns_and_cells_are_texts(outcomes: dict[str, Outc
     card = (project / "outputs" / "names" / "model" / "README.md").read_text()
     assert "$(touch PWNED)" in card
     assert (project / f"{QUOTED} cache").is_dir()
-    outcomes["a cell"].refused("cell.csv, line 2: the words are")
 
 
 def test_code_of_a_model_runs_only_if_the_yaml_says_so(outcomes: dict[str, Outcome]) -> None:
-    where = "hyperparameters.config_name (or pretrained_model_name_or_path): cannot load"
-    outcomes["code"].refused(where, "Python code of its own, none of", "trust_remote_code: true", "revision")
-    assert "trust_remote_code=True" not in outcomes["code"].said
     trusted = outcomes["trusted code"]
     assert (trusted.status, trusted.planted) == (0, ["IMPORTED"]), trusted.said
     assert "trust_remote_code: true runs Python code from the model's folder or hub repository" in trusted.said
     assert [case for case, outcome in outcomes.items() if "runs Python code from" in outcome.said] == ["trusted code"]
 
 
-def test_pickled_weights_run_nothing_and_load_if_harmless(outcomes: dict[str, Outcome]) -> None:
-    for kind in PICKLES:
-        where = "hyperparameters.model_name (or pretrained_model_name_or_path): cannot load"
-        outcomes[kind].refused(where, "are a pickle (pytorch_model.bin)", "Accepted are safetensors")
-        assert "weights_only" not in outcomes[kind].said, "torch's own advice to run the code"
+def test_pickled_weights_load_if_harmless(outcomes: dict[str, Outcome]) -> None:
     harmless = outcomes["a pickle"]
     if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6):
         assert (harmless.status, harmless.planted) == (0, []), harmless.said
     else:
         harmless.refused(f"which torch {torch.__version__} cannot read", "is 2.6 or later", "save_pretrained")
-
-
-def test_prediction_and_data_sets_run_nothing(outcomes: dict[str, Outcome]) -> None:
-    for kind in ("code", *PICKLES):
-        outcomes[f"predict.py, {kind}"].refused("--model: cannot load")
-    for name in ("script.py", "train.pkl"):
-        outcomes[f"a data set that is {name}"].refused("data.dataset_name: ")
 
 
 def test_a_run_repeats_no_token(outcomes: dict[str, Outcome], project: Path) -> None:
@@ -339,9 +342,3 @@ def test_a_run_repeats_no_token(outcomes: dict[str, Outcome], project: Path) -> 
     files = [path for path in folder.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
     assert {"README.md", "config.json", "metrics.jsonl", "report.html", "data.json"} <= {path.name for path in files}
     assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
-
-
-def test_no_message_repeats_a_token(outcomes: dict[str, Outcome]) -> None:
-    for case in ("broken.yaml", "colon.yaml", "twice.yaml", "use_auth_token", "--config"):
-        outcomes[case].refused("a value that is not repeated here" if case == "use_auth_token" else case)
-    assert [case for case, outcome in outcomes.items() if TOKEN in outcome.said] == []
