@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 import pytest
-from conftest import check_message, refuses, train_here, write_config
+from conftest import Config, Log, check_message, refuses, train_here, write_config
 from test_ner_formats import CASES, SENTENCES, as_lines, class_label_features, to_parquet, write_file
 
 import ner.data
@@ -385,9 +385,7 @@ def test_a_file_without_permission_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["a tag is missing", "mixed schemes", "a word without tag", "truncated parquet"])
-def test_train_py_stops_with_the_message_alone(
-    name: str, config: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_train_py_says_the_message_alone(name: str, config: Config, tmp_path: Path, caplog: Log) -> None:
     file, (_, content, *said) = next((file, case) for file, cases in BAD.items() for case in cases if case[0] == name)
     write(tmp_path / file, content)
     config["data"] |= {"train_file": str(tmp_path / file), "validation_file": str(tmp_path / file)}

@@ -180,13 +180,6 @@ def test_all_problems_of_both_sections_are_reported_at_once() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("section", [None, [], "token", 3, ["hf_token", "hf_abc"]], ids=repr)
-def test_a_section_that_is_no_mapping_is_refused(section: Any) -> None:
-    problems = problems_of(cfg.parse_trial_config, section, section, NERDataConfig)
-    assert [problem.partition(": found")[0] for problem in problems] == ["hyperparameters", "data"]
-    assert "hf_abc" not in " ".join(problems)
-
-
 @pytest.mark.parametrize(("value", "warned"), [(True, True), (False, False), (None, False)])
 def test_use_auth_token_is_accepted_and_explained(value: Any, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):

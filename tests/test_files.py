@@ -80,9 +80,7 @@ def test_only_the_name_itself_is_replaced(tmp_path: Path) -> None:
         ("_remove 3", ["it", "it.replaced"], "new"),
     ],
 )
-def test_a_kill_leaves_one_of_the_two(
-    tmp_path: Path, killed_at: str, left: list[str], restored: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_leaves_one_of_the_two(tmp_path: Path, killed_at: str, left: list[str], restored: str) -> None:
     calls = Counter[str]()
 
     def count(name: str, *_: Any) -> None:
@@ -95,7 +93,7 @@ def test_a_kill_leaves_one_of_the_two(
     child = os.fork()
     if child == 0:
         for owner, name in ((files, "_put_in_place"), (files, "_remove"), (Path, "rename"), (Path, "write_text")):
-            watch(owner, name, monkeypatch, first=functools.partial(count, name))
+            watch(owner, name, pytest.MonkeyPatch(), first=functools.partial(count, name))
         with replacing(path) as new:
             write(new, "folder", "new")
         os._exit(0)

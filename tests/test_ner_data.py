@@ -6,7 +6,6 @@ import os
 import random
 import string
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -206,20 +205,11 @@ def test_a_revision_without_a_script_is_not_called_one() -> None:
     assert "loading script" not in str(raised.value)
 
 
-CountReads = Callable[..., tuple[int, list[Any]]]
-
-
-@pytest.fixture
-def count_reads(monkeypatch: Patch) -> CountReads:
-    """Reads, and tells how many splits were not found in the cache, and what was read."""
-
-    def count_reads(file: Path, **options: Any) -> tuple[int, list[Any]]:
-        counting = mock.Mock(wraps=read_sentences)
-        monkeypatch.setattr(ner.data, "read_sentences", counting)
+def count_reads(file: Path, **options: Any) -> tuple[int, list[Any]]:
+    """How many splits were not found in the cache, and what was read."""
+    with mock.patch.object(ner.data, "read_sentences", wraps=read_sentences) as counting:
         rows = read(NERDataConfig(train_file=str(file), **options))["train"]
-        return counting.call_count, words_and_tags(rows)
-
-    return count_reads
+    return counting.call_count, words_and_tags(rows)
 
 
 def change_within(folder: Path, _: Any) -> None:
@@ -255,7 +245,7 @@ def change_code(module: Any, folder: Path, patch: Patch) -> None:
     ],
 )
 def test_the_cache_is_used_unless_something_changed(
-    change: Any, num_reads: int, count_reads: CountReads, tmp_path: Path, monkeypatch: Patch
+    change: Any, num_reads: int, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     columns = {"tokens": ["EU"], "ner_tags": ["O"], "tags": ["B-ORG"], "words": ["the"]}
     (tmp_path / "a.jsonl").write_text(json.dumps(columns) + "\n")
@@ -332,9 +322,7 @@ def test_wnut_is_the_same_as_columns_and_as_json(split: str, num_sentences: int,
     assert Counter(tag for _, tag in lines) == Counter(tag for _, tags in rows for tag in tags)
 
 
-def test_a_file_replaced_meanwhile_poisons_no_cache(
-    count_reads: CountReads, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_a_file_replaced_meanwhile_poisons_no_cache(tmp_path: Path, monkeypatch: Patch) -> None:
     file, parse = tmp_path / "a.jsonl", ner.cells.parse_cells
     file.write_text('{"tokens": ["old"], "ner_tags": ["O"]}\n')
     old = file.read_text()

@@ -291,7 +291,7 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
     [(1, "", True, False), (3, ".gz", True, True), (1, ".gz", False, True), (3, "", False, True)],
 )
 @every_case
-def test_every_format_and_shape_gives_the_same_sentences(
+def test_each_shape(
     case: Case, num_files: int, packed: str, by_ending: bool, needs_tags: bool, tmp_path: Path
 ) -> None:
     sentences = [sentence for sentence in SENTENCES if case.holds(sentence[0])]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import transformers
-from conftest import PROJECT, SAMPLE_DATA, Config, write_config, write_lines
+from conftest import PROJECT, SAMPLE_DATA, Capture, Config, Patch, write_config, write_lines
 from test_bad_inputs import become_another_user
 from test_fuzz import run_case
 from training_process import CONTEXT, run_python
@@ -37,9 +37,7 @@ def export(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def refused(
-    config: Config, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Refused:
+def refused(config: Config, export: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> Refused:
     """Run a program, with options in place of the usual ones; returns the sentence that it ends with."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # what the run sets is undone
@@ -73,9 +71,7 @@ WHERE = [("train", "--output-dir"), ("train", "data.cache_dir"), ("predict", "--
 
 @pytest.mark.parametrize(("program", "option"), WHERE)
 @pytest.mark.parametrize(("name", "said"), PATHS)
-def test_a_path_that_leads_nowhere_is_told(
-    program: str, option: str, name: str, said: str, refused: Refused, tmp_path: Path
-) -> None:
+def test_a_path_is_refused(program: str, option: str, name: str, said: str, refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     (tmp_path / "loop").symlink_to("loop")
     before = {path.name for path in [*PROJECT.iterdir(), *tmp_path.iterdir()]}
@@ -116,9 +112,7 @@ def close_output() -> None:
         ("predict", become_another_user, "closed/o", "Permission denied"),
     ],
 )
-def test_what_the_machine_refuses_is_told(
-    program: str, change: Any, place: str, said: str, config: Config, export: Path
-) -> None:
+def test_what_machines_refuse(program: str, change: Any, place: str, said: str, config: Config, export: Path) -> None:
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
         folder = Path(name)
         folder.chmod(0o777)
