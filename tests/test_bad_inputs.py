@@ -268,6 +268,9 @@ BAD = {
     "a.xlsx": [("an unknown ending", GOOD, "ends in '.xlsx'; accepted are .json, .jsonl", "data.file_format: one of")],
     "train": [("no ending", GOOD, "has no ending; accepted are .json", "with or without .gz")],
 }  # fmt: skip
+UNIFORM = [(["Ada", "met", "Bob"], ["B-PER", "O", "B-PER"])] * 6  # the same number of cells whatever one splits at
+FORMATS = ("json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu", "webanno")
+NUMBERS = [parquet([["EU"]], [[1]], names) for names in (["O", "B-X"], ["B-X", "O"])]
 
 
 def write(path: Path, content: Any) -> None:
@@ -285,11 +288,6 @@ def test_a_bad_file_is_refused(file: str, case: tuple[Any, ...], tmp_path: Path)
     with refuses(str(tmp_path / file), *said) as raised:
         read(tmp_path / file, **options)
     assert raised.value.__cause__ is None
-
-
-UNIFORM = [(["Ada", "met", "Bob"], ["B-PER", "O", "B-PER"])] * 6  # the same number of cells whatever one splits at
-
-FORMATS = ("json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu", "webanno")
 
 
 @pytest.mark.parametrize("sentences", [pytest.param(SENTENCES, id="sample"), pytest.param(UNIFORM, id="uniform")])
@@ -326,9 +324,6 @@ def test_a_file_that_is_not_there_is_named_with_its_key(name: str, said: str, sp
     files: Any = {"train_file": str(tmp_path / "good.jsonl"), f"{split}_file": str(tmp_path / name)}
     with refuses(f"data.{split}_file: ", said, "Give a file, a folder, or a glob such as data/*.json"):
         ner.data.load_splits(ner.config.NERDataConfig(**files))
-
-
-NUMBERS = [parquet([["EU"]], [[1]], names) for names in (["O", "B-X"], ["B-X", "O"])]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ DATA = {"dataset_name": "lhoestq/conll2003"}
 OWN_FILES = {"dataset_name": None, "train_file": "train.csv", "validation_file": "validation.csv"}
 MISSING = ...
 """Stands for a key that is not there."""
+ORIGINAL = "tests/fixtures/original_ner_config.yaml"
 
 # The parser of the `det` client and of train.py, and PyYAML as a stand-in for the one of the master, which is written
 # in Go. That one reads YAML 1.1 too, but takes y and n for booleans, and 5e-5 for a number.
@@ -231,11 +232,8 @@ def test_choices_are_what_transformers_and_the_trial_know() -> None:
     assert set(cfg.LR_SCHEDULER_TYPES) < {schedule.value for schedule in SchedulerType}
 
 
-SHIPPED = ("ner_config.yaml", "ner_search.yaml", "distributed.yaml")
-
-
 @pytest.mark.parametrize("parser", YAML_PARSERS)
-@pytest.mark.parametrize("file", [*SHIPPED, "tests/fixtures/original_ner_config.yaml"])
+@pytest.mark.parametrize("file", ["ner_config.yaml", "ner_search.yaml", "distributed.yaml", ORIGINAL])
 def test_shipped_and_original_configurations_are_accepted(file: str, parser: str) -> None:
     config = YAML_PARSERS[parser]((PROJECT / file).read_text())
     parsed = cfg.parse_trial_config(config["hyperparameters"], config["data"], NERDataConfig)

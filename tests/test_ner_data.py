@@ -32,6 +32,8 @@ ROWS = [
 ]
 
 LINE = json.dumps(ROWS[0]) + "\n"
+INTEGERS = [{"tokens": row["tokens"], "ner_tags": [NAMES.index(tag) for tag in row["ner_tags"]]} for row in ROWS]
+WNUT = SHARED_DATA / "wnut17"
 
 
 def read(config: NERDataConfig) -> datasets.DatasetDict:
@@ -128,9 +130,6 @@ def test_a_header_is_told_from_words(cells: list[str], expected: bool) -> None:
     assert (ReadOptions().count_column_names(cells) >= 2) == expected
 
 
-INTEGERS = [{"tokens": row["tokens"], "ner_tags": [NAMES.index(tag) for tag in row["ner_tags"]]} for row in ROWS]
-
-
 def class_labels(names: list[str] = NAMES) -> datasets.Dataset:
     return datasets.Dataset.from_list(INTEGERS, features=class_label_features(names))
 
@@ -173,9 +172,6 @@ def test_rows_of_ones_own_are_checked(splits: dict[str, Any], data: dict[str, An
         ner.data.read_splits(splits, NERDataConfig(**data), "ner")
 
 
-ELSEWHERE = "dataset_name: lhoestq/conll2003, which holds the same data"
-
-
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -186,7 +182,7 @@ ELSEWHERE = "dataset_name: lhoestq/conll2003, which holds the same data"
         pytest.param({"train.jsonl": LINE + LINE.replace('"O"', '""')}, ["row 2: tag 2 is missing"], id="bad row"),
         pytest.param("/no/such/folder", ["cannot load", "a local folder"], id="no folder"),
         pytest.param("lhoestq/conll2003", ["cannot load", "HF_TOKEN", "in the cache"], id="hub"),
-        *(pytest.param(f"{owner}conll2003", [ELSEWHERE], id=owner) for owner in ("", "eriktks/", "tner/")),
+        *((f"{owner}conll2003", ["lhoestq/conll2003, which holds the same"]) for owner in ("", "eriktks/", "tner/")),
     ],
 )  # fmt: skip
 def test_a_data_set_that_does_not_load_is_named(make: Any, said: list[str], tmp_path: Path) -> None:
@@ -228,22 +224,14 @@ def change_code(module: Any, folder: Path, patch: Patch) -> None:
 @pytest.mark.parametrize(
     ("change", "num_reads"),
     [
-        pytest.param({}, 0, id="nothing"),
-        pytest.param({"preprocessing_num_workers": 2, "max_seq_length": 9}, 0, id="other settings"),
-        pytest.param({"overwrite_cache": True}, 1, id="overwrite_cache"),
-        pytest.param(change_within, 1, id="contents of the same size and time"),
-        pytest.param(lambda folder, _: (folder / "b.jsonl").write_text(LINE), 1, id="another file of the glob"),
-        pytest.param(lambda folder, _: (folder / "a.jsonl").rename(folder / "c.jsonl"), 1, id="another name"),
-        pytest.param({"file_format": "json"}, 1, id="another format"),
-        pytest.param({"label_column_name": "tags"}, 1, id="another column of tags"),
-        pytest.param({"text_column_name": "words"}, 1, id="another column of words"),
-        pytest.param({"label_list": ["B-ORG", "O"]}, 1, id="label_list"),
-        *(
-            pytest.param(functools.partial(change_code, module), 1, id=module.__name__)
-            for module in (ner.cells, ner.columns, ner.data, ner.formats)
-        ),
+        ({}, 0), ({"preprocessing_num_workers": 2, "max_seq_length": 9}, 0), ({"overwrite_cache": True}, 1),
+        ({"file_format": "json"}, 1), ({"label_column_name": "tags"}, 1), ({"text_column_name": "words"}, 1),
+        ({"label_list": ["B-ORG", "O"]}, 1), (change_within, 1),
+        (lambda folder, _: (folder / "b.jsonl").write_text(LINE), 1),  # another file of the glob
+        (lambda folder, _: (folder / "a.jsonl").rename(folder / "c.jsonl"), 1),
+        *((functools.partial(change_code, module), 1) for module in (ner.cells, ner.columns, ner.data, ner.formats)),
     ],
-)
+)  # fmt: skip
 def test_the_cache_is_used_unless_something_changed(
     change: Any, num_reads: int, tmp_path: Path, monkeypatch: Patch
 ) -> None:
@@ -303,9 +291,6 @@ def test_memory_does_not_grow_with_the_file_and_progress_is_shown(tmp_path: Path
     # As lists, 200,000 words more are some 27 MiB more, and 7 MiB were measured.
     assert large["MiB"][0] - small["MiB"][0] < 16
     assert large["MiB"][1] - small["MiB"][1] < 32
-
-
-WNUT = SHARED_DATA / "wnut17"
 
 
 @needs_wnut

@@ -84,16 +84,6 @@ def kaggle_frame(sentences: list[Sentence]) -> pd.DataFrame:
     return pd.DataFrame(word_rows(sentences, first_only=True), columns=["sentence_id", "word", "pos", "label"])
 
 
-def conllu(sentences: list[Sentence]) -> str:
-    text = "# global.columns = ID FORM LEMMA UPOS XPOS FEATS HEAD DEPREL DEPS MISC\n"
-    for number, (words, tags) in enumerate(sentences, start=1):
-        text += f"# sent_id = {number}\n# text = with\ta TAB\n1-2\t{words[0]}xx\t" + "\t".join("_" * 8) + "\n"
-        for i, (word, tag) in enumerate(zip(words, tags), start=1):
-            text += f"{i}\t{word}\t_\tNOUN\t_\t_\t0\tdep\t_\t{tag}\n{i}.1\tempty\t" + "\t".join("_" * 8) + "\n"
-        text += "\n"
-    return text
-
-
 def spans_of(sentence: Sentence) -> tuple[str, list[list[Any]]]:
     words, tags = sentence
     text, spans = "", list[list[Any]]()
@@ -182,6 +172,7 @@ def columns(
     return Case(ending, write, holds, options, ending if ending == "conllu" else "conll")
 
 
+BLANKS = "\t_" * 8
 TAB4 = "{word}\tNNP\tB-NP\t{tag}"
 COMMENTS: dict[str, Any] = dict(
     start="# newdoc = 1\n-DOCSTART-\t-X-\tO\n\n# a comment\n\n",
@@ -256,12 +247,22 @@ CASES = {
     "column by number from the end": columns("{word} NNP {tag} B-VP", between_spaces, "txt", {"label_column_name": -2}),
     "UNER": columns("{j}\t{word}\t{tag}\t-\t-", ending="iob2", comment="# text = x\n"),
     "count from 0": columns("{i}\t{word}\t{tag}", ending="iob2"),
-    "CoNLL-U": Case("conllu", conllu, in_columns),
+    "CoNLL-U": columns(
+        f"{{j}}\t{{word}}\t_\tNOUN\t_\t_\t0\tdep\t_\t{{tag}}\n{{j}}.1\tempty{BLANKS}", ending="conllu",
+        start="# global.columns = ID FORM LEMMA UPOS XPOS FEATS HEAD DEPREL DEPS MISC\n",
+        comment=f"# sent_id = {{number}}\n# text = with\ta TAB\n1-2\tDamit{BLANKS}\n",
+    ),
     "CoNLL-U, other columns": columns("{j}\t{word}\t{tag}", ending="conllu", start="# global.columns = ID FORM NER\n"),
     "spans": Case("jsonl", lambda s: as_lines([dict_rows(*spans_of(pair)) for pair in s]), in_text),
     "WebAnno": Case("tsv", webanno, in_cells, file_format="webanno"),
     "spans, parquet": Case("parquet", lambda s: to_parquet(pd.DataFrame(dict_rows(*spans_of(p)) for p in s)), in_text),
 }  # fmt: skip
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+DOCUMENTATION = (PROJECT / "docs" / "data.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```(json|csv|)\n(\{.*?|\w.*?|-DOCSTART.*?)```", DOCUMENTATION, re.DOTALL)
+TYPES = st.sampled_from(["PER", "ORG"])
+WORDS = "doc_id,sentence_id,word,tag\n"
+LEFT_OUT = [{"tokens": ["a", "b"], "ner_tags": ["O", "O"], "document_id": name} for name in (math.nan, None, "", 7)]
 
 
 def write_file(path: Path, content: Any) -> None:
@@ -283,17 +284,12 @@ def read_files(pattern: Path, **options: Any) -> list[Sentence]:
     return [(sentence.words, sentence.gold or []) for sentence in read_whole(pattern, **options)]
 
 
-every_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-
-
 @pytest.mark.parametrize(
     ("num_files", "packed", "by_ending", "needs_tags"),
     [(1, "", True, False), (3, ".gz", True, True), (1, ".gz", False, True), (3, "", False, True)],
 )
 @every_case
-def test_each_shape(
-    case: Case, num_files: int, packed: str, by_ending: bool, needs_tags: bool, tmp_path: Path
-) -> None:
+def test_each_shape(case: Case, num_files: int, packed: str, by_ending: bool, needs_tags: bool, tmp_path: Path) -> None:
     sentences = [sentence for sentence in SENTENCES if case.holds(sentence[0])]
     size = -(-len(sentences) // num_files)
     assert len(sentences) >= 3
@@ -312,18 +308,11 @@ def test_the_sample_is_the_same_in_every_format(split: str, ending: str) -> None
     assert read_files(SAMPLE_DATA / f"{split}.{ending}") == expected
 
 
-DOCUMENTATION = (PROJECT / "docs" / "data.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```(json|csv|)\n(\{.*?|\w.*?|-DOCSTART.*?)```", DOCUMENTATION, re.DOTALL)
-
-
 @pytest.mark.parametrize(("kind", "content"), [e for e in EXAMPLES if e[0] or e[1].startswith("-DOCSTART")])
 def test_the_examples_of_the_documentation_are_read(kind: str, content: str, tmp_path: Path) -> None:
     write_file(tmp_path / f"a.{kind or 'conll'}", content)
     words, tags = read_files(tmp_path / f"a.{kind or 'conll'}")[0]
     assert words[0] == "Ada" and tags[0] == "B-PER"
-
-
-TYPES = st.sampled_from(["PER", "ORG"])
 
 
 @st.composite
@@ -387,10 +376,6 @@ def test_comments_that_could_be_words_are_counted(tmp_path: Path, caplog: pytest
     expected = [(["EU"], ["O"]), (["Ada"], ["O"]), (["Ada"], ["PER"]), (["#"], ["PER"]), (["Bob"], ["PER"])]
     assert read_files(tmp_path / "a.txt") == expected
     assert f"{tmp_path / 'a.txt'}, line 3: taken as a comment, as are 1 lines like it." in caplog.text
-
-
-WORDS = "doc_id,sentence_id,word,tag\n"
-LEFT_OUT = [{"tokens": ["a", "b"], "ner_tags": ["O", "O"], "document_id": name} for name in (math.nan, None, "", 7)]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ Sentence = tuple[int, list[Span]]
 WRITTEN = {"IOB2": "BBII", "IOE2": "EIIE", "BIOES": "SBIE", "BMES": "SBME", "BMEWO": "WBME", "BILOU": "UBIL"}
 SCHEMES = ["IOB1", "IOE1", "plain", *WRITTEN]
 NAMES = dict(zip(SCHEMES, SCHEMES)) | {"BMES": "BIOES", "BMEWO": "BIOES"}
+LETTERS = str.maketrans("MWLU", "ISES")
 TYPES = ["PER", "LOC", "a-b", "work of art", "Größe", "東京", "x_1"]
 LOOK_ALIKES = ["B-cell", "I-95", "E-mail", "S-Bahn", "L-DOPA", "U-Boot", "M-PESA", "W-2", "B"]
 """Types that begin as tags of some scheme do."""
@@ -161,9 +162,6 @@ def test_the_schemes_of_splits_are_named() -> None:
     with pytest.raises(TrialError, match=r"train like IOB, validation like BIOES\. .*data\.label_scheme"):
         scheme_of(splits)
     assert scheme_of(splits, "BIOES") == "BIOES"
-
-
-LETTERS = str.maketrans("MWLU", "ISES")
 
 
 def converted(tags: Sequence[str], scheme: str | None = None) -> list[str]:

@@ -62,6 +62,7 @@ RAW_CLASSES = {name: getattr(seqeval_schemes, name.replace("BIOES", "IOBES")) fo
 """The classes by which seqeval reads tags strictly as they are."""
 
 LETTERS_USED = PREFIXES | {"BIOES": "BIES", "BMES": "BMES", "BMEWO": "BMEW"}
+type_or_none = st.none() | st.sampled_from(TYPES[:2]) | st.sampled_from([*TYPES, *test_ner_labels.LOOK_ALIKES])
 
 
 def assert_seqeval_agrees(report: ErrorReport, gold: Tagged, predicted: Tagged, **options: Any) -> None:
@@ -116,9 +117,6 @@ def test_any_tags_score_exactly_as_seqeval_scores_them_in_both_modes(scheme: str
     assert_seqeval_agrees(count(name, gold, predicted), *as_read)
     if scheme != "plain":  # also where the scheme is not known
         assert_seqeval_agrees(count(None, gold, predicted), *as_read)
-
-
-type_or_none = st.none() | st.sampled_from(TYPES[:2]) | st.sampled_from([*TYPES, *test_ner_labels.LOOK_ALIKES])
 
 
 @pytest.mark.parametrize(("gold", "predicted"), [(["O", "B-X"], ["O"]), (["O"], ["O", "B-X"])])

@@ -32,6 +32,7 @@ known_words = sorted({word for row in SENTENCES for word in row["tokens"]})
 any_word = st.sampled_from(odd_words) | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 tagged_word = st.tuples(any_word | st.sampled_from(known_words), st.sampled_from(LABELS))
 tagged_words = st.lists(tagged_word, min_size=1, max_size=25)
+tag_pairs = st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, ""]))
 TaggedWords = list[tuple[str, str]]
 
 
@@ -304,9 +305,6 @@ def test_each_word_is_predicted_at_its_first_subtoken() -> None:
     del batch["word_labels"]  # of new text
     (prediction,) = ner_utils.predict_words(EchoModel(), [batch])
     assert prediction.words().shape == (2, 5)
-
-
-tag_pairs = st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, ""]))
 
 
 @given(sentences=st.lists(st.lists(tag_pairs), min_size=1), data=st.data())

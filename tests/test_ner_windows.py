@@ -27,6 +27,10 @@ from transformer_trial.errors import ConfigError, TrialError
 
 LIMITS = dict.fromkeys(("BERT", "BERT, cased", "DistilBERT", "ELECTRA", "GPT-2"), 40)
 LIMITS |= {"RoBERTa": 38, "XLM-R": 38}  # two of their positions are not for sub-tokens; other kinds have no limit
+LONG_WORD = "ab" * 40  # far more sub-tokens than a window has, for each kind
+FAST = ("BERT", "RoBERTa", "DeBERTa-v3")
+text_tokenizer = functools.cache(load_tokenizer)
+plain_words = st.text(string.ascii_letters + string.digits + ".,'-&!", min_size=1, max_size=9)
 
 
 def model_of(kind: str) -> Any:
@@ -159,10 +163,6 @@ def word_tokenizers(kind: str) -> list[Any]:
     return [prepared_tokenizer(kind), twice, tagging, *[exported] * (KINDS[kind].splitter != SPLIT_BEFORE)]
 
 
-text_tokenizer = functools.cache(load_tokenizer)
-plain_words = st.text(string.ascii_letters + string.digits + ".,'-&!", min_size=1, max_size=9)
-
-
 @every_kind
 @given(words=st.lists(plain_words | st.sampled_from(SENTENCES[0]["tokens"]), min_size=1, max_size=9))
 def test_words_have_the_subtokens_that_they_have_in_a_text(kind: str, words: list[str]) -> None:
@@ -204,10 +204,6 @@ def test_a_model_whose_tokenizer_is_slow_is_refused_by_its_name(tmp_path: Path) 
     model_config = ModelConfig(pretrained_model_name_or_path=str(tmp_path), model_mode="token-classification")
     with pytest.raises(TrialError, match=r"CanineTokenizer is a slow tokenizer.*use_fast: true"):
         prepare_tokenizer(build_using_auto(model_config)[1])
-
-
-LONG_WORD = "ab" * 40  # far more sub-tokens than a window has, for each kind
-FAST = ("BERT", "RoBERTa", "DeBERTa-v3")
 
 
 @pytest.mark.parametrize("kind", [*FAST, *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k not in FAST)])

@@ -89,12 +89,8 @@ def test_a_path_is_refused(program: str, option: str, name: str, said: str, refu
     assert not {name for name in made if "nouser" in name}
 
 
-def limit(kind: int, value: int) -> None:
-    resource.setrlimit(kind, (value, value))
-
-
-def run_out_of_files() -> None:
-    limit(resource.RLIMIT_NOFILE, 3)
+no_more_files = functools.partial(resource.setrlimit, resource.RLIMIT_NOFILE, (3, 3))
+small_files = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (3000, 3000))
 
 
 def close_output() -> None:
@@ -104,9 +100,9 @@ def close_output() -> None:
 @pytest.mark.parametrize(
     ("program", "change", "place", "said"),
     [
-        ("train", run_out_of_files, "run", "Too many open files"),
-        ("predict", run_out_of_files, "o", "Too many open files"),
-        ("train", functools.partial(limit, resource.RLIMIT_FSIZE, 3000), "run", "Cannot write: [Errno 27] File too"),
+        ("train", no_more_files, "run", "Too many open files"),
+        ("predict", no_more_files, "o", "Too many open files"),
+        ("train", small_files, "run", "Cannot write: [Errno 27] File too"),
         ("predict", close_output, "o", "cannot write the scores: No space left"),
         ("train", become_another_user, "closed/run", "Cannot write: [Errno 13] Permission denied"),
         ("predict", become_another_user, "closed/o", "Permission denied"),

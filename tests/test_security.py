@@ -105,6 +105,16 @@ SHELL, QUOTED, PYTHON = "$(touch PWNED)", "'; touch PWNED #", "__import__('os').
 PICKLES = ("a pickle with code", "a pickle with code as before torch 1.6", "a pickle that is nothing but code")
 NO_FILES = {"data.train_file": None, "data.validation_file": None, "data.test_file": None}
 TRUSTED = {"hyperparameters.trust_remote_code": True}
+PLANTED = """
+import pathlib
+import transformers
+pathlib.Path('IMPORTED').touch()
+class PlantedConfig(transformers.BertConfig):
+    model_type = 'planted'
+class PlantedModel(transformers.BertForTokenClassification):
+    config_class = PlantedConfig
+"""
+MODEL = "_name (or pretrained_model_name_or_path): cannot load"
 
 
 class RunsACommand:
@@ -163,17 +173,6 @@ def planted_cases() -> Iterator[tuple[str, list[str]]]:
             others = {**NO_FILES, "data.dataset_name": "sample/data"} if "dataset" in key else {}
             if re.search("str|Literal", hint):
                 yield f"{key}: {planted}", inspect({**others, key: value})
-
-
-PLANTED = """
-import pathlib
-import transformers
-pathlib.Path('IMPORTED').touch()
-class PlantedConfig(transformers.BertConfig):
-    model_type = 'planted'
-class PlantedModel(transformers.BertForTokenClassification):
-    config_class = PlantedConfig
-"""
 
 
 def make_model(folder: Path, kind: str) -> str:
@@ -285,9 +284,6 @@ def test_no_planted_text_is_run_or_ends_in_a_traceback(outcomes: dict[str, Outco
             assert (outcome.status, outcome.planted) == (0, []), (case, outcome.said)
         else:
             outcome.refused(key.rpartition(".")[2].replace("dataset_config_name", "dataset_name"))
-
-
-MODEL = "_name (or pretrained_model_name_or_path): cannot load"
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 import datasets
 import pandas as pd
 import pytest
-import test_ner_formats
 from conftest import refuses
-from hypothesis import HealthCheck, given, settings
-from test_ner_formats import DOCUMENTATION, arbitrary_sentences, as_lines, read_files, read_whole, spans_of, write_file
+from test_ner_formats import DOCUMENTATION, as_lines, read_files, read_whole, write_file
 
 import ner.data
 
@@ -75,6 +73,7 @@ ANN = (
     "T1\tPER 0 12\tAda Lovelace\nT2\tLOC 22 28\tLondon\nR1\tLives Arg1:T1 Arg2:T2\nE1\tPER:T1\nA1\tOld T1\n"
     "*\tSame T1 T2\n#1\tAnnotatorNotes T1\tmaybe\n"
 )
+LATER = ANN.replace("0 12", "10 22").replace("22 28", "32 38")
 TSV_ROWS = [
     "1-1\t0-3\tAda\t*[1]\tPER[1]\t_", "1-2\t4-12\tLovelace\t*[1]\tPER[1]\t_", "1-3\t13-18\tlived\t_\t_\tverb",
     "1-4\t19-21\tin\t_\t_\t_", "1-5\t22-28\tLondon\t*\tLOC|PER\t_", "1-5.1\t22-25\tLon\t*\tLOC\t_",
@@ -131,8 +130,9 @@ TOOLS = {
     }),
     "spaCy, .spacy": Tool({"a.spacy": write_spacy}, ["a.spacy, document 1"] * 2),
     "brat": Tool(
-        {"1.txt": f"{TEXT}\n", "1.ann": ANN, "2.txt": f"\n{OTHER}", "2.ann": "", "annotation.conf": "[entities]"},
-        ["1", "2"], whole_folder=True,
+        {"1.txt": f"{TEXT}\n", "1.ann": ANN, "2.txt": f"\n{OTHER}", "2.ann": "", "annotation.conf": "[entities]",
+         "3.txt": f"In 東京 é.\n\n{TEXT}", "3.ann": f"T3\tLOC 3 5\t東京\n{LATER}"},
+        ["1", "2", "3", "3"], read=[*BOTH, ("In 東 京 é .", "O B-LOC I-LOC O O"), BOTH[0]], whole_folder=True,
     ),
     "INCEpTION, WebAnno": Tool({"a.tsv": WEBANNO, "a.txt": WEBANNO.replace("3.2", "3.3")}, ["a", "a"]),
     "Kaggle": Tool({"a.csv": KAGGLE.encode("cp1252")}, read=[("Zoë slept", "B-per O"), ("Nobody", "O")],
@@ -187,22 +187,6 @@ def test_every_tool_stands_in_the_documentation_with_what_is_set_for_it() -> Non
         given = dict(re.findall(r"`(\w+): ([^`]+)`", cell))
         given.pop("train_file", None)
         assert given == TOOLS[name].options, name
-
-
-@settings(suppress_health_check=list(HealthCheck))  # one folder serves all examples
-@given(sentences=arbitrary_sentences("ab1東- "))
-def test_any_words_survive_brat(sentences: list[Any], tmp_path: Path) -> None:
-    sentences = [sentence for sentence in sentences if test_ner_formats.in_text(sentence[0])]
-    if not sentences:
-        return
-    text, annotations = "", ""
-    for line, found in map(spans_of, sentences):
-        for start, end, kind in found:
-            annotations += f"T1\t{kind} {start + len(text)} {end + len(text)}\t{line[start:end]}\n"
-        text += f"{line}\n"
-    (tmp_path / "1.txt").write_text(text)
-    (tmp_path / "1.ann").write_text(annotations)
-    assert read_files(tmp_path / "1.ann") == sentences
 
 
 BAD_SPANS = [[1, 9, "PER"], [22, 28, "LOC"], [22, 28, "X"], [4, 99, "Y"], [0, 13, " PER "]]
