@@ -161,10 +161,6 @@ def test_numbers_of_one_split_have_the_names_of_another(tmp_path: Path) -> None:
             "(train split) has O, B-PER, I-PER, B-ORG; the data set (validation split) has B-ORG, I-PER, B-PER, O. "
             "Save all splits with the same ClassLabel",
         ),
-        (
-            {"train": class_labels()}, {"dataset_name": "d", "label_list": [*NAMES, "B-Y"]},
-            "d (train split) has O, B-PER, I-PER, B-ORG; data.label_list has O, B-PER, I-PER, B-ORG, B-Y. Save all",
-        ),
     ],
 )  # fmt: skip
 def test_rows_of_ones_own_are_checked(splits: dict[str, Any], data: dict[str, Any], said: str) -> None:
