@@ -190,37 +190,30 @@ CASES = {
     "jsonl, gb18030": Case("jsonl", lambda s: as_lines(rows_of(s)).encode("gb18030"), options={"encoding": "gb18030"}),
     "ndjson": Case("ndjson", lambda s: as_lines(rows_of(s)), file_format="jsonl"),
     "jsonl with numbers": Case(
-        "jsonl", lambda s: as_lines([{"tokens": w, "tags": list(map(NAMES.index, t))} for w, t in s]),
-        options={"label_list": NAMES},
-    ),
+        "jsonl", lambda s: as_lines([{"tokens": w, "tags": list(map(NAMES.index, t))} for w, t in s]), bool,
+        {"label_list": NAMES}),
     "jsonl with lines of text": Case(
-        "jsonl", lambda s: as_lines([{"text": " ".join(w), "labels": " ".join(t)} for w, t in s]), in_line
-    ),
+        "jsonl", lambda s: as_lines([{"text": " ".join(w), "labels": " ".join(t)} for w, t in s]), in_line),
     "jsonl, a row a word": Case(
-        "jsonl", lambda s: as_lines([dict(zip(("sent_id", "token", "pos", "tag"), r)) for r in word_rows(s)]), in_cells
-    ),
+        "jsonl", lambda s: as_lines([dict(zip(("sent_id", "word", "pos", "tag"), r)) for r in word_rows(s)]), in_cells),
     "parquet": Case("parquet", lambda s: to_parquet(pd.DataFrame(rows_of(s)))),
     "parquet with ClassLabel": Case(
-        "parquet", lambda s: to_parquet(datasets.Dataset.from_list(rows_of(s), features=class_label_features(NAMES)))
-    ),
+        "parquet", lambda s: to_parquet(datasets.Dataset.from_list(rows_of(s), features=class_label_features(NAMES)))),
     "parquet, a row a word": Case(
-        "parquet", lambda s: to_parquet(kaggle_frame(s).replace({"sentence_id": {"": np.nan}})), in_cells
-    ),
+        "parquet", lambda s: to_parquet(kaggle_frame(s).replace({"sentence_id": {"": np.nan}})), in_cells),
     "csv, Python text": Case("csv", list_table(str)),
     "csv, JSON text": Case("csv", list_table(json.dumps, quoting=csv.QUOTE_ALL, lineterminator="\r\n")),
     "csv, JSON text over lines": Case("csv", list_table(lambda cell: json.dumps(cell, indent=1))),
     "csv, lines of text": Case("csv", list_table(" ".join), in_line),
     "csv by pandas": Case("csv", lambda s: "\ufeff" + pd.DataFrame(rows_of(s)).to_csv()),
     "csv, other names": Case(
-        "csv", lambda s: as_table(["n", "mots", "x"], [[i, w, t] for i, (w, t) in enumerate(s)]),
-        options={"text_column_name": "mots", "label_column_name": "x"},
-    ),
+        "csv", lambda s: as_table(["n", "mots", "x"], [[i, w, t] for i, (w, t) in enumerate(s)]), bool,
+        {"text_column_name": "mots", "label_column_name": "x"}),
     "csv, a row a word": Case("csv", kaggle(), in_cells),
     "csv, an id a sentence": Case("csv", kaggle(first_only=True), in_cells),
     "csv, a row a word, by pandas": Case(
         "csv", lambda s: kaggle_frame(s).rename(columns={"word": "mot", "label": "type"}).to_csv(), in_cells,
-        {"label_column_name": "type"},
-    ),
+        {"label_column_name": "type"}),
     "csv, semicolons": Case("csv", kaggle(delimiter=";"), in_cells),
     "csv, pipes": Case("csv", list_table(json.dumps, delimiter="|")),
     "csv, a delimiter by name": Case("csv", list_table(json.dumps, delimiter="~"), options={"delimiter": "~"}),
@@ -236,13 +229,11 @@ CASES = {
     "TAB at the end": columns("{word}\t{tag}\t"),
     "lone TAB between sentences": columns(between="\t\n"),
     "blank lines, none at the end": Case(
-        "conll", lambda s: columns(between="\n \n\n", start="\n\n").write(s).rstrip("\n"), in_columns
-    ),
+        "conll", lambda s: columns(between="\n \n\n", start="\n\n").write(s).rstrip("\n"), in_columns),
     "CRLF and BOM": Case("conll", lambda s: "\ufeff" + columns().write(s).replace("\n", "\r\n"), in_columns),
     "global.columns": columns(TAB4, start="# global.columns = A B C D\n", options={"text_column_name": "A"}),
     "columns by number": columns(
-        "{tag} B-NP {word} B-VP", between_spaces, "txt", {"text_column_name": 2, "label_column_name": "0"}
-    ),
+        "{tag} B-NP {word} B-VP", between_spaces, "txt", {"text_column_name": 2, "label_column_name": "0"}),
     "plain comments among spaces": columns("{word} {tag}", between_spaces, "txt", comment="# comment\n  # of three\n"),
     "column by number from the end": columns("{word} NNP {tag} B-VP", between_spaces, "txt", {"label_column_name": -2}),
     "UNER": columns("{j}\t{word}\t{tag}\t-\t-", ending="iob2", comment="# text = x\n"),
@@ -250,8 +241,7 @@ CASES = {
     "CoNLL-U": columns(
         f"{{j}}\t{{word}}\t_\tNOUN\t_\t_\t0\tdep\t_\t{{tag}}\n{{j}}.1\tempty{BLANKS}", ending="conllu",
         start="# global.columns = ID FORM LEMMA UPOS XPOS FEATS HEAD DEPREL DEPS MISC\n",
-        comment=f"# sent_id = {{number}}\n# text = with\ta TAB\n1-2\tDamit{BLANKS}\n",
-    ),
+        comment=f"# sent_id = {{number}}\n# text = with\ta TAB\n1-2\tDamit{BLANKS}\n"),
     "CoNLL-U, other columns": columns("{j}\t{word}\t{tag}", ending="conllu", start="# global.columns = ID FORM NER\n"),
     "spans": Case("jsonl", lambda s: as_lines([dict_rows(*spans_of(pair)) for pair in s]), in_text),
     "WebAnno": Case("tsv", webanno, in_cells, file_format="webanno"),

@@ -305,11 +305,6 @@ def test_a_report_of_nothing_or_no_error_is_whole(sentences: list[tuple[str, str
         assert report["invalid_transitions"] == {"predicted": 0, "gold": 0}
 
 
-def test_nothing_in_the_text_acts_on_the_terminal() -> None:
-    text = report_text(make_hostile_report())
-    assert is_harmless(text) and "⟨U+001B⟩[31mred" in text and "⟨U+202E⟩evil⟨U+202C⟩" in text
-
-
 def is_harmless(text: str) -> bool:
     """No control, bidirectional or line-breaking character but the line feeds of the text itself."""
     return not re.search("[\0-\t\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]", text)
@@ -400,6 +395,8 @@ def test_hostile_text_is_in_the_page_only_as_text() -> None:
     assert {text.rpartition(": ")[0] for text in page.text_of("h3")} == {printable(text) for text in HOSTILE}
     for table, first, last in zip(page.tables[:2], ("type", ""), ("all types", "spurious")):
         assert [row[0] for row in table] == [first, *types, last]
+    text = report_text(report)  # nor does anything in it act on a terminal
+    assert is_harmless(text) and "⟨U+001B⟩[31mred" in text and "⟨U+202E⟩evil⟨U+202C⟩" in text
 
 
 def test_bars_show_f1_and_the_heat_map_shades_each_count_by_its_part_of_the_row() -> None:
@@ -499,23 +496,19 @@ def test_a_browser_filters_sentences_by_text_and_type(tmp_path: Path) -> None:
     assert [box["value"] for box in page.find("input", type="checkbox")] == ["A", "B-A", "C"]
 
 
-def test_files_hold_the_report(tmp_path: Path) -> None:
+def test_files_hold_the_report_and_a_killed_process_leaves_whole_ones(tmp_path: Path, monkeypatch: Patch) -> None:
     report, folder = make_hostile_report(), tmp_path / "new" / "report"
     write_report(report, folder, "Title")
-    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json"]
     text = (folder / "report.json").read_text()
     assert text.isascii() and is_harmless(text) and json.loads(text) == report
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page == report_html(json.loads(text), "Title")  # what json keeps is all that there is
-
-
-def test_a_killed_process_leaves_the_last_whole_report(tmp_path: Path, monkeypatch: Patch) -> None:
-    write_report(make_report([("B-A", "B-B")]), tmp_path, "First")
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before.keys() == {"report.html", "report.json"}
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        write_report(make_report([]), tmp_path, "Second")
-    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+        write_report(make_report([]), folder, "Second")
+    assert {name: (folder / name).read_bytes() for name in before} == before
 
 
 def test_importing_the_report_loads_no_library_for_later() -> None:

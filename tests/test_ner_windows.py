@@ -101,16 +101,6 @@ def padding_tokenizer(padding_side: str) -> Any:
     return tokenizer
 
 
-@st.composite
-def row_lengths(draw: st.DrawFn) -> tuple[list[tuple[int, int]], dict[str, int]]:
-    """Sub-tokens and words of some rows, and options of a collator that they suit."""
-    lengths = draw(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=6))
-    options = draw(st.fixed_dictionaries({}, optional={"pad_to_multiple_of": st.integers(1, 16)}))
-    if draw(st.booleans()):
-        options["max_length"] = max([1, *(num_tokens for num_tokens, _ in lengths)]) + draw(st.integers(0, 9))
-    return lengths, options
-
-
 NO_ROW: dict[str, Any] = {  # attends to its padding
     "input_ids": [1], "attention_mask": [1], "token_type_ids": [0], "labels": [-100],
     "word_ids": [], "word_positions": [], "word_labels": [],
@@ -118,12 +108,19 @@ NO_ROW: dict[str, Any] = {  # attends to its padding
 
 
 @pytest.mark.parametrize("padding_side", ["right", "left"])
-@given(lengths_and_options=row_lengths(), without=st.sets(st.sampled_from([*NO_ROW][2:])), random=st.randoms())
-@example(lengths_and_options=([(0, 2)], {}), without=set(), random=random.Random(0))
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=6),
+    room=st.none() | st.integers(0, 9), multiple=st.integers(1, 16),
+    without=st.sets(st.sampled_from([*NO_ROW][2:])), random=st.randoms(),
+)  # fmt: skip
+@example(lengths=[(0, 2)], room=None, multiple=1, without=set(), random=random.Random(0))
 def test_rows_are_padded_as_transformers_does(
-    padding_side: str, lengths_and_options: tuple[list[tuple[int, int]], dict[str, int]], without: set[str], random: Any
+    padding_side: str, lengths: list[tuple[int, int]], room: int | None, multiple: int, without: set[str], random: Any
 ) -> None:
-    tokenizer, (lengths, options) = padding_tokenizer(padding_side), lengths_and_options
+    """The rows have so many sub-tokens and words."""
+    tokenizer, options = padding_tokenizer(padding_side), {"pad_to_multiple_of": multiple}
+    if room is not None:
+        options["max_length"] = max([1, *(num_tokens for num_tokens, _ in lengths)]) + room
     columns = [name for name in NO_ROW if name not in without]
 
     def numbers_of(name: str, num_tokens: int, num_words: int) -> list[int]:

@@ -164,7 +164,9 @@ words_of_columns = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 
 @pytest.fixture(scope="module")
 def tagger(model: Path) -> Tagger:
-    return Tagger.load(model)
+    tagger = Tagger.load(model)
+    tagger.model.train()
+    return tagger
 
 
 @settings(suppress_health_check=list(HealthCheck))
@@ -172,7 +174,7 @@ def tagger(model: Path) -> Tagger:
 @example(text="Ada Lovelace (x)", data=None)
 def test_offsets_are_those_of_the_words_in_the_text(tagger: Tagger, text: str, data: Any) -> None:
     (sentence,) = tagger.tag([Sentence.of_text(text)])
-    assert sentence.offsets is not None
+    assert tagger.model.training and sentence.offsets is not None
     assert [text[start:end] for start, end in sentence.offsets] == sentence.words
     borders = [0, *(place for offsets in sentence.offsets for place in offsets), len(text)]
     assert borders == sorted(borders)
@@ -386,13 +388,6 @@ def test_python_gets_what_the_command_writes_as_it_comes(model: Path, tag: Tag) 
     assert ask.call_count == 2 * predict_module.CHUNK_BATCHES
 
 
-def test_tagging_leaves_a_model_in_training_as_it_was(tagger: Tagger) -> None:
-    tagger.model.train()
-    list(tagger.tag([Sentence(["Ada"])]))
-    assert tagger.model.training
-    tagger.model.eval()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -411,6 +406,7 @@ def test_tagging_leaves_a_model_in_training_as_it_was(tagger: Tagger) -> None:
         ({"--output": "in.jsonl"}, "--output: .*in.jsonl is the input too"),
         ({"--input": "*n.jsonl", "--output": "in.jsonl"}, "is the input too"),
         ({"--output": "gone/out.jsonl"}, "--output: cannot write .*No such file or directory"),
+        ({"--model": "no_head", "--output": "no_head/new.json"}, "lies in the model's folder"),
         ({"--output": "/dev/full"}, "--output: cannot write /dev/full: No space left"),
         ({"--output": "busy/out.jsonl"}, "--output: cannot write .*busy/report"),
         ({"--input": "tab.jsonl", "--output": "out.conll"}, r"'a\\tb' cannot stand in a column"),

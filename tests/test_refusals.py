@@ -127,11 +127,6 @@ def test_what_machines_refuse(program: str, change: Any, place: str, said: str, 
     assert said in log.splitlines()[-1], log
 
 
-def test_the_model_is_no_place_for_the_output(refused: Refused, export: Path) -> None:
-    assert "lies in the model's folder" in refused("predict", "--output", str(export / "new.json"))
-    assert not (export / "new.json").exists()
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
