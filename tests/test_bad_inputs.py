@@ -171,7 +171,6 @@ COLUMNS: list[Any] = [
     ("a tag after a blank word", "EU\tB-ORG\n \tO\n", "line 2: word 2 is missing"),
     ("an empty last column", "EU\tB-ORG\n\nrejects\tO\na\t\n", "line 4: tag 2 is missing"),
     ("B- alone in columns", "EU B-ORG\nthe O\n\nthe O\nUN B-\n", "line 5: tag 2 is 'B-'"),
-    ("B- alone in four columns", "EU NNP B-NP B-ORG\na NN B-NP B-\n", "line 2: tag 2 is 'B-'"),
     ("ragged columns", "a NNP B-ORG\nb O\n", "line 2: found 2 columns ('b O') where 3 are", "separated by spaces"),
     ("a space for a TAB", "EU\tO\nrejects O\n", "line 2: found 1 columns ('rejects O') where 2", "TABs"),
     ("a TAB for a space", "EU O\nNew York\tO\n", "line 2: found 2 columns ('New York\\tO')", "spaces"),
