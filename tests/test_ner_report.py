@@ -21,13 +21,12 @@ from xml.etree import ElementTree
 
 import datasets
 import pytest
-import test_ner_labels
 from conftest import Patch
 from hypothesis import given
 from hypothesis import strategies as st
 from seqeval import metrics as seqeval_metrics
 from seqeval import scheme as seqeval_schemes
-from test_ner_labels import NAMES, SCHEMES, TYPES, Segments, converted, labels_of, place_spans, write_tags
+from test_ner_labels import LOOK_ALIKES, NAMES, SCHEMES, TYPES, Segments, converted, labels_of, place_spans, write_tags
 from training_process import run_python
 
 import ner.report
@@ -62,7 +61,7 @@ RAW_CLASSES = {name: getattr(seqeval_schemes, name.replace("BIOES", "IOBES")) fo
 """The classes by which seqeval reads tags strictly as they are."""
 
 LETTERS_USED = PREFIXES | {"BIOES": "BIES", "BMES": "BMES", "BMEWO": "BMEW"}
-type_or_none = st.none() | st.sampled_from(TYPES[:2]) | st.sampled_from([*TYPES, *test_ner_labels.LOOK_ALIKES])
+type_or_none = st.none() | st.sampled_from(TYPES[:2]) | st.sampled_from([*TYPES, *LOOK_ALIKES])
 
 
 def assert_seqeval_agrees(report: ErrorReport, gold: Tagged, predicted: Tagged, **options: Any) -> None:
