@@ -23,9 +23,9 @@ from transformer_trial.errors import ConfigError
 from transformer_trial.experiment import Length, SearcherConfig, parse_length, searcher_metric, training_length
 
 Values = Mapping[Any, Any]
-HYPERPARAMETER_CLASSES = (cfg.ModelConfig, cfg.OptimizerConfig, cfg.SchedulerConfig, cfg.TrainingConfig)
-CLASSES = {"hyperparameters": HYPERPARAMETER_CLASSES, "data": (NERDataConfig,)}
-FIELDS = {s: {key: f for c in classes for key, f in c.model_fields.items()} for s, classes in CLASSES.items()}
+CLASSES = (cfg.ModelConfig, cfg.OptimizerConfig, cfg.SchedulerConfig, cfg.TrainingConfig)
+FIELDS = {"hyperparameters": {key: field for c in CLASSES for key, field in c.model_fields.items()}}
+FIELDS["data"] = NERDataConfig.model_fields
 KEYS = [(section, key) for section, fields in FIELDS.items() for key in fields]
 
 HYPERPARAMETERS = {
@@ -64,7 +64,6 @@ def problems_of(function: Callable[..., Any], *arguments: Any, **keywords: Any) 
 
 
 NUMBER = "accepted is a number at least 0."
-COUNT = "accepted is a whole number at least 1."
 TEXT = "accepted is a text or null."
 TEXT_OR_NUMBER = "accepted is a text or a whole number or null."
 TEXTS = "accepted is a list of texts or null."
@@ -89,7 +88,7 @@ MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
         ("max_grad_norm", 10**400, f"found 1{'0' * 76}...; {NUMBER}"),
         ("adam_beta2", 1, "found 1; accepted is a number at least 0 and below 1."),
         ("warmup_ratio", 6, "found 6; accepted is a number at least 0 and at most 1."),
-        *(("global_batch_size", x, f"found {x}; {COUNT}") for x in (None, 8.5, 0)),
+        *(("global_batch_size", x, f"found {x}; accepted is a whole number at least 1.") for x in (None, 8.5, 0)),
         ("use_pretrained_weights", 1, "found 1; accepted is true or false."),
         ("adafactor", "ja", "found 'ja'; accepted is true or false."),
         ("revision", 2021, "found 2021; accepted is a text. Put it in quotes: YAML reads it as something else"),

@@ -210,27 +210,25 @@ def columns(separator: str, *, start: str = "", count: bool = False, tagged: boo
     return start + "\n\n".join(sentences) + "\n"
 
 
-TAGGED_LINES = as_lines([{"tokens": words, "ner_tags": tags} for words, tags in ROWS])
-WORDS = as_lines([{"tokens": words} for words, _ in ROWS])
+LISTS = [{"tokens": words} for words, _ in ROWS]
 WORD_ROWS = "Sentence #,Word\n" + "".join(f"{i},{word}\n" for i, (words, _) in enumerate(ROWS) for word in words)
-SPAN_ROWS = as_lines([{"text": text, "label": spans} for text, spans in zip(TEXTS, SPANS)])
 
 # What a file holds, whether it has the text that words were split from, and whether it has tags.
 FILES: dict[str, tuple[str, Any, bool, bool]] = {
-    "json": ("rows.json", json.dumps([{"tokens": words} for words, _ in ROWS], indent=1), False, False),
-    "json, tagged": ("rows.json", TAGGED_LINES, False, True),
-    "json lines, gzip": ("rows.jsonl.gz", gzip.compress(WORDS.encode()), False, False),
+    "json": ("rows.json", json.dumps(LISTS, indent=1), False, False),
+    "json, tagged": ("rows.json", as_lines([{"tokens": words, "ner_tags": tags} for words, tags in ROWS]), False, True),
+    "json lines, gzip": ("rows.jsonl.gz", gzip.compress(as_lines(LISTS).encode()), False, False),
     "csv of json": ("a.csv", as_table(["tokens"], [[json.dumps(words)] for words, _ in ROWS]), False, False),
     "csv of text": ("a.csv", as_table(["id", "text"], [["1", text] for text in TEXTS]), True, False),
     "tsv": ("a.tsv", as_table(["tokens", "id"], [[str(w), "1"] for w, _ in ROWS], delimiter="\t"), False, False),
     "a row per word": ("a.csv", WORD_ROWS, False, False),
-    "parquet": ("a.parquet", to_parquet(pd.DataFrame({"tokens": [words for words, _ in ROWS]})), False, False),
+    "parquet": ("a.parquet", to_parquet(pd.DataFrame(LISTS)), False, False),
     "conll": ("a.conll", columns("\t"), False, False),
     "conll with spaces": ("a.iob2", columns(" "), False, False),
     "conll .txt, tagged": ("a.txt", columns("\t", start="-DOCSTART-\n\n", tagged=True), False, True),
     "conll-u": ("a.conllu", columns("\t", start="# global.columns = ID FORM MISC\n", count=True), False, False),
     "entities, untagged": ("a.jsonl", as_lines([{"text": text} for text in TEXTS]), True, False),
-    "entities": ("a.jsonl", SPAN_ROWS, True, True),
+    "entities": ("a.jsonl", as_lines([{"text": text, "label": s} for text, s in zip(TEXTS, SPANS)]), True, True),
     "text": ("a.txt", "\n".join(TEXTS), True, False),
     "text, gzip": ("a.txt.gz", gzip.compress("\n".join(TEXTS).encode()), True, False),
 }  # fmt: skip

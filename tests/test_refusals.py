@@ -1,13 +1,13 @@
 """What the machine refuses, names that no path has, and models that were edited: a sentence and exit status 1."""
 
-import functools
 import json
 import os
-import resource
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from resource import RLIMIT_FSIZE, RLIMIT_NOFILE, setrlimit
 from typing import Any
 
 import pytest
@@ -89,8 +89,7 @@ def test_a_path_is_refused(program: str, option: str, name: str, said: str, refu
     assert not {name for name in made if "nouser" in name}
 
 
-no_more_files = functools.partial(resource.setrlimit, resource.RLIMIT_NOFILE, (3, 3))
-small_files = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (3000, 3000))
+no_more_files = partial(setrlimit, RLIMIT_NOFILE, (3, 3))
 
 
 def close_output() -> None:
@@ -102,7 +101,7 @@ def close_output() -> None:
     [
         ("train", no_more_files, "run", "Too many open files"),
         ("predict", no_more_files, "o", "Too many open files"),
-        ("train", small_files, "run", "Cannot write: [Errno 27] File too"),
+        ("train", partial(setrlimit, RLIMIT_FSIZE, (3000, 3000)), "run", "Cannot write: [Errno 27] File too"),
         ("predict", close_output, "o", "cannot write the scores: No space left"),
         ("train", become_another_user, "closed/run", "Cannot write: [Errno 13] Permission denied"),
         ("predict", become_another_user, "closed/o", "Permission denied"),
