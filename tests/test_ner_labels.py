@@ -154,6 +154,14 @@ def test_the_schemes_of_splits_are_named() -> None:
     assert scheme_of(splits, "BIOES") == "BIOES"
 
 
+def test_single_tags_against_the_rules_change_no_scheme() -> None:
+    assert scheme_of(dict(train=[["B-X", "I-X"], ["O", "I-X"]])) == "IOB2"
+    assert scheme_of(dict(train=[["I-X", "E-X"], ["I-X", "O"]])) == "IOE2"
+    assert scheme_of(dict(train=[["B-X", "E-X"], ["B-X"], ["I-X"], ["O", "E-X"]])) == "BIOES"
+    assert scheme_of(dict(train=[["I-X", "L-X"]], validation=[["O"]])) == "BILOU"  # though none begins
+    assert scheme_of(dict(train=[["M-X", "M-X"]])) == "BIOES"
+
+
 def converted(tags: Sequence[str], scheme: str | None = None) -> list[str]:
     """With the prefixes of BIOES, which are all that seqeval's default mode knows."""
     if scheme == "plain":
