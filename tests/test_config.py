@@ -111,7 +111,7 @@ MISTAKES: dict[str, list[tuple[Any, Any, str]]] = {
         *((key, x, f"unknown key ({HIDDEN}") for key, x in (
             ("hf_tokens", TOKEN), ("auth", TOKEN), ("hub_secert_token", TOKEN), ("hf_tokn", TOKEN + "defghijklmnopqr"),
             ("HUB_API_KEY", TOKEN), ("token", [TOKEN]), ("hub", {"user": "me", "auth": [{"password": TOKEN}]}),
-            ("hub_password", 1234567),
+            ("hub_password", 1234567), ("hub", ["hf_token", TOKEN]),
         )),
         *((key, x, HIDDEN) for key, x in (
             ("use_auth_token", TOKEN), ("learning_rate", {"token": TOKEN}), ("revision", {TOKEN + "defghijklmnopqrst"}),
