@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import io
 import itertools
 import json
 import os
@@ -45,7 +46,8 @@ from training_process import CONTEXT, run_python
 import ner.formats
 import predict as predict_module
 from ner.columns import ReadOptions
-from ner.sentences import Sentence
+from ner.report import ErrorReport
+from ner.sentences import Sentence, write_predictions
 from predict import Tagger, predict
 from transformer_trial.errors import TrialError
 
@@ -316,15 +318,16 @@ def test_text_that_begins_like_a_list_is_text(tag: Tag) -> None:
     with_gold=st.booleans(),
 )  # fmt: skip
 def test_columns_read_back_or_are_refused(sentences: list[Any], with_gold: bool, tmp_path: Path) -> None:
-    file, text, kept = tmp_path / "columns.conll", "", []
+    file, output, kept = tmp_path / "columns.conll", io.BytesIO(), []
     for sentence in sentences:
         words, gold, tags = map(list, zip(*sentence))
         try:
-            text += Sentence(words, gold=gold if with_gold else None, tags=tags).as_columns() + "\n"
+            written = Sentence(words, gold=gold if with_gold else None, tags=tags)
+            write_predictions([written], output, ErrorReport("IOB2"), as_columns=True)
             kept.append([words, *([gold] if with_gold else []), tags])
         except TrialError as error:
             assert any(re.search(r"[\t\r\n\0]|^$|^ +$|^\ufeff|^# |^-DOC", word) for word in words), error
-    file.write_text(text, encoding="utf-8", newline="")
+    file.write_bytes(output.getvalue())
     kept = [columns for columns in kept if columns[0] != ["-DOCSTART-"]]  # which stands between documents
     records = ner.formats.read_records(file, ReadOptions())
     assert [list(record.cells.values()) for record in records] == kept
