@@ -5,10 +5,10 @@ import gzip
 import io
 import itertools
 import json
+import multiprocessing.util
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from resource import RLIMIT_FSIZE, RUSAGE_SELF, getrusage, setrlimit
 from typing import Any
 from unittest import mock
 
@@ -493,7 +494,7 @@ def test_a_kill_leaves_whole_lines(kind: int, num_kills: int, long_input: Any, t
 
 def test_a_full_disk_leaves_whole_lines(long_input: tuple[list[str], str], tmp_path: Path) -> None:
     arguments, whole = long_input
-    full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    full = functools.partial(setrlimit, RLIMIT_FSIZE, (100_000, 100_000))
     process = start_tagging(arguments, tmp_path / "out.jsonl", full)
     process.join()
     assert process.exitcode == 1 and assert_first_lines(tmp_path / "out.jsonl", whole) > 10
@@ -501,11 +502,9 @@ def test_a_full_disk_leaves_whole_lines(long_input: tuple[list[str], str], tmp_p
     assert "--output: cannot write" in errors and "File too large" in errors and "Traceback" not in errors
 
 
-PEAK = """
-import resource, sys, predict
-predict.main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-"""
+def tell_peak() -> None:
+    """Have this process print at its end the most memory that it held, in KiB."""
+    multiprocessing.util.Finalize(None, lambda: print(getrusage(RUSAGE_SELF).ru_maxrss), exitpriority=0)
 
 
 @pytest.mark.slow
@@ -515,9 +514,10 @@ def test_memory_does_not_grow_with_the_file(model: Path, tmp_path: Path) -> None
     for num_sentences in (500, 3_500):
         rows = ({"tokens": [f"{word}{i}" for word in words], "ner_tags": ["O"] * 6} for i in range(num_sentences))
         file = write_lines(rows, tmp_path / "in.jsonl")
-        shown, _ = run_python("-c", PEAK, "--model", model, "--input", file, "--output", output, "--batch-size", "8")
-        assert output.read_text().count("\n") == num_sentences
-        peaks.append(int(shown.split()[-1]))
+        process = start_tagging(["--model", str(model), "--input", file, "--batch-size", "8"], output, tell_peak)
+        process.join()
+        assert process.exitcode == 0 and output.read_text().count("\n") == num_sentences
+        peaks.append(int(output.with_suffix(".log").read_text().split()[-1]) * 1024)
         sizes.append(output.stat().st_size)
     assert sizes[1] - sizes[0] > 18_000_000
     assert peaks[1] - peaks[0] < 0.2 * (sizes[1] - sizes[0]), peaks
