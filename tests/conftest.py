@@ -23,6 +23,7 @@ from determined import pytorch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from ner_trial import NERTrial  # noqa: E402
+from transformer_trial import local  # noqa: E402
 from transformer_trial.callbacks import build_callbacks  # noqa: E402
 from transformer_trial.errors import PrintableFormatter, TrialError  # noqa: E402
 
@@ -84,6 +85,15 @@ def write_config(config: Config, folder: Path, output: str = "run") -> list[str]
     """Write config.yaml to a folder; returns what `train.py` takes to train it into another one in that folder."""
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return [str(folder / "config.yaml"), "--output-dir", str(folder / output)]
+
+
+def train_here(*arguments: str) -> None:
+    """Train as `train.py` does with a command line, in this process; what that sets is undone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "set_up_logging", lambda on_cluster: None)
+        patch.setenv("XDG_DATA_HOME", "what the run sets is undone")
+        patch.chdir(PROJECT)
+        local.run(NERTrial, arguments)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What is wrong with a file is said in one paragraph: where, what was found, what is accepted. Nothing trains on it."""
 
 import gzip
+import importlib.util
 import io
 import json
 import multiprocessing
@@ -14,9 +15,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 import pytest
-from conftest import check_message, refuses
+from conftest import Config, Log, check_message, refuses, train_here, write_config
 from test_ner_formats import CASES, SENTENCES, as_lines, class_label_features, to_parquet, write_file
-from test_predict import train_here
 
 import ner.data
 import ner_utils
@@ -59,6 +59,7 @@ KAGGLE = "Sentence #,Word,POS,Tag\n"
 PARQUET = parquet([["E.U"]] * 2000, [["O"]] * 2000)
 TWICE = io.BytesIO()
 pyarrow.parquet.write_table(pyarrow.table([[["EU"]], [["O"]]], names=["tokens", "tokens"]), TWICE)
+WEBANNO = "#FORMAT=WebAnno TSV 3.2\n"
 UTF8 = "accepted is text in UTF-8"
 LABELS = {"label_list": ["O", "B-X"]}
 OTHER, NO_TOKENS = '{"words": ["a"], "tags": ["O"]}', "no column 'tokens'"
@@ -98,11 +99,11 @@ WORDS: list[Any] = [
     ("a dash for a tag", line(["a"], ["-"]), "tag 1 is '-', which names no type; accepted are O, B-PER"),
     ("mixed schemes", GOOD + line(["a", "b"], ["B-X", "L-X"]) + line(["a"], ["E-X"]),
      "line", "-X does not go with the others; found are B-ORG, B-X, E-X, L-X", "data.label_scheme"),
+    ("several sentences", as_lines([{"tokens": ["a"], "tags": ["O"] * n} for n in (1, 2, 1, 0, 3)]),
+     "found 3 sentences with more words than tags, or fewer.", "line 2: found 1 words", "line 4: ", "line 5: "),
 ]  # fmt: skip
 JSON: list[Any] = [
-    ("an empty file", "", "has no rows. Give a file with at least one"),
-    ("a blank file", "\n \n", "has no rows"),
-    ("an empty list", "[]", "has no rows"),
+    *((f"the file {x!r}", x, "has no rows. Give a file with at least one") for x in ("", "\n \n", "[]")),
     ("an empty object", "[{}]", "row 1: no column 'tokens'; found .", "data.text_column_name"),
     ("a broken line", GOOD + '\n{"tokens": ["a"\n' + GOOD, "line 3: not readable as json: Expecting ',' delim"),
     ("JSON cut in the middle", json.dumps([json.loads(GOOD)] * 5, indent=1)[:-50], "line", "not readable as json: "),
@@ -127,24 +128,24 @@ JSON: list[Any] = [
     ("one column for both", GOOD, "'tokens' is the column of the words and of", {"label_column_name": "tokens"}),
     ("another tag for O", GOOD, "no tag 'X' in the column 'ner_tags', but B-ORG, O.", {"outside_label": "X"}),
 ]  # fmt: skip
+BAD_SPANS = [[1, 9, "A"], [13, 14, "B"], [13, 14, "C"], [4, 99, "D"]]
 SPANS: list[Any] = [
     ("overlapping spans", span(entity(0, 12), entity(4, 12)), "line 2: entity 2, 'Lovelace' (PER, 4 to 12), overlaps"),
     ("the same span twice", span(entity(0, 3), entity(0, 3, "X")), "entity 2, 'Ada' (X, 0 to 3), overlaps", "keep one"),
     ("a span that cuts a word", span(entity(0, 7)), "line 2: entity 1, 'Ada Lov' (PER, 0 to 7), cuts", "(4 to 12)"),
     ("a span of one less", span(entity(4, 11)), "'Lovelac' (PER, 4 to 11), cuts the word", "Words end at blanks"),
-    ("a span beyond the text", span(entity(22, 99)), "1 reaches from 22 to 99; accepted are characters from 0 to 29"),
-    ("a span that ends first", span(entity(3, 0)), "entity 1 reaches from 3 to 0"),
-    ("a span of nothing", span(entity(3, 3)), "entity 1 reaches from 3 to 3"),
+    *((f"a span from {a} to {b}", span(entity(a, b)), f"1 reaches from {a} to {b}; accepted are characters from 0 to ")
+      for a, b in ((22, 99), (3, 0), (3, 3), (-3, 3))),
     ("a span of a blank", span(entity(3, 4)), "entity 1, ' ' (PER, 3 to 4), holds no word"),
-    ("a negative span", span(entity(-3, 3)), "entity 1 reaches from -3 to 3"),
-    ("a span of floats", span(entity(0.0, 3.0)), "entity 1 is {'start': 0.0", "accepted are start, end"),
-    ("a span of texts", span(entity("0", "3")), "entity 1 is {'start': '0'", "accepted are start, end"),
-    ("a span without label", span({"start": 0, "end": 3}), "entity 1 is {'start': 0, 'end': 3}; accepted"),
-    ("a span with null", span(entity(0, 3, None)), "entity 1 is {'start': 0, 'end': 3, 'label': None}"),
-    ("a span with two labels", span({"start": 0, "end": 3, "labels": ["A", "B"]}), "entity 1 is {'start'"),
+    *((f"the span {x}", span(x), f"entity 1 is {x}; accepted are start, end and label") for x in (
+        entity(0.0, 3.0), entity("0", "3"), {"start": 0, "end": 3}, entity(0, 3, None), [0, 3],
+        {"start": 0, "end": 3, "labels": ["A", "B"]},
+    )),
+    ("many bad spans", as_lines([{"text": "Ada Lovelace x", "entities": BAD_SPANS}] * 3),
+     "found 3 entities that cut a word; 3 entities that overlap; 3 entities that are out of range.",
+     "data.bad_spans: widen or drop", "line 1: entity 1, 'da Lovel' (A, 1 to 9), cuts", "line 2: entity 3, "),
     ("a span with an empty label", span(entity(0, 3, " ")), "entity 1 has the label '', which names no"),
     ("a span with a piece of json", span(entity(0, 3, '"PER"')), "entity 1 has the label '\"PER\"'"),
-    ("a list of two", span([0, 3]), "line 2: entity 1 is [0, 3]; accepted are start, end and label"),
     ("a span counted in bytes", span(entity(7, 8, text="a"), text="üüü a b c"),
      "entity 1 has the text 'a', but from 7 to 8 there is ' '", "Count characters"),
     ("tags among spans", span("O", "O"), "found 2 entities that have no start, end and label", "entity 1 is 'O'; acc"),
@@ -161,9 +162,7 @@ SPANS: list[Any] = [
 COLUMNS: list[Any] = [
     ("a dash for O", "EU\tORG\nis\t_\n", "line 2: tag 2 is '_'", "If it stands for O, set data.outside_label: '_'"),
     ("tags with brackets", "EU\t(ORG*)\nis\t*\n", "line 2: tag 2 is '*', which names no type"),
-    ("an empty CoNLL file", "", "has no rows"),
-    ("comments only", "# a = b\n# c\n\n", "has no rows"),
-    ("-DOCSTART- only", "-DOCSTART- -X- O O\n\n", "has no rows"),
+    *((f"the columns {x!r}", x, "has no rows") for x in ("", "# a = b\n# c\n\n", "-DOCSTART- -X- O O\n\n")),
     ("a word without tag", "EU\tO\nis\n", "line 2: found 1 columns ('is') where 2 are expected, separated by TABs"),
     ("the first word without tag", "EU\nrejects O\n", "line 1: found 1 columns ('EU') where 2 are"),
     ("a hashtag without tag", "EU\tO\n\n#EU\n\n", "line 3: found 1 columns ('#EU') where 2"),
@@ -172,7 +171,6 @@ COLUMNS: list[Any] = [
     ("a tag after a blank word", "EU\tB-ORG\n \tO\n", "line 2: word 2 is missing"),
     ("an empty last column", "EU\tB-ORG\n\nrejects\tO\na\t\n", "line 4: tag 2 is missing"),
     ("B- alone in columns", "EU B-ORG\nthe O\n\nthe O\nUN B-\n", "line 5: tag 2 is 'B-'"),
-    ("B- alone in four columns", "EU NNP B-NP B-ORG\na NN B-NP B-\n", "line 2: tag 2 is 'B-'"),
     ("ragged columns", "a NNP B-ORG\nb O\n", "line 2: found 2 columns ('b O') where 3 are", "separated by spaces"),
     ("a space for a TAB", "EU\tO\nrejects O\n", "line 2: found 1 columns ('rejects O') where 2", "TABs"),
     ("a TAB for a space", "EU O\nNew York\tO\n", "line 2: found 2 columns ('New York\\tO')", "spaces"),
@@ -186,8 +184,7 @@ COLUMNS: list[Any] = [
     ("a pointer of git lfs", "version https://lfs/v1\noid sha256:4d7a\nsize 12345\n", "line 3: tag 3 is the"),
 ]  # fmt: skip
 TABLES: list[Any] = [
-    ("an empty csv file", "", "has no rows"),
-    ("a header only", HEADER, "has no rows. Give a file with at least one"),
+    *((f"the table {x!r}", x, "has no rows. Give a file with at least one") for x in ("", HEADER)),
     ("colons", "tokens:ner_tags\n", "line 1: found one column, 'tokens:ner_tags'; accepted are cells with commas"),
     ("another delimiter", HEADER, "found one column", "semicolons", "data.delimiter", {"delimiter": ";"}),
     ("a quote that separates", HEADER, "data.delimiter", {"delimiter": '"'}),
@@ -210,7 +207,8 @@ TABLES: list[Any] = [
     ("half a list", HEADER + "['a',O\n", "line 2: the words are \"['a'\"", LIST),
     ("doubled quotes", HEADER + "\"['don''t']\",\"['O']\"\n", "the words are", "['don''t']", LIST),
     ("a dictionary in csv", HEADER + "\"{'EU': 'a'}\",\"['O']\"\n", "the words are", "{'EU': 'a'}", LIST),
-    ("Latin-1 in csv", (KAGGLE + "1,a,O,O\n1,Zürich,O,O\n").encode("latin-1"), "line 3: found", "0xfc"),
+    ("Latin-1 in csv", ("word,tag,sentence_id\n" + "ë,O,1\n" * 3).encode("latin-1"), "line 2: found the byte 0xeb",
+     "(3 such lines)", "data.encoding: ", "cp1252 reads 'ë,O,1'"),
     ("line ends of old Macs", (HEADER + ROW).replace("\n", "\r"), "line 1: not readable as csv"),
     ("words without ids", "word,tag\nEU,O\na,O\n", "every row is a single word", "data.sentence_column", "blank line"),
     ("an id that comes back", KAGGLE + "1,EU,,O\n2,a,,O\n1,b,,O\n", "line 4: the sentence '1' goes on here, after"),
@@ -244,9 +242,13 @@ BAD = {
         ("no header in explicit tsv", "EU\tO\na\tO\n", "line 2: the line before holds", {"file_format": "tsv"}),
         ("a header and blank lines", "word\ttag\nEU\tO\n\na\tO\n", "every row is a single word"),
         ("ids of sentences", "1\tEU\tO\n1\ta\tO\n2\tb\tO\n", "line 1: no column 'tokens'; found 0, 1, 2"),
+        ("relations alone", f"{WEBANNO}#T_RL=x|y\n\n1-1\t0-1\ta\t_\n", "names no layer of spans (#T_SP=...)"),
+        ("a layer less", f"{WEBANNO}#T_SP=x|y\n\n1-1\t0-1\ta\n", "line 4: found 3 columns, but the head"),
     ],
     "a.txt": [
         ("a zip file", b"PK\x03\x04\x14\x00\x06\xff", "line 1: found the byte 0xff", "data.file_format is"),
+        ("words after tags", "PER Ada\nNO met\nNO a\nNO b\nNO c\nLOC Rome\nNO f\nNO g\n",
+         "text_column_name: 1 and data", "column 0 has 3 different values, column 1 has 8, in 8 words"),
     ],
     "a.conllu": [
         ("three columns of CoNLL-U", "1\tEU\tO", "found 3 columns", "where 10 are", "# global.columns = ID FORM NER"),
@@ -256,9 +258,18 @@ BAD = {
     "a.conll.gz": [("damaged gzip", gzip.compress(b"EU\tO\n")[:-8] + b"12345678", "cannot be read: CRC")],
     "a.csv.gz": [("no gzip", HEADER + ROW, "cannot be read: Not a gzipped file", "Pack it anew")],
     "a.parquet.gz": [("truncated parquet in gzip", gzip.compress(PARQUET)[:-99], "Compressed file ended")],
+    "1.ann": [
+        ("no place", "T1\tPER x\tAda\n", "line 1: found 'T1\\tPER x\\tAda'; accepted is T1, a TAB"),
+        ("a place beyond", "T1\tPER 90 93\tAda\n", "found an entity at 90, beyond the 30 characters of 1.txt"),
+    ],
+    "2.ann": [("no text", "", "there is no 2.txt beside it")],
+    "a.spacy": [("no spaCy", "", "needs spaCy to be read. Install it")] * (importlib.util.find_spec("spacy") is None),
     "a.xlsx": [("an unknown ending", GOOD, "ends in '.xlsx'; accepted are .json, .jsonl", "data.file_format: one of")],
     "train": [("no ending", GOOD, "has no ending; accepted are .json", "with or without .gz")],
 }  # fmt: skip
+UNIFORM = [(["Ada", "met", "Bob"], ["B-PER", "O", "B-PER"])] * 6  # the same number of cells whatever one splits at
+FORMATS = ("json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu", "webanno")
+NUMBERS = [parquet([["EU"]], [[1]], names) for names in (["O", "B-X"], ["B-X", "O"])]
 
 
 def write(path: Path, content: Any) -> None:
@@ -271,17 +282,11 @@ def write(path: Path, content: Any) -> None:
 def test_a_bad_file_is_refused(file: str, case: tuple[Any, ...], tmp_path: Path) -> None:
     _, content, *said = case
     options = said.pop() if isinstance(said[-1], dict) else {}
+    write(tmp_path / "1.txt", "Ada Lovelace lived in London.\n")
     write(tmp_path / file, content)
     with refuses(str(tmp_path / file), *said) as raised:
         read(tmp_path / file, **options)
     assert raised.value.__cause__ is None
-
-
-# ----------------------------------------------------------------------------------- a format that is not the file's
-
-UNIFORM = [(["Ada", "met", "Bob"], ["B-PER", "O", "B-PER"])] * 6  # the same number of cells whatever one splits at
-
-FORMATS = ("json", "jsonl", "csv", "tsv", "parquet", "conll", "conllu", "webanno")
 
 
 @pytest.mark.parametrize("sentences", [pytest.param(SENTENCES, id="sample"), pytest.param(UNIFORM, id="uniform")])
@@ -297,9 +302,6 @@ def test_another_file_format_than_the_file_has_is_refused(name: str, sentences: 
     for file_format in set(FORMATS).difference({own}, *(formats for formats in alike if own in formats)):
         with refuses(str(tmp_path / "a")):
             read(tmp_path / "a", **{**case.options, "file_format": file_format})
-
-
-# --------------------------------------------------------------------------------------------------- files and globs
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -321,9 +323,6 @@ def test_a_file_that_is_not_there_is_named_with_its_key(name: str, said: str, sp
     files: Any = {"train_file": str(tmp_path / "good.jsonl"), f"{split}_file": str(tmp_path / name)}
     with refuses(f"data.{split}_file: ", said, "Give a file, a folder, or a glob such as data/*.json"):
         ner.data.load_splits(ner.config.NERDataConfig(**files))
-
-
-NUMBERS = [parquet([["EU"]], [[1]], names) for names in (["O", "B-X"], ["B-X", "O"])]
 
 
 @pytest.mark.parametrize(
@@ -379,18 +378,13 @@ def test_a_file_without_permission_is_named() -> None:
     assert all("cannot be read: Permission denied. Check its owner" in message for message in opened)
 
 
-# --------------------------------------------------------------------------------------- the whole trial, and train.py
-
-
 @pytest.mark.parametrize("name", ["a tag is missing", "mixed schemes", "a word without tag", "truncated parquet"])
-def test_train_py_stops_with_the_message_alone(
-    name: str, config: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_train_py_says_the_message_alone(name: str, config: Config, tmp_path: Path, caplog: Log) -> None:
     file, (_, content, *said) = next((file, case) for file, cases in BAD.items() for case in cases if case[0] == name)
     write(tmp_path / file, content)
     config["data"] |= {"train_file": str(tmp_path / file), "validation_file": str(tmp_path / file)}
     with pytest.raises(SystemExit) as stopped:
-        train_here(config, tmp_path)
+        train_here(*write_config(config, tmp_path))
     assert stopped.value.code == 1
     assert caplog.records[-1].exc_info is None
     check_message(caplog.records[-1].getMessage(), str(tmp_path / file), *said)

@@ -31,21 +31,21 @@ def write_documents(split: str, folder: Path, *names: str, size: int = 4) -> Pat
     return Path(write_lines(rows, folder / f"{split}.json"))
 
 
-def with_context(config: Config, mode: str, folder: Path) -> Config:
-    files = {f"{split}_file": str(write_documents(split, folder)) for split in ("train", "validation", "test")}
-    return config | {"data": config["data"] | files | options_of(mode)}
-
-
 def options_of(mode: str) -> dict[str, Any]:
     return {"document_context": mode, "context_tokens": 12, "max_seq_length": 48}
+
+
+def data_of(mode: str, folder: Path) -> dict[str, Any]:
+    """What the section `data` says of files with documents, which are written to the folder."""
+    splits = ("train", "validation", "test")
+    return {f"{split}_file": str(write_documents(split, folder)) for split in splits} | options_of(mode)
 
 
 @pytest.fixture(scope="module", params=MODES)
 def run(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run; the files that it was trained and tested on are beside it."""
     folder = tmp_path_factory.mktemp(request.param)
-    files = {f"{split}_file": str(write_documents(split, folder)) for split in ("train", "validation", "test")}
-    return train(tiny_model, folder, **files, **options_of(request.param))
+    return train(tiny_model, folder, **data_of(request.param, folder))
 
 
 @pytest.fixture
@@ -71,7 +71,6 @@ def test_scores_and_predictions_are_those_of_predict_on_the_same_files(run: Path
     gold = [row["ner_tags"] for row in read_lines(run.parent / "test.json")]
     assert [row["gold"] for row in rows] == [row["gold"] for row in tested] == gold
     assert tags_of(rows) == tags_of(tested)
-    assert sum(row["scores"] != known["scores"] for row, known in zip(rows, tested)) <= len(rows)
     assert "The model was trained on documents" in said and "has some" in said
 
     rows, _ = tag(run.parent / "validation.json")
@@ -129,7 +128,7 @@ def test_the_card_and_the_config_say_what_the_model_saw(run: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_two_slots_count_what_one_counts(config: Config, tmp_path: Path, mode: str) -> None:
-    config = with_context(config, mode, tmp_path)
+    config["data"] |= data_of(mode, tmp_path)
     one, two = (train_to_end(config, tmp_path / str(num_slots), num_slots) for num_slots in (1, 2))
     assert_same_metrics_and_weights(two, one)
 
@@ -144,7 +143,7 @@ def test_two_slots_count_what_one_counts(config: Config, tmp_path: Path, mode: s
 def test_data_without_whole_documents_is_refused(
     config: Config, fit: Fit, tmp_path: Path, split: str, names: list[str], said: list[str]
 ) -> None:
-    config = with_context(config, "merged", tmp_path)
+    config["data"] |= data_of("merged", tmp_path)
     write_documents(split, tmp_path, *names)
     with refuses(*said):
         fit(config)

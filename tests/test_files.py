@@ -3,11 +3,12 @@
 import functools
 import os
 import signal
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import watch
 
 from transformer_trial import files
 from transformer_trial.files import replacing, restore_old
@@ -70,37 +71,29 @@ def test_only_the_name_itself_is_replaced(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"it": "new", "it.old": "precious", "elsewhere": "precious, too"}
 
 
-def killing(function: Callable[..., Any], killed_at: str) -> Callable[..., Any]:
-    """The function, which kills its process at the call that `killed_at` names: "NAME N"."""
-    calls = 0
-
-    @functools.wraps(function)
-    def killed(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if killed_at == f"{function.__name__} {calls}":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments)
-
-    return killed
-
-
 @pytest.mark.parametrize(
     ("killed_at", "left", "restored"),
     [
-        pytest.param("write_text 1", ["it", "it.new"], "old", id="while-writing"),
-        pytest.param("_put_in_place 1", ["it", "it.new"], "old", id="before-the-renames"),
-        pytest.param("rename 2", ["it.new", "it.replaced"], "old", id="between-the-renames"),
-        pytest.param("_remove 3", ["it", "it.replaced"], "new", id="after-the-renames"),
+        ("write_text 1", ["it", "it.new"], "old"),
+        ("_put_in_place 1", ["it", "it.new"], "old"),
+        ("rename 2", ["it.new", "it.replaced"], "old"),  # between the two renames
+        ("_remove 3", ["it", "it.replaced"], "new"),
     ],
 )
 def test_a_kill_leaves_one_of_the_two(tmp_path: Path, killed_at: str, left: list[str], restored: str) -> None:
+    calls = Counter[str]()
+
+    def count(name: str, *_: Any) -> None:
+        calls[name] += 1
+        if f"{name} {calls[name]}" == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     path = tmp_path / "it"
     write(path, "folder", "old")
     child = os.fork()
     if child == 0:
         for owner, name in ((files, "_put_in_place"), (files, "_remove"), (Path, "rename"), (Path, "write_text")):
-            setattr(owner, name, killing(getattr(owner, name), killed_at))
+            watch(owner, name, pytest.MonkeyPatch(), first=functools.partial(count, name))
         with replacing(path) as new:
             write(new, "folder", "new")
         os._exit(0)

@@ -28,7 +28,7 @@ import ner.formats
 import ner.sentences
 import ner.sources
 from ner.columns import find_columns
-from ner.config import InputOptions, ReadOptions
+from ner.config import InputOptions
 from ner.data import read_sentences
 
 Sentence = tuple[list[str], list[str]]
@@ -82,16 +82,6 @@ def kaggle(*, first_only: bool = False, **options: Any) -> Callable[[list[Senten
 
 def kaggle_frame(sentences: list[Sentence]) -> pd.DataFrame:
     return pd.DataFrame(word_rows(sentences, first_only=True), columns=["sentence_id", "word", "pos", "label"])
-
-
-def conllu(sentences: list[Sentence]) -> str:
-    text = "# global.columns = ID FORM LEMMA UPOS XPOS FEATS HEAD DEPREL DEPS MISC\n"
-    for number, (words, tags) in enumerate(sentences, start=1):
-        text += f"# sent_id = {number}\n# text = with\ta TAB\n1-2\t{words[0]}xx\t" + "\t".join("_" * 8) + "\n"
-        for i, (word, tag) in enumerate(zip(words, tags), start=1):
-            text += f"{i}\t{word}\t_\tNOUN\t_\t_\t0\tdep\t_\t{tag}\n{i}.1\tempty\t" + "\t".join("_" * 8) + "\n"
-        text += "\n"
-    return text
 
 
 def spans_of(sentence: Sentence) -> tuple[str, list[list[Any]]]:
@@ -182,6 +172,7 @@ def columns(
     return Case(ending, write, holds, options, ending if ending == "conllu" else "conll")
 
 
+BLANKS = "\t_" * 8
 TAB4 = "{word}\tNNP\tB-NP\t{tag}"
 COMMENTS: dict[str, Any] = dict(
     start="# newdoc = 1\n-DOCSTART-\t-X-\tO\n\n# a comment\n\n",
@@ -199,37 +190,30 @@ CASES = {
     "jsonl, gb18030": Case("jsonl", lambda s: as_lines(rows_of(s)).encode("gb18030"), options={"encoding": "gb18030"}),
     "ndjson": Case("ndjson", lambda s: as_lines(rows_of(s)), file_format="jsonl"),
     "jsonl with numbers": Case(
-        "jsonl", lambda s: as_lines([{"tokens": w, "tags": list(map(NAMES.index, t))} for w, t in s]),
-        options={"label_list": NAMES},
-    ),
+        "jsonl", lambda s: as_lines([{"tokens": w, "tags": list(map(NAMES.index, t))} for w, t in s]), bool,
+        {"label_list": NAMES}),
     "jsonl with lines of text": Case(
-        "jsonl", lambda s: as_lines([{"text": " ".join(w), "labels": " ".join(t)} for w, t in s]), in_line
-    ),
+        "jsonl", lambda s: as_lines([{"text": " ".join(w), "labels": " ".join(t)} for w, t in s]), in_line),
     "jsonl, a row a word": Case(
-        "jsonl", lambda s: as_lines([dict(zip(("sent_id", "token", "pos", "tag"), r)) for r in word_rows(s)]), in_cells
-    ),
+        "jsonl", lambda s: as_lines([dict(zip(("sent_id", "word", "pos", "tag"), r)) for r in word_rows(s)]), in_cells),
     "parquet": Case("parquet", lambda s: to_parquet(pd.DataFrame(rows_of(s)))),
     "parquet with ClassLabel": Case(
-        "parquet", lambda s: to_parquet(datasets.Dataset.from_list(rows_of(s), features=class_label_features(NAMES)))
-    ),
+        "parquet", lambda s: to_parquet(datasets.Dataset.from_list(rows_of(s), features=class_label_features(NAMES)))),
     "parquet, a row a word": Case(
-        "parquet", lambda s: to_parquet(kaggle_frame(s).replace({"sentence_id": {"": np.nan}})), in_cells
-    ),
+        "parquet", lambda s: to_parquet(kaggle_frame(s).replace({"sentence_id": {"": np.nan}})), in_cells),
     "csv, Python text": Case("csv", list_table(str)),
     "csv, JSON text": Case("csv", list_table(json.dumps, quoting=csv.QUOTE_ALL, lineterminator="\r\n")),
     "csv, JSON text over lines": Case("csv", list_table(lambda cell: json.dumps(cell, indent=1))),
     "csv, lines of text": Case("csv", list_table(" ".join), in_line),
     "csv by pandas": Case("csv", lambda s: "\ufeff" + pd.DataFrame(rows_of(s)).to_csv()),
     "csv, other names": Case(
-        "csv", lambda s: as_table(["n", "mots", "x"], [[i, w, t] for i, (w, t) in enumerate(s)]),
-        options={"text_column_name": "mots", "label_column_name": "x"},
-    ),
+        "csv", lambda s: as_table(["n", "mots", "x"], [[i, w, t] for i, (w, t) in enumerate(s)]), bool,
+        {"text_column_name": "mots", "label_column_name": "x"}),
     "csv, a row a word": Case("csv", kaggle(), in_cells),
     "csv, an id a sentence": Case("csv", kaggle(first_only=True), in_cells),
     "csv, a row a word, by pandas": Case(
         "csv", lambda s: kaggle_frame(s).rename(columns={"word": "mot", "label": "type"}).to_csv(), in_cells,
-        {"label_column_name": "type"},
-    ),
+        {"label_column_name": "type"}),
     "csv, semicolons": Case("csv", kaggle(delimiter=";"), in_cells),
     "csv, pipes": Case("csv", list_table(json.dumps, delimiter="|")),
     "csv, a delimiter by name": Case("csv", list_table(json.dumps, delimiter="~"), options={"delimiter": "~"}),
@@ -245,23 +229,30 @@ CASES = {
     "TAB at the end": columns("{word}\t{tag}\t"),
     "lone TAB between sentences": columns(between="\t\n"),
     "blank lines, none at the end": Case(
-        "conll", lambda s: columns(between="\n \n\n", start="\n\n").write(s).rstrip("\n"), in_columns
-    ),
+        "conll", lambda s: columns(between="\n \n\n", start="\n\n").write(s).rstrip("\n"), in_columns),
     "CRLF and BOM": Case("conll", lambda s: "\ufeff" + columns().write(s).replace("\n", "\r\n"), in_columns),
     "global.columns": columns(TAB4, start="# global.columns = A B C D\n", options={"text_column_name": "A"}),
     "columns by number": columns(
-        "{tag} B-NP {word} B-VP", between_spaces, "txt", {"text_column_name": 2, "label_column_name": "0"}
-    ),
+        "{tag} B-NP {word} B-VP", between_spaces, "txt", {"text_column_name": 2, "label_column_name": "0"}),
     "plain comments among spaces": columns("{word} {tag}", between_spaces, "txt", comment="# comment\n  # of three\n"),
     "column by number from the end": columns("{word} NNP {tag} B-VP", between_spaces, "txt", {"label_column_name": -2}),
     "UNER": columns("{j}\t{word}\t{tag}\t-\t-", ending="iob2", comment="# text = x\n"),
     "count from 0": columns("{i}\t{word}\t{tag}", ending="iob2"),
-    "CoNLL-U": Case("conllu", conllu, in_columns),
+    "CoNLL-U": columns(
+        f"{{j}}\t{{word}}\t_\tNOUN\t_\t_\t0\tdep\t_\t{{tag}}\n{{j}}.1\tempty{BLANKS}", ending="conllu",
+        start="# global.columns = ID FORM LEMMA UPOS XPOS FEATS HEAD DEPREL DEPS MISC\n",
+        comment=f"# sent_id = {{number}}\n# text = with\ta TAB\n1-2\tDamit{BLANKS}\n"),
     "CoNLL-U, other columns": columns("{j}\t{word}\t{tag}", ending="conllu", start="# global.columns = ID FORM NER\n"),
     "spans": Case("jsonl", lambda s: as_lines([dict_rows(*spans_of(pair)) for pair in s]), in_text),
     "WebAnno": Case("tsv", webanno, in_cells, file_format="webanno"),
     "spans, parquet": Case("parquet", lambda s: to_parquet(pd.DataFrame(dict_rows(*spans_of(p)) for p in s)), in_text),
 }  # fmt: skip
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+DOCUMENTATION = (PROJECT / "docs" / "data.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```(json|csv|)\n(\{.*?|\w.*?|-DOCSTART.*?)```", DOCUMENTATION, re.DOTALL)
+TYPES = st.sampled_from(["PER", "ORG"])
+WORDS = "doc_id,sentence_id,word,tag\n"
+LEFT_OUT = [{"tokens": ["a", "b"], "ner_tags": ["O", "O"], "document_id": name} for name in (math.nan, None, "", 7)]
 
 
 def write_file(path: Path, content: Any) -> None:
@@ -285,27 +276,19 @@ def read_files(pattern: Path, **options: Any) -> list[Sentence]:
 
 
 @pytest.mark.parametrize(
-    ("num_files", "compressed", "by_ending", "needs_tags"),
-    [
-        pytest.param(1, False, True, True, id="a file by its ending"),
-        pytest.param(1, False, True, False, id="a file to predict on"),
-        pytest.param(3, True, True, True, id="packed files by their ending"),
-        pytest.param(1, True, False, True, id="a packed file by file_format"),
-        pytest.param(3, False, False, True, id="files by file_format"),
-    ],
+    ("num_files", "packed", "by_ending", "needs_tags"),
+    [(1, "", True, False), (3, ".gz", True, True), (1, ".gz", False, True), (3, "", False, True)],
 )
-@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
-def test_every_format_and_shape_gives_the_same_sentences(
-    case: Case, num_files: int, compressed: bool, by_ending: bool, needs_tags: bool, tmp_path: Path
-) -> None:
+@every_case
+def test_each_shape(case: Case, num_files: int, packed: str, by_ending: bool, needs_tags: bool, tmp_path: Path) -> None:
     sentences = [sentence for sentence in SENTENCES if case.holds(sentence[0])]
     size = -(-len(sentences) // num_files)
     assert len(sentences) >= 3
-    ending = ("." + (case.ending if by_ending else "data")) + ".gz" * compressed
     for i in range(num_files):
-        write_file(tmp_path / f"part{i}{ending}", case.write(sentences[i * size : (i + 1) * size]))
+        file = tmp_path / f"part{i}.{case.ending if by_ending else 'data'}{packed}"
+        write_file(file, case.write(sentences[i * size : (i + 1) * size]))
     options = case.options | ({} if by_ending else {"file_format": case.file_format or case.ending})
-    pattern = tmp_path / ("part*" if num_files > 1 else f"part0{ending}")
+    pattern = tmp_path / "part*" if num_files > 1 else file
     assert read_files(pattern, needs_tags=needs_tags, **options) == sentences
 
 
@@ -316,18 +299,11 @@ def test_the_sample_is_the_same_in_every_format(split: str, ending: str) -> None
     assert read_files(SAMPLE_DATA / f"{split}.{ending}") == expected
 
 
-DOCUMENTATION = (PROJECT / "docs" / "data.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```(json|csv|)\n(\{.*?|\w.*?|-DOCSTART.*?)```", DOCUMENTATION, re.DOTALL)
-
-
 @pytest.mark.parametrize(("kind", "content"), [e for e in EXAMPLES if e[0] or e[1].startswith("-DOCSTART")])
 def test_the_examples_of_the_documentation_are_read(kind: str, content: str, tmp_path: Path) -> None:
     write_file(tmp_path / f"a.{kind or 'conll'}", content)
     words, tags = read_files(tmp_path / f"a.{kind or 'conll'}")[0]
     assert words[0] == "Ada" and tags[0] == "B-PER"
-
-
-TYPES = st.sampled_from(["PER", "ORG"])
 
 
 @st.composite
@@ -345,9 +321,9 @@ def arbitrary_sentences(draw: st.DrawFn, alphabet: str | None) -> list[Sentence]
     return sentences
 
 
+@every_case
 @settings(suppress_health_check=list(HealthCheck))  # one folder serves all examples
 @given(data=st.data())
-@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
 def test_any_words_survive_every_format(case: Case, data: st.DataObject, tmp_path: Path) -> None:
     alphabet = data.draw(st.sampled_from([None, "ab#-[]{}()'\",;= \t\n\r_1.\\/\u00a0\u2028\ufeffO"]))
     sentences = [s for s in data.draw(arbitrary_sentences(alphabet)) if case.holds(s[0])]
@@ -386,14 +362,6 @@ def test_a_text_is_read_as_the_list_that_it_writes_down_or_at_its_spaces_or_refu
     assert repr(found) == repr(expected)  # by repr: NaN is not equal to itself
 
 
-def test_a_word_has_the_place_of_its_line_and_a_sentence_that_of_its_first(tmp_path: Path) -> None:
-    file = tmp_path / "a.conll"
-    write_file(file, "# x = y\n\nEU\tO\nrejects\tO\n\n\nAda\tB-PER\n")
-    records = list(ner.formats.read_records(file, ReadOptions()))
-    assert [record.place for record in records] == [f"{file}, line 3", f"{file}, line 7"]
-    assert [record.places for record in records] == [[f"{file}, line 3", f"{file}, line 4"], [f"{file}, line 7"]]
-
-
 def test_comments_that_could_be_words_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_file(tmp_path / "a.txt", "EU O\n\n# PER\nAda O\n\n# oldtag\nAda PER\n\n# PER\n\n# x = y\nBob PER\n\n")
     expected = [(["EU"], ["O"]), (["Ada"], ["O"]), (["Ada"], ["PER"]), (["#"], ["PER"]), (["Bob"], ["PER"])]
@@ -401,16 +369,12 @@ def test_comments_that_could_be_words_are_counted(tmp_path: Path, caplog: pytest
     assert f"{tmp_path / 'a.txt'}, line 3: taken as a comment, as are 1 lines like it." in caplog.text
 
 
-WORDS = "doc_id,sentence_id,word,tag\n"
-LEFT_OUT = [{"tokens": ["a", "b"], "ner_tags": ["O", "O"], "document_id": name} for name in (math.nan, None, "", 7)]
-
-
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        pytest.param("a.csv", WORDS + "x,1,a,O\n,1,b,O\ny,1,c,O\ny,2,d,O\n", "x:ab y:c y:d", id="ids anew in each"),
-        pytest.param("a.csv", WORDS + ",1,a,O\n,1,b,O\n,2,c,O\n", ":ab :c", id="words of none"),
-        pytest.param("a.json", as_lines(LEFT_OUT), ":ab :ab :ab 7:ab", id="no name in some rows"),
+        ("a.csv", WORDS + "x,1,a,O\n,1,b,O\ny,1,c,O\ny,2,d,O\n", "x:ab y:c y:d"),  # ids anew in each
+        ("a.csv", WORDS + ",1,a,O\n,1,b,O\n,2,c,O\n", ":ab :c"),
+        ("a.json", as_lines(LEFT_OUT), ":ab :ab :ab 7:ab"),
     ],
 )
 def test_the_documents_of_sentences(name: str, content: str, expected: str, tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from model_kinds import KINDS, LABELS, SENTENCES, every_kind, load_tokenizer, prepared_tokenizer
 from run_ner_reference import tokenize as run_ner_tokenize
+from test_ner_labels import make_rows
 
 import ner.windows
 import ner_utils
 from ner.context import choose_neighbours
-from ner.report import ErrorReport, metric_directions
+from ner.report import metric_directions
 from ner.windows import IGNORED_LABEL_ID, NO_POSITION, WORD_COLUMNS, prepare_tokenizer
 from ner_utils import build_tokenized_datasets, compute_metrics, get_dataset_metadata, iterate_sentences
 
@@ -31,6 +32,7 @@ known_words = sorted({word for row in SENTENCES for word in row["tokens"]})
 any_word = st.sampled_from(odd_words) | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 tagged_word = st.tuples(any_word | st.sampled_from(known_words), st.sampled_from(LABELS))
 tagged_words = st.lists(tagged_word, min_size=1, max_size=25)
+tag_pairs = st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, ""]))
 TaggedWords = list[tuple[str, str]]
 
 
@@ -177,15 +179,10 @@ def test_without_windows_inputs_and_labels_are_those_of_run_ner(kind: str, sente
     assert {name: values[0] for name, values in expected.items() if name != "length"}.items() <= row.items()
 
 
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
-        ("O B-X I-X", "O I-X I-X"), ("O B-X I-Y B-Y", "O B-X I-Y I-Y"), ("B-a-b I-a-b", "I-a-b I-a-b"),
-        ("O S-X E-X X B B-", "O S-X E-X X B B-"), ("S-X I-X B-X E-X", "S-X I-X I-X E-X"),
-    ],
-)  # fmt: skip
-def test_further_pieces_of_a_word_continue_its_entity(labels: str, expected: str) -> None:
-    assert " ".join(labels.split()[i] for i in ner_utils.continuation_ids(labels.split())) == expected
+def test_further_pieces_of_a_word_continue_its_entity() -> None:
+    labels = ["O", "B-X", "I-Y", "B-Y", "B-a-b", "I-a-b", "S-Y", "E-Y", "Y", "B", "B-"]
+    further = {label: labels[i] for label, i in zip(labels, ner_utils.continuation_ids(labels))}
+    assert further == dict(zip(labels, labels)) | {"B-Y": "I-Y", "B-a-b": "I-a-b"}
 
 
 def tokenize_sample(
@@ -242,25 +239,16 @@ def test_several_processes_tokenize_to_the_same_rows(tmp_path: Path, monkeypatch
         numbers = [number for of_window in rows["word_ids"] for number in of_window]
         assert numbers == list(range(sum(len(sentence["tokens"]) for sentence in sentences)))
         assert rows.num_rows > len(sentences)  # some have several windows
-        assert {"labels", *WORD_COLUMNS} < set(rows.column_names)
 
 
 def test_the_labels_are_the_sorted_tags_of_all_splits_or_the_given_names() -> None:
     splits = {"train": [["O", "B-PER"], ["O"]], "validation": [["B-LOC", "O"]], "test": [["B-ORG", "B-PER", "B-MISC"]]}
-    rows = datasets.DatasetDict()
-    for name, tags in splits.items():
-        rows[name] = datasets.Dataset.from_dict({"tags": tags, "place": [f"{name}, row 1"] * len(tags)})
+    rows = datasets.DatasetDict({name: make_rows(tags, name) for name, tags in splits.items()})
     metadata = get_dataset_metadata(rows)
     labels = ["B-LOC", "B-MISC", "B-ORG", "B-PER", "O"]
     assert (metadata.label_list, metadata.num_labels, metadata.label_scheme) == (labels, 5, "IOB2")
     names = ["O", "I-X", *labels[3::-1]]  # in no order, and one in no row
     assert get_dataset_metadata(rows, names).label_list == names
-
-
-@pytest.mark.parametrize(("mode", "f1"), [("default", 1.0), ("strict", 0.0)])
-def test_an_entity_that_begins_with_inside_counts_in_default_mode_only(mode: str, f1: float) -> None:
-    report = ErrorReport("IOB2", mode, "IOB2")
-    assert compute_metrics([(["O", "B-PER"], ["O", "I-PER"])], report)["f1"] == f1
 
 
 @pytest.mark.parametrize("num_types", [4, 128])
@@ -316,9 +304,6 @@ def test_each_word_is_predicted_at_its_first_subtoken() -> None:
     del batch["word_labels"]  # of new text
     (prediction,) = ner_utils.predict_words(EchoModel(), [batch])
     assert prediction.words().shape == (2, 5)
-
-
-tag_pairs = st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, ""]))
 
 
 @given(sentences=st.lists(st.lists(tag_pairs), min_size=1), data=st.data())

@@ -21,13 +21,16 @@ from tokenizers import models, pre_tokenizers
 
 import ner.windows
 from ner.windows import NO_POSITION, WORD_COLUMNS, WordCollator, prepare_tokenizer
-from ner_utils import tokenize_and_align_labels
 from transformer_trial.builders import build_using_auto
 from transformer_trial.config import ModelConfig
 from transformer_trial.errors import ConfigError, TrialError
 
 LIMITS = dict.fromkeys(("BERT", "BERT, cased", "DistilBERT", "ELECTRA", "GPT-2"), 40)
 LIMITS |= {"RoBERTa": 38, "XLM-R": 38}  # two of their positions are not for sub-tokens; other kinds have no limit
+LONG_WORD = "ab" * 40  # far more sub-tokens than a window has, for each kind
+FAST = ("BERT", "RoBERTa", "DeBERTa-v3")
+text_tokenizer = functools.cache(load_tokenizer)
+plain_words = st.text(string.ascii_letters + string.digits + ".,'-&!", min_size=1, max_size=9)
 
 
 def model_of(kind: str) -> Any:
@@ -61,10 +64,10 @@ def test_a_model_with_more_rows_than_positions_takes_as_many_as_its_config_says(
 
 
 @pytest.mark.parametrize(
-    ("kind", "limit", "requested", "expected"),
+    ("kind", "limit", "requested", "expected"),  # relative positions, as DeBERTa has them, have no end
     [
         ("BERT", 1e30, 40, 40), ("BERT", 16, 24, 24), ("BERT", 16, None, 16), ("BERT", 128, None, 40),
-        ("DeBERTa", 1e30, 1000, 1000), ("DeBERTa", 256, None, 256),  # relative positions have no end
+        ("DeBERTa", 1e30, 1000, 1000), ("DeBERTa", 256, None, 256),
     ],
 )  # fmt: skip
 def test_the_length_is_as_requested_or_the_limit(kind: str, limit: float, requested: int | None, expected: int) -> None:
@@ -98,16 +101,6 @@ def padding_tokenizer(padding_side: str) -> Any:
     return tokenizer
 
 
-@st.composite
-def row_lengths(draw: st.DrawFn) -> tuple[list[tuple[int, int]], dict[str, int]]:
-    """Sub-tokens and words of some rows, and options of a collator that they suit."""
-    lengths = draw(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=6))
-    options = draw(st.fixed_dictionaries({}, optional={"pad_to_multiple_of": st.integers(1, 16)}))
-    if draw(st.booleans()):
-        options["max_length"] = max([1, *(num_tokens for num_tokens, _ in lengths)]) + draw(st.integers(0, 9))
-    return lengths, options
-
-
 NO_ROW: dict[str, Any] = {  # attends to its padding
     "input_ids": [1], "attention_mask": [1], "token_type_ids": [0], "labels": [-100],
     "word_ids": [], "word_positions": [], "word_labels": [],
@@ -115,12 +108,19 @@ NO_ROW: dict[str, Any] = {  # attends to its padding
 
 
 @pytest.mark.parametrize("padding_side", ["right", "left"])
-@given(lengths_and_options=row_lengths(), without=st.sets(st.sampled_from([*NO_ROW][2:])), random=st.randoms())
-@example(lengths_and_options=([(0, 2)], {}), without=set(), random=random.Random(0))
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), min_size=1, max_size=6),
+    room=st.none() | st.integers(0, 9), multiple=st.integers(1, 16),
+    without=st.sets(st.sampled_from([*NO_ROW][2:])), random=st.randoms(),
+)  # fmt: skip
+@example(lengths=[(0, 2)], room=None, multiple=1, without=set(), random=random.Random(0))
 def test_rows_are_padded_as_transformers_does(
-    padding_side: str, lengths_and_options: tuple[list[tuple[int, int]], dict[str, int]], without: set[str], random: Any
+    padding_side: str, lengths: list[tuple[int, int]], room: int | None, multiple: int, without: set[str], random: Any
 ) -> None:
-    tokenizer, (lengths, options) = padding_tokenizer(padding_side), lengths_and_options
+    """The rows have so many sub-tokens and words."""
+    tokenizer, options = padding_tokenizer(padding_side), {"pad_to_multiple_of": multiple}
+    if room is not None:
+        options["max_length"] = max([1, *(num_tokens for num_tokens, _ in lengths)]) + room
     columns = [name for name in NO_ROW if name not in without]
 
     def numbers_of(name: str, num_tokens: int, num_words: int) -> list[int]:
@@ -160,10 +160,6 @@ def word_tokenizers(kind: str) -> list[Any]:
     return [prepared_tokenizer(kind), twice, tagging, *[exported] * (KINDS[kind].splitter != SPLIT_BEFORE)]
 
 
-text_tokenizer = functools.cache(load_tokenizer)
-plain_words = st.text(string.ascii_letters + string.digits + ".,'-&!", min_size=1, max_size=9)
-
-
 @every_kind
 @given(words=st.lists(plain_words | st.sampled_from(SENTENCES[0]["tokens"]), min_size=1, max_size=9))
 def test_words_have_the_subtokens_that_they_have_in_a_text(kind: str, words: list[str]) -> None:
@@ -189,15 +185,10 @@ def test_other_tokenizers_are_left_as_they_are(kind: str) -> None:
     assert prepared_tokenizer(kind).backend_tokenizer.to_str() == load_tokenizer(kind).backend_tokenizer.to_str()
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        ({"eos_token": "</s>", "unk_token": "<unk>"}, "</s>"), ({"unk_token": "<unk>"}, "<unk>"), ({}, "<s>"),
-        ({"eos_token": "</s>", "pad_token": "<pad>"}, "<pad>"),
-    ],
-)  # fmt: skip
-def test_a_tokenizer_without_padding_gets_some(names: dict[str, str], expected: str) -> None:
-    words = models.WordLevel({word: i for i, word in enumerate(["<s>", "</s>", "<pad>", "<unk>"])}, "<unk>")
+@pytest.mark.parametrize(("given", "expected"), [("eos unk", "eos"), ("unk", "unk"), ("", "bos"), ("eos pad", "pad")])
+def test_a_tokenizer_without_padding_gets_some(given: str, expected: str) -> None:
+    words = models.WordLevel({word: i for i, word in enumerate(["bos", "eos", "pad", "unk"])}, "unk")
+    names = {f"{name}_token": name for name in given.split()}
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(words), **names)
     prepare_tokenizer(tokenizer)
     assert tokenizer.pad_token == expected
@@ -210,10 +201,6 @@ def test_a_model_whose_tokenizer_is_slow_is_refused_by_its_name(tmp_path: Path) 
     model_config = ModelConfig(pretrained_model_name_or_path=str(tmp_path), model_mode="token-classification")
     with pytest.raises(TrialError, match=r"CanineTokenizer is a slow tokenizer.*use_fast: true"):
         prepare_tokenizer(build_using_auto(model_config)[1])
-
-
-LONG_WORD = "ab" * 40  # far more sub-tokens than a window has, for each kind
-FAST = ("BERT", "RoBERTa", "DeBERTa-v3")
 
 
 @pytest.mark.parametrize("kind", [*FAST, *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k not in FAST)])
@@ -238,14 +225,3 @@ def test_each_kind_trains_and_tags_every_word_once(kind: str, config: Config, fi
         values = [value for line in read_metrics(trial.output_dir, group) for value in line.values()]
         numbers = [value for value in values if isinstance(value, float)]
         assert numbers and all(map(math.isfinite, numbers))
-
-
-@every_kind
-def test_a_sentence_without_a_subtoken_may_be_a_batch(kind: str) -> None:
-    tokenizer = prepared_tokenizer(kind)
-    columns = tokenize_and_align_labels({"tokens": [[""]], "tags": [["O"]]}, 0, tokenizer, ["O"], 16, 4)
-    batch = WordCollator(tokenizer, list(columns))([{name: values[0] for name, values in columns.items()}])
-    model = transformers.AutoModel.from_pretrained(folder_of(kind))
-    output = model(**{name: batch[name] for name in tokenizer.model_input_names})["last_hidden_state"]
-    assert output.isfinite().all()
-    assert batch["word_positions"].tolist() == [[NO_POSITION]]

@@ -1,23 +1,21 @@
 """What the machine refuses, names that no path has, and models that were edited: a sentence and exit status 1."""
 
-import functools
 import json
 import os
-import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from resource import RLIMIT_FSIZE, RLIMIT_NOFILE, setrlimit
 from typing import Any
 
 import pytest
 import transformers
-from conftest import PROJECT, SAMPLE_DATA, Config, slow, write_config
+from conftest import PROJECT, SAMPLE_DATA, Capture, Config, Patch, write_config, write_lines
 from test_bad_inputs import become_another_user
 from test_fuzz import run_case
-from training_process import CONTEXT
+from training_process import CONTEXT, run_python
 
 import predict
 from ner_trial import NERTrial
@@ -39,9 +37,7 @@ def export(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def refused(
-    config: Config, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Refused:
+def refused(config: Config, export: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> Refused:
     """Run a program, with options in place of the usual ones; returns the sentence that it ends with."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # what the run sets is undone
@@ -65,8 +61,6 @@ def refused(
     return refused
 
 
-# ---------------------------------------------------------------------------------------------------------------- paths
-
 PATHS = [
     ("file", "file"), ("file/sub", "Not a directory"), ("loop", "loop"), ("a" * 300, "File name too long"),
     ("~nouser/x", "leads nowhere"), ("a\0*", "zero byte|leads nowhere"), ("\ud83d", "half of a char|leads nowhere"),
@@ -77,9 +71,7 @@ WHERE = [("train", "--output-dir"), ("train", "data.cache_dir"), ("predict", "--
 
 @pytest.mark.parametrize(("program", "option"), WHERE)
 @pytest.mark.parametrize(("name", "said"), PATHS)
-def test_a_path_that_leads_nowhere_is_told(
-    program: str, option: str, name: str, said: str, refused: Refused, tmp_path: Path
-) -> None:
+def test_a_path_is_refused(program: str, option: str, name: str, said: str, refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     (tmp_path / "loop").symlink_to("loop")
     before = {path.name for path in [*PROJECT.iterdir(), *tmp_path.iterdir()]}
@@ -97,12 +89,7 @@ def test_a_path_that_leads_nowhere_is_told(
     assert not {name for name in made if "nouser" in name}
 
 
-def limit(kind: int, value: int) -> None:
-    resource.setrlimit(kind, (value, value))
-
-
-def run_out_of_files() -> None:
-    limit(resource.RLIMIT_NOFILE, 3)
+no_more_files = partial(setrlimit, RLIMIT_NOFILE, (3, 3))
 
 
 def close_output() -> None:
@@ -112,19 +99,15 @@ def close_output() -> None:
 @pytest.mark.parametrize(
     ("program", "change", "place", "said"),
     [
-        ("train", run_out_of_files, "run", "Too many open files"),
-        ("predict", run_out_of_files, "o", "Too many open files"),
-        ("train", functools.partial(limit, resource.RLIMIT_FSIZE, 3000), "run", "Cannot write: [Errno 27] File too"),
-        slow("predict", functools.partial(limit, resource.RLIMIT_FSIZE, 3000), "o", "cannot write"),
-        slow("predict", int, "/dev/full", "No space left"),
+        ("train", no_more_files, "run", "Too many open files"),
+        ("predict", no_more_files, "o", "Too many open files"),
+        ("train", partial(setrlimit, RLIMIT_FSIZE, (3000, 3000)), "run", "Cannot write: [Errno 27] File too"),
         ("predict", close_output, "o", "cannot write the scores: No space left"),
         ("train", become_another_user, "closed/run", "Cannot write: [Errno 13] Permission denied"),
         ("predict", become_another_user, "closed/o", "Permission denied"),
     ],
 )
-def test_what_the_machine_refuses_is_told(
-    program: str, change: Any, place: str, said: str, config: Config, export: Path
-) -> None:
+def test_what_machines_refuse(program: str, change: Any, place: str, said: str, config: Config, export: Path) -> None:
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
         folder = Path(name)
         folder.chmod(0o777)
@@ -141,14 +124,6 @@ def test_what_the_machine_refuses_is_told(
         log = (folder / "log").read_text()
     assert process.exitcode == 1 and "Traceback" not in log, log
     assert said in log.splitlines()[-1], log
-
-
-def test_the_model_is_no_place_for_the_output(refused: Refused, export: Path) -> None:
-    assert "lies in the model's folder" in refused("predict", "--output", str(export / "new.json"))
-    assert not (export / "new.json").exists()
-
-
-# --------------------------------------------------------------------------------------------------------------- models
 
 
 @pytest.mark.parametrize(
@@ -185,8 +160,6 @@ def test_a_model_that_was_edited_is_refused_before_it_works(
     assert told.startswith(("hyperparameters.", "--model: cannot load", "The model cannot read a word"))
 
 
-# ---------------------------------------------------------------------------------------------------------------- ASCII
-
 RUN = """
 import sys
 from ner_trial import NERTrial
@@ -202,15 +175,13 @@ for name in (folder + "/o.jsonl", folder + "/o.conll", "-"):
 
 def test_output_that_takes_ascii_alone_gets_it(config: Config, tmp_path: Path) -> None:
     row = {"tokens": ["Зоя", "in", "Łódź", "😀"], "ner_tags": ["B-人名", "O", "B-LÖC", "O"], "document_id": "ä"}
-    (tmp_path / "a.jsonl").write_text(f"{json.dumps(row, ensure_ascii=False)}\n" * 8, encoding="utf-8")
-    files = {f"{split}_file": str(tmp_path / "a.jsonl") for split in ("train", "validation", "test")}
+    file = write_lines([row] * 8, tmp_path / "a.jsonl")
+    files = {f"{split}_file": file for split in ("train", "validation", "test")}
     config |= {"name": "Näme 😀", "data": config["data"] | files | {"return_entity_level_metrics": True}}
     config["searcher"]["max_length"] = {"batches": 1}
-    arguments = [write_config(config, tmp_path)[0], files["test_file"], str(tmp_path)]
-    plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONPATH": str(PROJECT)}
-    result = subprocess.run([sys.executable, "-c", RUN, *arguments], env=os.environ | plain, capture_output=True)
-    assert result.returncode == 0, result.stderr.decode()
-    assert b"Traceback" not in result.stderr and b"Logging error" not in result.stderr
-    assert result.stderr.isascii() and b"L\\xd6C" in result.stdout  # the scores; tagged rows are UTF-8
+    plain: Any = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0"}
+    shown, errors = run_python("-c", RUN, write_config(config, tmp_path)[0], file, tmp_path, **plain)
+    assert "Traceback" not in errors and "Logging error" not in errors
+    assert errors.isascii() and "L\\xd6C" in shown  # the scores; tagged rows are UTF-8
     assert "Łódź" in (tmp_path / "o.conll").read_text(encoding="utf-8")
     assert "人名" in (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")

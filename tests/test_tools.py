@@ -1,6 +1,5 @@
 """What each annotation tool writes is read as the table of docs/data.md says: a small file in its documented form."""
 
-import importlib.util
 import itertools
 import json
 import re
@@ -11,10 +10,8 @@ from typing import Any, NamedTuple
 import datasets
 import pandas as pd
 import pytest
-import test_ner_formats
 from conftest import refuses
-from hypothesis import HealthCheck, given, settings
-from test_ner_formats import DOCUMENTATION, arbitrary_sentences, as_lines, read_files, read_whole, spans_of, write_file
+from test_ner_formats import DOCUMENTATION, as_lines, read_files, read_whole, write_file
 
 import ner.data
 
@@ -76,6 +73,7 @@ ANN = (
     "T1\tPER 0 12\tAda Lovelace\nT2\tLOC 22 28\tLondon\nR1\tLives Arg1:T1 Arg2:T2\nE1\tPER:T1\nA1\tOld T1\n"
     "*\tSame T1 T2\n#1\tAnnotatorNotes T1\tmaybe\n"
 )
+LATER = ANN.replace("0 12", "10 22").replace("22 28", "32 38")
 TSV_ROWS = [
     "1-1\t0-3\tAda\t*[1]\tPER[1]\t_", "1-2\t4-12\tLovelace\t*[1]\tPER[1]\t_", "1-3\t13-18\tlived\t_\t_\tverb",
     "1-4\t19-21\tin\t_\t_\t_", "1-5\t22-28\tLondon\t*\tLOC|PER\t_", "1-5.1\t22-25\tLon\t*\tLOC\t_",
@@ -132,8 +130,9 @@ TOOLS = {
     }),
     "spaCy, .spacy": Tool({"a.spacy": write_spacy}, ["a.spacy, document 1"] * 2),
     "brat": Tool(
-        {"1.txt": f"{TEXT}\n", "1.ann": ANN, "2.txt": f"\n{OTHER}", "2.ann": "", "annotation.conf": "[entities]"},
-        ["1", "2"], whole_folder=True,
+        {"1.txt": f"{TEXT}\n", "1.ann": ANN, "2.txt": f"\n{OTHER}", "2.ann": "", "annotation.conf": "[entities]",
+         "3.txt": f"In 東京 é.\n\n{TEXT}", "3.ann": f"T3\tLOC 3 5\t東京\n{LATER}"},
+        ["1", "2", "3", "3"], read=[*BOTH, ("In 東 京 é .", "O B-LOC I-LOC O O"), BOTH[0]], whole_folder=True,
     ),
     "INCEpTION, WebAnno": Tool({"a.tsv": WEBANNO, "a.txt": WEBANNO.replace("3.2", "3.3")}, ["a", "a"]),
     "Kaggle": Tool({"a.csv": KAGGLE.encode("cp1252")}, read=[("Zoë slept", "B-per O"), ("Nobody", "O")],
@@ -190,57 +189,8 @@ def test_every_tool_stands_in_the_documentation_with_what_is_set_for_it() -> Non
         assert given == TOOLS[name].options, name
 
 
-@settings(suppress_health_check=list(HealthCheck))  # one folder serves all examples
-@given(sentences=arbitrary_sentences("ab1東- "))
-def test_any_words_survive_brat(sentences: list[Any], tmp_path: Path) -> None:
-    sentences = [sentence for sentence in sentences if test_ner_formats.in_text(sentence[0])]
-    if not sentences:
-        return
-    text, annotations = "", ""
-    for line, found in map(spans_of, sentences):
-        for start, end, kind in found:
-            annotations += f"T1\t{kind} {start + len(text)} {end + len(text)}\t{line[start:end]}\n"
-        text += f"{line}\n"
-    (tmp_path / "1.txt").write_text(text)
-    (tmp_path / "1.ann").write_text(annotations)
-    assert read_files(tmp_path / "1.ann") == sentences
-
-
 BAD_SPANS = [[1, 9, "PER"], [22, 28, "LOC"], [22, 28, "X"], [4, 99, "Y"], [0, 13, " PER "]]
 """Cuts a word; is right; overlaps; is out of range; overlaps with the first, if that is widened."""
-
-ERRORS: list[tuple[str, str, list[str], dict[str, Any]]] = [
-    ("a.jsonl", as_lines([{"text": TEXT, "entities": BAD_SPANS[:4]}] * 3),
-     ["found 3 entities that cut a word; 3 entities that overlap; 3 entities that are out of range.",
-      "data.bad_spans: widen or drop", "line 1: entity 1, 'da Lovel' (PER, 1 to 9), cuts", "line 2: entity 3, "], {}),
-    ("a.jsonl", as_lines([{"tokens": ["a"], "tags": ["O"] * n} for n in (1, 2, 1, 0, 3)]),
-     ["found 3 sentences with more words than tags, or fewer.", "line 2: found 1 words", "line 4: ", "line 5: "], {}),
-    ("a.txt", "PER Ada\nNO met\nNO a\nNO b\nNO c\nLOC Rome\nNO f\nNO g\n",
-     ["column 0 has 3 different values, column 1 has 8, in 8 words", "text_column_name: 1 and data.label_column"], {}),
-    ("a.csv", "Ada slept,1\nBob came,2\n", ["line 1: found Ada slept, 1, none of them a usual", "first row of names"],
-     {"needs_tags": False}),
-    ("a.csv", "word,tag,sentence_id\n" + "ë,O,1\n" * 3,
-     ["line 2: found the byte 0xeb", "(3 such lines)", "data.encoding: ", "cp1252 reads 'ë,O,1'"], {"encoding": None}),
-    ("a.csv", "tokens,tags\n['a',O\n", ["line 2: the words are \"['a'\"; accepted is a list"], {}),
-    ("1.ann", "T1\tPER x\tAda\n", ["line 1: found 'T1\\tPER x\\tAda'; accepted is T1, a TAB"], {}),
-    ("1.ann", "T1\tPER 90 93\tAda\n", ["found an entity at 90, beyond the 30 characters of 1.txt"], {}),
-    ("2.ann", "", ["there is no 2.txt beside it"], {}),
-    ("a.tsv", "#FORMAT=WebAnno TSV 3.2\n#T_RL=x|y\n\n1-1\t0-1\ta\t_\n", ["names no layer of spans (#T_SP=...)"], {}),
-    ("a.tsv", f"#FORMAT=WebAnno TSV 3.2\n{LAYERS}\n1-1\t0-1\ta\t_\n", ["line 5: found 4 columns, but the head"], {}),
-    (".", "", ["holds files of different formats, such as 1.txt, a.json"], {}),
-    *([] if importlib.util.find_spec("spacy") else [("a.spacy", "", ["needs spaCy to be read. Install it"], {})]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("file", "content", "said", "options"), ERRORS)
-def test_what_is_wrong_is_told(file: str, content: str, said: list[str], options: Any, tmp_path: Path) -> None:
-    (tmp_path / "1.txt").write_text(f"{TEXT}\n")
-    if file == ".":
-        (tmp_path / "a.json").write_text("{}")
-    else:
-        (tmp_path / file).write_text(content, encoding="cp1252" if "encoding" in options else "utf-8")
-    with refuses(f"{tmp_path / file}", *said):
-        read_files(tmp_path / file, **options)
 
 
 @pytest.mark.parametrize(
@@ -262,3 +212,10 @@ def test_a_folder_or_a_glob_is_read_in_the_order_of_names(pattern: str, tmp_path
     for name in ("b.conll", "a.conll", "README.md", ".hidden.conll"):
         (tmp_path / name).write_text(f"{name} O\n")
     assert [words for words, _ in read_files(tmp_path / pattern)] == [["a.conll"], ["b.conll"]]
+
+
+def test_a_folder_of_several_formats_is_refused(tmp_path: Path) -> None:
+    for name in ("1.txt", "a.json"):
+        (tmp_path / name).touch()
+    with refuses(f"{tmp_path}: holds files of different formats, such as 1.txt, a.json"):
+        read_files(tmp_path)
