@@ -67,6 +67,8 @@ def test_a_run_leaves_model_metrics_and_checkpoints(config: Config, tmp_path: Pa
     lines = [line for line in said.splitlines() if line.startswith("batch ")]
     assert lines[2].startswith("batch 5 of 10: training learning_rate ")
     assert lines[3].startswith("batch 5 of 10: validation accuracy_score ")
+    modes = {path.stat().st_mode & 0o777 for path in (folder / "model").iterdir()}
+    assert modes == {(tmp_path / "config.yaml").stat().st_mode & 0o777}, "that the umask says"
     assert "determined" not in said.replace(str(checkpoints[0].parents[1]), ""), "the client's chatter"
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from conftest import PROJECT
+import pytest
+from conftest import PROJECT, Config, write_config
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ner_trial", "transformer_trial.local", "torch.utils.tensorboard", "training_process"])
@@ -32,7 +33,7 @@ PHASES = {
 }
 """Where a training can be when it is interrupted, and the function that it is in then; the exchange is of folders."""
 
-Changes = Sequence[Callable[[], None]]
+Changes = Sequence[Callable[[], object]]
 """What a process calls before it trains."""
 
 Signals = Sequence[tuple[str, int, int]]
@@ -111,6 +112,24 @@ class Training:
 
     def phase_name(self) -> str:
         return "start" if self.phase.value < 0 else list(PHASES)[self.phase.value]
+
+
+Run = Callable[..., str]
+"""The fixture `run`."""
+
+
+@pytest.fixture
+def run(config: Config, tmp_path: Path) -> Run:
+    """Train the configuration as it is then, in the folder of a name, to an exit status; returns what it logged."""
+
+    def run(name: str, *arguments: str, status: int | tuple[int, ...] = 0, **options: Any) -> str:
+        log = tmp_path / f"{Path(name).name}.log"
+        log.unlink(missing_ok=True)
+        found = Training([*write_config(config, tmp_path, name), *arguments], log, **options).wait()
+        assert found in (status if isinstance(status, tuple) else (status,)), log.read_text()
+        return log.read_text()
+
+    return run
 
 
 def start_ranks(

@@ -217,7 +217,8 @@ EVALUATORS = {"NERTrial": evaluate_ner_trial, "run_ner": evaluate_run_ner}
 def train(name: str, job: Job, index: int, *, parts: bool = False) -> dict[str, Any]:
     """Let a contender train in the round of that index, which has a seed of its own; what was measured."""
     gc.collect()  # what the one before left behind is none of this one's time
-    with StepWatch(job.num_batches, parts=parts) as watch:
+    watch = StepWatch(job.num_batches, parts=parts)
+    with watch.watching():
         TRAINERS[name](replace(job, seed=job.seed + index), watch)
     return watch.results()
 
