@@ -93,11 +93,14 @@ def test_only_better_models_are_evaluated_on_test(small: Config, fit: Fit, monke
     assert lines[-1].keys() == read_metrics(trial.output_dir, "validation")[-1].keys() - {"validation_loss"}
 
 
-def test_without_a_test_split_nothing_is_called_test(small: Config, fit: Fit) -> None:
+def test_without_a_test_split_and_an_export_there_is_a_report_alone(small: Config, fit: Fit) -> None:
     small["data"]["test_file"] = None
+    small["hyperparameters"]["export_model"] = False
     folder = fit(small).output_dir
-    assert not read_metrics(folder, "test") and not (folder / "test").exists()
-    assert (folder / "report" / "report.json").exists()
+    assert {line["group"] for line in read_lines(folder / "metrics.jsonl")} == {"training", "validation"}
+    assert sorted(path.name for path in folder.rglob("*")) == [
+        "data.json", "metrics.jsonl", "report", "report.html", "report.json",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

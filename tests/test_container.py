@@ -4,22 +4,22 @@ import base64
 import ctypes
 import io
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import tarfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
-from conftest import PROJECT, SAMPLE_DATA, SAMPLE_MODEL, Patch
+from conftest import PROJECT, SAMPLE_DATA, SAMPLE_MODEL, Config, Patch
 from determined.common import context
 from test_security import TOKEN, YAML, copy_project, run_cases
 from test_startup_hook import OUTDATED_IMAGE, Workshop, assert_one_message
 from test_startup_hook import workshop as workshop  # a fixture
-from training_process import run_python
+from training_process import Run, Training, wait_for_all
+from training_process import run as run  # a fixture
 
 import ner.data
 import ner_utils
@@ -116,18 +116,6 @@ def test_a_container_unpacks_sources_the_hook_and_trains(tmp_path: Path, read_on
     assert TOKEN not in result.stdout + result.stderr
 
 
-def test_nothing_starts_after_a_hook_that_fails(tmp_path: Path) -> None:
-    project = tmp_path / "project"
-    project.mkdir()
-    shutil.copy(PROJECT / "startup-hook.sh", project)
-    (project / "requirements.txt").write_text("-r more.txt\n")
-    (tmp_path / "upload").write_text(pack(project))
-    result = start_container(tmp_path, ["echo", "started"])
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.count("startup-hook.sh: requirements.txt has the line '-r more.txt'") == 1
-    assert "Traceback" not in result.stderr
-
-
 def test_the_hook_says_what_it_may_not_write_to(workshop: Workshop, read_only: Path) -> None:
     python = workshop.make_environment(OUTDATED_IMAGE)
     for path in python.parents[1].rglob("*"):
@@ -159,30 +147,16 @@ def test_folders_that_are_not_writable_are_named_or_do_without(tmp_path: Path, r
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
-# Two of these run the same cases, and begin each of them at the same moment.
-RUN_TOGETHER = """
-import os, pathlib, sys, time
-sys.path.insert(0, os.getcwd())
-from ner_trial import NERTrial
-from transformer_trial.local import run
-me, other, folder = *sys.argv[1:3], pathlib.Path(sys.argv[3])
-for case, options in {"empty": [], "anew": ["--config", "data.overwrite_cache=true"]}.items():
-    (folder / f"{case}-{me}").touch()
-    while not (folder / f"{case}-{other}").exists():
-        time.sleep(0.001)
-    run(NERTrial, [*sys.argv[4:], "--output-dir", str(folder / f"run-{case}-{me}"), *options])
-"""
-
-
 @pytest.mark.slow
 def test_two_containers_share_a_cache(tmp_path: Path) -> None:
-    env: Any = {"HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_CACHE": str(tmp_path / "hf/datasets")}
-    arguments = (tmp_path, YAML, "--test", "--config", "checkpoint_policy=none")
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda names: run_python("-c", RUN_TOGETHER, *names, *arguments, **env), ("ab", "ba")))
-    weights = [file.read_bytes() for file in tmp_path.glob("run-*/model/model.safetensors")]
-    assert len(weights) == 4
-    assert len(set(weights)) == 1
+    env, weights = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}, set[bytes]()
+    for options in ([], ["--config", "data.overwrite_cache=true"]):
+        arguments = [YAML, "--test", "--config", "checkpoint_policy=none", *options, "--output-dir"]
+        folders = [tmp_path / f"{name}{len(options)}" for name in "ab"]
+        runs = [Training([*arguments, str(folder)], tmp_path / f"{folder.name}.log", env=env) for folder in folders]
+        assert wait_for_all(runs) == [0, 0], runs[0].log.read_text() + runs[1].log.read_text()
+        weights |= {(folder / "model" / "model.safetensors").read_bytes() for folder in folders}
+    assert len(weights) == 1
 
 
 def read_and_tokenize(config: ner.config.NERDataConfig) -> list[list[int]]:
@@ -218,39 +192,16 @@ def test_who_reads_anew_leaves_alone_who_tokenizes(tmp_path: Path, monkeypatch: 
     assert len(calls) == 2
 
 
-# Processes that are killed while they read, and while they tokenize; and then one that is not.
-KILLED = """
-import os, signal, sys
-sys.path[:0] = sys.argv[1:3]
-from pathlib import Path
-import ner.data, ner_utils
-from test_container import data_config, read_and_tokenize
-
-folder = Path(sys.argv[3])
-for module, name, calls in ((ner.data, "parse_cells", 2500), (ner_utils, "tokenize_and_align_labels", 2)):
-    child = os.fork()  # before this process has threads
-    if child == 0:
-        function, left = getattr(module, name), [calls]
-        def killed(*arguments, **options):
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **options)
-        setattr(module, name, killed)
-        read_and_tokenize(data_config(folder, train_file=sys.argv[4]))
-        os._exit(0)
-    print(os.waitpid(child, 0)[1], end=" ")
-found = [path.name for path in folder.rglob("*")]
-print(any(name.endswith(".lock") for name in found), any(name.startswith("tmp") for name in found), end=" ")
-print(len(read_and_tokenize(data_config(folder, train_file=sys.argv[4]))))
-"""
-
-
 @pytest.mark.slow
-def test_what_killed_processes_leave_is_no_obstacle(tmp_path: Path) -> None:
-    (tmp_path / "train.json").write_text((SAMPLE_DATA / "train.json").read_text() * 3)  # several batches of 1,000
-    output, errors = run_python("-c", KILLED, PROJECT, PROJECT / "tests", tmp_path, tmp_path / "train.json")
-    assert output.split() == ["9", "9", "True", "True", "3000"], errors
+def test_what_killed_processes_leave_is_no_obstacle(config: Config, run: Run, tmp_path: Path) -> None:
+    file, cache = tmp_path / "train.json", tmp_path / "cache"
+    file.write_text((SAMPLE_DATA / "train.json").read_text() * 3)  # several batches of 1,000
+    config["data"] |= {"train_file": str(file), "cache_dir": str(cache)}
+    for signals in ([("reading", 2501, signal.SIGKILL)], [("tokenizing", 3, signal.SIGKILL)]):
+        run("run", "--test", signals=signals, status=-signal.SIGKILL)
+    names = [path.name for path in cache.rglob("*")]
+    assert any(name.endswith(".lock") for name in names) and any(name.startswith("tmp") for name in names)
+    run("run", "--test")
 
 
 @pytest.mark.parametrize("part", ["generator-train.arrow", "cache-*.arrow", "dataset_info.json"])

@@ -92,6 +92,7 @@ def test_losses_and_weights_follow_transformers_trainer(
 ) -> None:
     config["hyperparameters"] |= {"learning_rate": 1e-3, **hyperparameters}
     config["optimizations"] = optimizations
+    config["data"]["dataloader_num_workers"] = 2  # which change no order
     every = optimizations.get("aggregation_frequency", 1)
     summed = not optimizations.get("average_aggregated_gradients", True)
     arguments = {"learning_rate": 1e-3, "max_steps": NUM_BATCHES // every, **arguments}

@@ -318,11 +318,16 @@ def test_hook_installs_no_part_of_a_determined_image(workshop: Workshop, name: s
     assert_one_message(workshop.source_hook(python), f"{python} has no {name}", "DET_PYTHON_EXECUTABLE")
 
 
-def test_hook_says_where_requirements_txt_is_missing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("requirements", "message"),
+    [(None, "there is no requirements.txt in"), ("-r more.txt\n", "requirements.txt has the line '-r more.txt'")],
+)
+def test_hook_says_what_is_wrong_with_requirements_txt(tmp_path: Path, requirements: str | None, message: str) -> None:
     shutil.copy(PROJECT / "startup-hook.sh", tmp_path)
+    if requirements is not None:
+        (tmp_path / "requirements.txt").write_text(requirements)
     command = ["bash", "-c", "set -e; source startup-hook.sh; echo sourced"]
-    result = subprocess.run(command, cwd=tmp_path, env=HERE, capture_output=True, text=True)
-    assert_one_message(result, "there is no requirements.txt in")
+    assert_one_message(subprocess.run(command, cwd=tmp_path, env=HERE, capture_output=True, text=True), message)
 
 
 @pytest.mark.parametrize(("file", "python_version"), [("constraints.txt", "3.11"), (CLUSTER_CONSTRAINTS, "3.10")])

@@ -173,15 +173,6 @@ def test_a_validation_waits_for_a_batch_only_once(config: Config, fit: Fit, monk
     assert num_sentences <= calls["find_entities"] <= 2 * num_sentences
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(config: Config, fit: Fit) -> None:
-    config["searcher"]["max_length"]["batches"] = 5
-    other = copy.deepcopy(config)
-    other["reproducibility"]["experiment_seed"] = 8
-    first, second, third = (fit(c).model.state_dict() for c in (config, config, other))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not all(torch.equal(first[name], third[name]) for name in first)
-
-
 def test_a_head_with_the_same_labels_is_kept(config: Config, fit: Fit, tmp_path: Path, caplog: Log) -> None:
     config["searcher"]["max_length"]["batches"] = 1
     config["hyperparameters"]["learning_rate"] = 0

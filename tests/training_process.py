@@ -21,6 +21,7 @@ CONTEXT.set_forkserver_preload(["ner_trial", "transformer_trial.local", "torch.u
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
+READING = {"reading": ("ner.data", "", "parse_cells"), "tokenizing": ("ner_utils", "", "tokenize_and_align_labels")}
 PHASES = {
     "training": ("transformer_trial.trial", "BaseTransformerTrial", "train_batch"),
     "validation": ("ner_trial", "NERTrial", "evaluate"),
@@ -31,7 +32,10 @@ PHASES = {
     "exchange": ("transformer_trial.files", "", "_put_in_place"),
     "removal": ("transformer_trial.callbacks", "KeptCheckpoints", "on_checkpoint_upload_end"),
 }
-"""Where a training can be when it is interrupted, and the function that it is in then; the exchange is of folders."""
+"""Where a training can be when it is interrupted, and the function that it is in then; the exchange is of folders.
+
+What stands in READING comes before it.
+"""
 
 Changes = Sequence[Callable[[], object]]
 """What a process calls before it trains."""
@@ -57,7 +61,7 @@ def _train(arguments: Sequence[str], log: Path, signals: Signals, phase: Any, en
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    for number, (name, (module, owner, function)) in enumerate(PHASES.items()):
+    for number, (name, (module, owner, function)) in enumerate({**PHASES, **READING}.items()):
         due = {count: signum for phase_name, count, signum in signals if phase_name == name}
         holder = getattr(sys.modules[module], owner) if owner else sys.modules[module]
         setattr(holder, function, _watched(getattr(holder, function), number, due, phase))
@@ -111,7 +115,7 @@ class Training:
         return self.process.exitcode
 
     def phase_name(self) -> str:
-        return "start" if self.phase.value < 0 else list(PHASES)[self.phase.value]
+        return "start" if self.phase.value < 0 else [*PHASES, *READING][self.phase.value]
 
 
 Run = Callable[..., str]
