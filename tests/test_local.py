@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import PROJECT, Config, Fit, Log, Patch, read_metrics, watch, write_config
+from conftest import PROJECT, Config, Fit, Log, Patch, read_lines, read_metrics, watch, write_config
 from determined import pytorch
 from stand_in import run_on_stand_in
 from test_resume import steps_of
@@ -154,17 +154,24 @@ def test_determineds_harness_and_train_py_train_the_same_weights(
     config |= {"optimizations": optimizations, "min_validation_period": {"batches": 4}}
     config["hyperparameters"]["learning_rate"] = 1e-3
     config["searcher"]["max_length"] = {"batches": 8}
-    trials = [run_on_stand_in(config, tmp_path / "cluster", as_script=as_script)[0] for as_script in (False, True)]
+    ended = [run_on_stand_in(config, tmp_path / "cluster", as_script=as_script) for as_script in (False, True)]
+    trials = [trial for trial, _ in ended]
     watch(local, "fit", monkeypatch, first=lambda trial, *_, **__: trials.append(trial))
-    run()
+    lines = [(line.pop("group"), line.pop("batches"), line) for line in read_lines(run() / "metrics.jsonl")]
+    for _, reports in ended:
+        numbers = [{name: metrics[name] for name in metrics.keys() - {"batches", "epochs"}} for *_, metrics in reports]
+        assert [(group, n, found) for (group, n, _), found in zip(reports, numbers)] == lines
     in_harness, *others = (trial.model.state_dict() for trial in trials)
     for weights in others:
         torch.testing.assert_close(weights, in_harness, rtol=0, atol=0)
     assert trials[2].experiment_config["searcher"]["max_length"] == {"batches": 8}
 
 
-def test_the_search_yaml_trains_with_middle_values(config: Config, run: Run, caplog: Log) -> None:
+def test_the_search_trains_with_middle_values_and_validates_at_each_rung(config: Config, run: Run, caplog: Log) -> None:
     search = yaml.safe_load((PROJECT / "ner_search.yaml").read_text())
+    searcher, period = search["searcher"], search["min_validation_period"]["batches"]
+    rungs = [searcher["max_time"] // searcher["divisor"] ** i for i in range(searcher["max_rungs"])]
+    assert len(rungs) > 1 and {rung % period for rung in rungs} == {0} and "train.py" in search["entrypoint"]
     model = config["hyperparameters"]["pretrained_model_name_or_path"]
     search["hyperparameters"]["pretrained_model_name_or_path"] = model
     search["data"] = config["data"] | {"max_train_samples": None}
@@ -173,15 +180,6 @@ def test_the_search_yaml_trains_with_middle_values(config: Config, run: Run, cap
     (line,) = read_metrics(run("--test"), "training")
     assert line["learning_rate"] == 0  # the first of 512 batches of warm-up
     assert "batch 1 of 5120: " in caplog.text
-
-
-def test_the_search_has_rungs_that_stop_trials_and_validates_at_each() -> None:
-    search = yaml.safe_load((PROJECT / "ner_search.yaml").read_text())
-    searcher = search["searcher"]
-    rungs = [searcher["max_time"] // searcher["divisor"] ** i for i in range(searcher["max_rungs"])]
-    assert len(rungs) > 1
-    assert all(rung % search["min_validation_period"]["batches"] == 0 for rung in rungs)
-    assert "train.py" in search["entrypoint"]
 
 
 def test_seed_and_length_have_defaults(fit: Fit, config: Config) -> None:
