@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import PROJECT, Config, Fit, Log, Patch, read_lines, read_metrics, watch, write_config
+from conftest import PROJECT, Config, Fit, Log, Patch, read_lines, read_metrics, refuses, watch, write_config
 from determined import pytorch
 from stand_in import run_on_stand_in
 from test_resume import steps_of
@@ -137,6 +137,21 @@ def test_a_mistake_is_told(tmp_path: Path, run: Run, arguments: list[str], messa
     assert re.search(message, caplog.text), caplog.text
     assert "Traceback" not in caplog.text and not (PROJECT / "results").exists() and not (tmp_path / "run").exists()
     assert (tmp_path / "OTHER" / "metrics.jsonl").read_text() == "precious\n"
+
+
+def test_two_runs_do_not_share_a_folder(run: Run, tmp_path: Path, monkeypatch: Patch) -> None:
+    tried: list[Any] = []
+
+    def try_to_share(*_: Any, **__: Any) -> None:
+        with refuses("another run is writing to") as refusal:
+            local.lock_folder(tmp_path / "run")
+        tried.append(refusal)
+
+    monkeypatch.setattr(local, "LOCK_PATIENCE", 0)
+    watch(NERTrial, "train_batch", monkeypatch, first=try_to_share)
+    watch(NERTrial, "evaluate_best", monkeypatch, first=try_to_share)
+    run("--test")
+    assert len(tried) == 2
 
 
 @pytest.mark.parametrize("period", [{"batches": 5}, {"epochs": 2}, {"records": 100}, {"batches": 0}, {"epochs": 0}])

@@ -23,7 +23,6 @@ from training_process import run as run  # a fixture
 from transformers import SchedulerType
 
 from ner_trial import NERTrial
-from transformer_trial import local
 from transformer_trial.builders import build_default_lr_scheduler
 from transformer_trial.checkpoints import allow_determined_checkpoints, find_checkpoint, find_damage
 from transformer_trial.config import SchedulerConfig
@@ -272,23 +271,6 @@ def test_changed_settings_are_told_without_secrets(config: Config, run: Run) -> 
     assert "hyperparameters.learning_rate has changed: 0.003 in the checkpoint, 0.0001 now" in log
     assert "data.max_train_samples has changed: 78 in the checkpoint, 70 now" in log
     assert "environment.environment_variables has changed" in log and "hf_planted" not in log
-
-
-def wait_for_no_lock() -> None:
-    local.LOCK_PATIENCE = 0
-
-
-def test_two_runs_do_not_share_a_folder(config: Config, run: Run, tmp_path: Path) -> None:
-    first = Training(write_config(config, tmp_path), tmp_path / "first.log", [("training", 10, int(signal.SIGSTOP))])
-    try:
-        end, metrics = time.monotonic() + 60, tmp_path / "run" / "metrics.jsonl"
-        while time.monotonic() < end and not (metrics.exists() and '"batches": 9' in metrics.read_text()):
-            time.sleep(0.1)
-        assert "another run is writing to" in run("run", "--resume", "auto", changes=[wait_for_no_lock], status=1)
-        os.kill(first.process.pid or 0, signal.SIGCONT)
-        assert first.wait() == 0
-    finally:
-        first.process.kill()
 
 
 @pytest.fixture
