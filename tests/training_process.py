@@ -52,15 +52,20 @@ def run_python(*arguments: object, status: int = 0, folder: Path = PROJECT, **en
     return result.stdout, result.stderr
 
 
+def send_output_to(log: Path) -> None:
+    """Let this process write its output and its errors to a file."""
+    with log.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+
+
 def _train(arguments: Sequence[str], log: Path, signals: Signals, phase: Any, env: Any, changes: Any) -> None:
     multiprocessing.set_start_method("fork", force=True)  # as in a process that no fork server has made
     os.environ.update(env)
     if "HF_DATASETS_CACHE" in env:  # read when the library was imported
         datasets.config.HF_DATASETS_CACHE = Path(env["HF_DATASETS_CACHE"])
-    with log.open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    send_output_to(log)
     for number, (name, (module, owner, function)) in enumerate({**PHASES, **READING}.items()):
         due = {count: signum for phase_name, count, signum in signals if phase_name == name}
         holder = getattr(sys.modules[module], owner) if owner else sys.modules[module]
