@@ -43,7 +43,7 @@ def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(config: Config, dropout_model: Path) -> dict[str, Any]:
     """20 batches, over two epochs; reports, validations and checkpoints coincide at some, and at others do not."""
     config["hyperparameters"] |= {"pretrained_model_name_or_path": str(dropout_model), "learning_rate": 3e-3}
-    config["data"] |= {"max_train_samples": 78, "max_eval_samples": 30, "test_file": config["data"]["validation_file"]}
+    config["data"] |= {"max_train_samples": 78, "max_eval_samples": 120, "test_file": config["data"]["validation_file"]}
     config["searcher"] |= {"max_length": {"epochs": 2}, "metric": "validation_loss", "smaller_is_better": True}
     return config | {"scheduling_unit": 3, "min_validation_period": {"batches": 7}}
 
