@@ -1,19 +1,19 @@
 """A task's container, as far as it can be had without one: its start, folders that are not writable, a shared cache."""
 
-import base64
-import io
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
-from conftest import PROJECT, SAMPLE_DATA, SAMPLE_MODEL, Config, Patch
-from determined.common import context
+from conftest import SAMPLE_DATA, SAMPLE_MODEL, Config, Patch
+from test_client import StandInMaster
+from test_client import project as project  # fixtures
+from test_client import sample as sample
+from test_client import tracked as tracked
 from test_security import TOKEN, YAML, copy_project, run_cases
 from test_startup_hook import write_as_an_ordinary_user
 from training_process import Run, Training, wait_for_all
@@ -21,9 +21,6 @@ from training_process import run as run  # a fixture
 
 import ner.data
 import ner_utils
-
-SECONDS = 120
-"""After which a process that hangs is killed; each needs about a tenth of that."""
 
 
 @pytest.fixture
@@ -38,70 +35,32 @@ def read_only(tmp_path: Path) -> Path:
     return folder
 
 
-# The order of Determined's entrypoint for a trial, from the point where its wheel is installed. What it sources ends up
-# in the shell that then becomes the trial.
+# As Determined's entrypoint does: what it sources ends up in the shell that then becomes the trial.
 ENTRYPOINT = """
-set -e
-export UNTOUCHED=before HOOK=startup-hook.sh
-"$DET_PYTHON_EXECUTABLE" -c "$UNPACK"
-set -x
-test -f "${HOOK}" && source "${HOOK}"
+set -ex
+test -f startup-hook.sh && source startup-hook.sh
 set +x
-echo "shell: $- $UNTOUCHED $(pwd) $# ${missing:-unset} ${name:-unset}"
-exec "$@"
+exec "$DET_PYTHON_EXECUTABLE" train.py sample/ner_config.yaml --test --output-dir ../run
 """
-# Determined's own function, given an upload as the master would.
-UNPACK = """
-import base64, pathlib, sys, types
-from determined import constants
-from determined.exec import prep_container
-constants.MANAGED_TRAINING_MODEL_COPY = "../copy"
-upload = types.SimpleNamespace(b64Tgz=pathlib.Path("../upload").read_text())
-prep_container.bindings.get_GetTaskContextDirectory = lambda session, taskId: upload
-prep_container.download_context_directory(None, types.SimpleNamespace(task_id="task", task_type="COMMAND"))
-"""
-
-
-def pack(project: Path) -> str:
-    """What a container gets of a folder that is uploaded: chosen by Determined's client, packed as its master does."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w:gz") as archive:
-        for item in context.read_v1_context(project):
-            info, content = tarfile.TarInfo(item.path), base64.b64decode(item.content)
-            info.type, info.mode, info.mtime = bytes([item.type]), item.mode & 0o777, int(item.mtime)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def start_container(tmp_path: Path, command: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Unpack the upload and run the hook and then the command, as a user who may write to the task's folder only."""
-    folder = tmp_path / "workdir"
-    folder.mkdir()
-    return subprocess.run(
-        ["bash", "-c", ENTRYPOINT, "entrypoint.sh", *command],
-        cwd=folder,
-        env={
-            "PATH": os.environ["PATH"], "DET_PYTHON_EXECUTABLE": sys.executable, "UNPACK": UNPACK, "HF_TOKEN": TOKEN,
-            "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1",
-            "HF_HOME": str(folder / "hf"), **environment,
-        },
-        preexec_fn=write_as_an_ordinary_user, capture_output=True, text=True, timeout=SECONDS,
-    )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_container_unpacks_sources_the_hook_and_trains(tmp_path: Path, read_only: Path) -> None:
-    (tmp_path / "upload").write_text(pack(PROJECT))
-    command = [sys.executable, "train.py", YAML, "--test", "--output-dir", "../run"]
-    result = start_container(tmp_path, command, HOME=str(read_only))
+def test_what_is_uploaded_sources_the_hook_and_trains(sample: StandInMaster, tmp_path: Path, read_only: Path) -> None:
+    folder = tmp_path / "workdir"
+    for name, content in sample.upload().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    env = {
+        "PATH": os.environ["PATH"], "DET_PYTHON_EXECUTABLE": sys.executable, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "HF_HOME": str(folder / "hf"),
+        "HOME": str(read_only),
+    }  # fmt: skip
+    options: Any = {"preexec_fn": write_as_an_ordinary_user, "capture_output": True, "text": True, "timeout": 120}
+    result = subprocess.run(["bash", "-c", ENTRYPOINT], cwd=folder, env=env, **options)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == f"shell: ehBc before {tmp_path / 'workdir'} {len(command)} unset unset\n"
-    trace = result.stderr.splitlines()
-    assert trace[:3] == ["+ test -f startup-hook.sh", "+ source startup-hook.sh", f"++ {sys.executable} -"]
-    assert trace[3] == "+ set +x"
+    trace = ["+ test -f startup-hook.sh", "+ source startup-hook.sh", f"++ {sys.executable} -", "+ set +x"]
+    assert result.stderr.splitlines()[:4] == trace
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
-    assert (tmp_path / "copy" / "ner_trial.py").is_file() and not (tmp_path / "workdir" / "tests").exists()
     assert TOKEN not in result.stdout + result.stderr
 
 
