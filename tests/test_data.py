@@ -1,9 +1,6 @@
 """What the base does with data: loading and its errors, splits, the order of batches, and who of a node goes first."""
 
 import json
-import multiprocessing
-import socket
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -233,45 +230,6 @@ def test_a_sample_of_train_becomes_the_validation_split(documents: list[str] | N
 def test_splits_that_leave_nothing_are_refused(found: Any, percentage: float | None, said: list[str]) -> None:
     with refuses(*said):
         select_splits(make_splits(**found), DataConfig(dataset_name="d", validation_split_percentage=percentage))
-
-
-def enter_in_turn(rank: int, ports: tuple[int, int], folder: Path, failing_node: int | None) -> Any:
-    """One of four processes on two nodes: the first of each makes the node's cache, the other one needs it."""
-    distributed = core.DistributedContext(
-        rank=rank, size=4, local_rank=rank % 2, local_size=2, cross_rank=rank // 2, cross_size=2,
-        chief_ip="127.0.0.1", pub_port=ports[0], pull_port=ports[1],
-    )  # fmt: skip
-    cache = folder / f"node{rank // 2}"
-    try:
-        with local_chief_first(distributed):
-            found = cache.exists()
-            if rank // 2 == failing_node:
-                raise OSError("the disk is full")
-            if not found:
-                time.sleep(rank / 4)  # the second node takes longer
-            cache.touch()
-        return found, sorted(path.name for path in folder.iterdir())
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        distributed.close()
-
-
-FAILED = "failed, and this one with it: OSError: the disk is full"
-
-
-NOBODY_FAILS = [(rank in (1, 3), ["node0", "node1"]) for rank in range(4)]
-ONE_FAILS = [f"TrialError: Process 2 {FAILED}"] * 2
-ONE_FAILS += ["OSError: the disk is full", f"TrialError: The first process of this node {FAILED}"]
-
-
-@pytest.mark.parametrize(("failing_node", "expected"), [(None, NOBODY_FAILS), (1, ONE_FAILS)])
-def test_one_process_of_each_node_goes_first(failing_node: int | None, expected: list[Any], tmp_path: Path) -> None:
-    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as two:
-        ports = (one.getsockname()[1], two.getsockname()[1])
-    arguments = [(rank, ports, tmp_path, failing_node) for rank in range(4)]
-    with multiprocessing.get_context("fork").Pool(4) as pool:  # as all wait for all, each runs one of them
-        assert pool.starmap_async(enter_in_turn, arguments, chunksize=1).get(timeout=60) == expected
 
 
 def test_a_single_process_just_goes_and_keeps_its_error() -> None:
