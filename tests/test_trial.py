@@ -45,9 +45,6 @@ def test_the_det_client_trains_one_batch(file: str, tiny_model: Path) -> None:
 def test_the_sample_is_learned_from_nothing(tmp_path: Path) -> None:
     run_python("train.py", "sample/ner_config.yaml", "--output-dir", tmp_path / "run")
     assert max(line["f1"] for line in read_metrics(tmp_path / "run", "validation")) >= 0.9
-    model = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "run" / "model")
-    tags = [f"{prefix}-{entity_type}" for prefix in "BI" for entity_type in ("LOC", "MISC", "ORG", "PER")]
-    assert sorted(model.config.id2label.values()) == [*tags, "O"]
 
 
 NUM_BATCHES = 30
