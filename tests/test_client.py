@@ -217,7 +217,6 @@ def master(tmp_path: Path, monkeypatch: Patch) -> Iterator[StandInMaster]:
     ner, empty = "GET /api/v1/models/ner", "GET /api/v1/models/new"
     answers = {
         "GET /api/v1/me": {"user": {"username": "ada", "admin": False, "active": True}},
-        "POST /api/v1/models": {"model": MODEL}, "POST /api/v1/models/ner/versions": new,
         ner: {"model": MODEL}, f"{ner}/versions": newest, f"{ner}/versions/1": old, f"{ner}/versions/2": new,
         empty: {"model": {**MODEL, "name": "new"}}, f"{empty}/versions": {**newest, "modelVersions": []},
         **{f"GET /api/v1/checkpoints/{of['uuid']}": {"checkpoint": of} for of in known},
@@ -279,11 +278,3 @@ def test_no_cluster_is_a_sentence(problem: str, said: str, master: StandInMaster
         monkeypatch.setitem(sys.modules, "determined.experimental", None)
     with refuses("--model: cannot get det://ner from a cluster: ", said):
         registry.find_model("--model", "det://ner")
-
-
-def test_the_documented_commands_register_a_checkpoint(master: StandInMaster) -> None:
-    for command in (["create", "ner"], ["register-version", "ner", WHOLE]):
-        run_python(DET, "model", *command)
-    sent = {request: body for request, _, body in master.received if request.startswith("POST /api/v1/models")}
-    assert sent["POST /api/v1/models"]["name"] == "ner"
-    assert sent["POST /api/v1/models/ner/versions"]["checkpointUuid"] == WHOLE

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import PROJECT, SAMPLE_DATA, Config, Patch, read_metrics
+from conftest import PROJECT, SAMPLE_DATA, Config, Patch, read_metrics, slow
 from determined import pytorch
 from stand_in import newest_checkpoint, run_on_stand_in
 from test_callbacks import script_f1
@@ -33,16 +33,8 @@ def config(monkeypatch: Patch) -> dict[str, Any]:
     return {**config, "scheduling_unit": 4, "checkpoint_policy": "none"}
 
 
-@pytest.mark.parametrize(
-    ("batches", "as_script"),
-    [
-        pytest.param(4, False, id="after-a-report-amid-an-accumulation"),
-        pytest.param(5, True, id="after-a-validation-amid-an-accumulation-of-a-script"),
-        pytest.param(8, False, id="after-an-epoch", marks=pytest.mark.slow),
-        pytest.param(12, True, id="after-a-step-of-a-script", marks=pytest.mark.slow),
-        pytest.param(13, False, id="after-the-last-batch-before-its-validation"),
-    ],
-)
+# Validations are at 5, 10 and 13, steps at 3, 6, 9 and 12, reports at 4, 8 and 12; an epoch ends at 8, all ends at 13.
+@pytest.mark.parametrize(("batches", "as_script"), [(4, False), (5, True), slow(8, False), slow(12, True), (13, False)])
 def test_a_preempted_trial_ends_like_a_whole_one(
     config: Config, tmp_path: Path, monkeypatch: Patch, batches: int, as_script: bool
 ) -> None:
