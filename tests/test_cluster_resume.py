@@ -72,12 +72,10 @@ def test_a_warm_start_trains_like_the_export(config: Config, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("new_tag", "steps_completed", "told"),
     [
-        pytest.param(None, 5, "Missing key", id="layers"),
-        pytest.param(None, 0, "Missing key", id="layers-of-another-trial"),
-        pytest.param('"O"', 5, "size mismatch", id="fewer-labels"),
-        pytest.param(r'"\1-ANY"', 0, "its labels are", id="other-labels"),
+        (None, 5, "Missing key"), (None, 0, "Missing key"), ('"O"', 5, "size mismatch"),
+        (r'"\1-ANY"', 0, "its labels are"),
     ],
-)
+)  # fmt: skip
 def test_the_checkpoint_of_another_model_is_refused(
     config: Config, tmp_path: Path, tiny_model: Path, new_tag: str | None, steps_completed: int, told: str
 ) -> None:

@@ -284,18 +284,16 @@ ROTARY_MODEL = {"pretrained_model_name_or_path": str(SAMPLE_MODEL), "use_pretrai
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param({"hyperparameters": {"model_mode": "base"}}, "model_mode.*token-classification", id="mode"),
-        pytest.param({"hyperparameters": {"num_labels": 3}}, "num_labels: found 3, but the data has 9", id="labels"),
-        pytest.param({"hyperparameters": {"use_apex_amp": True}}, "Apex.*mixed_precision: bf16", id="apex"),
-        pytest.param({"hyperparameters": {"lr_scheduler_kwargs": {"cycles": 2}, "lr_scheduler_type": "cosine"}},
-                     "lr_scheduler_kwargs.*cosine", id="scheduler-arguments"),
-        pytest.param({"hyperparameters": {"pretrained_model_name_or_path": "/no/such"}}, "/no/such", id="model"),
-        pytest.param({"hyperparameters": {"tokenizer_name": "/no/such/tokenizer"}}, "tokenizer_name", id="tokenizer"),
-        pytest.param({"data": {"max_seq_length": 256}, "hyperparameters": ROTARY_MODEL},
-                     "max_seq_length: found 256; accepted is at most 128", id="more-than-rotary-positions"),
-        pytest.param({"searcher": {"metric": "accuracy"}}, "searcher.metric.*Did you mean accuracy_score", id="metric"),
+        ({"hyperparameters": {"model_mode": "base"}}, "model_mode.*token-classification"),
+        ({"hyperparameters": {"num_labels": 3}}, "num_labels: found 3, but the data has 9"),
+        ({"hyperparameters": {"use_apex_amp": True}}, "Apex.*mixed_precision: bf16"),
+        ({"hyperparameters": {"lr_scheduler_kwargs": {"cycles": 2}, "lr_scheduler_type": "cosine"}}, "kwargs.*cosine"),
+        ({"hyperparameters": {"pretrained_model_name_or_path": "/no/such"}}, "/no/such"),
+        ({"hyperparameters": {"tokenizer_name": "/no/such/tokenizer"}}, "tokenizer_name"),
+        ({"data": {"max_seq_length": 256}, "hyperparameters": ROTARY_MODEL}, "found 256; accepted is at most 128"),
+        ({"searcher": {"metric": "accuracy"}}, "searcher.metric.*Did you mean accuracy_score"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_ends_in_one_clear_sentence(config: Config, fit: Fit, changes: Config, message: str) -> None:
     for section, change in changes.items():
         config[section] |= change
