@@ -27,13 +27,6 @@ from transformer_trial import local  # noqa: E402
 from transformer_trial.callbacks import build_callbacks  # noqa: E402
 from transformer_trial.errors import PrintableFormatter, TrialError  # noqa: E402
 
-SLOW = [HealthCheck.too_slow]
-for name, max_examples in (("fast", 25), ("full", 60)):
-    settings.register_profile(
-        name, max_examples=max_examples, deadline=None, derandomize=True, suppress_health_check=SLOW
-    )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))  # CI takes the full one
-
 Config = dict[str, Any]
 """An experiment configuration."""
 Fit = Callable[..., Any]
@@ -42,6 +35,11 @@ Patch = pytest.MonkeyPatch
 Log = pytest.LogCaptureFixture
 Capture = pytest.CaptureFixture[str]
 """The fixtures `monkeypatch`, `caplog`, and `capsys` or `capfd`."""
+
+for name, max_examples in (("fast", 25), ("full", 60)):
+    steady: Config = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile(name, max_examples=max_examples, **steady)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))  # CI takes the full one
 
 SAMPLE_DATA = PROJECT / "sample" / "data"
 SAMPLE_MODEL = PROJECT / "sample" / "model"

@@ -9,8 +9,8 @@ from typing import Any
 
 import determined as det
 import pytest
-from conftest import PROJECT, Config
-from determined import core, pytorch
+from conftest import PROJECT, Config, watch
+from determined import core
 from determined.exec import harness
 
 from ner_trial import NERTrial
@@ -36,7 +36,7 @@ DEFAULTS = {
 
 def run_on_stand_in(
     config: Config, folder: Path, checkpoint: Path | None = None, steps_completed: int = 0, *,
-    trial_class: type[NERTrial] = NERTrial, preempted_at: int | None = None, as_script: bool = False, trial_id: int = 1,
+    preempted_at: int | None = None, as_script: bool = False, trial_id: int = 1,
 ) -> tuple[Any, Reports]:  # fmt: skip
     """Train as a task of a cluster whose master is a stand-in; returns the trial, and what the master was told.
 
@@ -56,20 +56,10 @@ def run_on_stand_in(
     trials: list[NERTrial] = []
     reports: Reports = []
 
-    class KeptTrial(trial_class):  # type: ignore[valid-type, misc]
-        def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
-            super().__init__(context)
-            trials.append(self)
-
-    KeptTrial.__module__ = "ner_trial"
-
     def init(**arguments: Any) -> core.Context:
         context = core._dummy_init(checkpoint_storage=str(folder))
         context.train = StandInTrainContext(folder / "tensorboard")
         return context
-
-    def report(self: Any, group: str, steps_completed: int, metrics: dict[str, Any], *_: Any) -> None:
-        reports.append((group, steps_completed, metrics))
 
     def should_preempt(*_: Any, **options: Any) -> bool:
         return trials[0].batches_trained == preempted_at
@@ -79,13 +69,14 @@ def run_on_stand_in(
         patch.setattr(core, "init", init)
         patch.setattr("determined.constants.MANAGED_TRAINING_MODEL_COPY", str(PROJECT / "transformer_trial"))
         patch.setattr(StandInTrainContext, "_trial_id", trial_id)
-        patch.setattr(core.DummyTrainContext, "_report_trial_metrics", report)
+        patch.setattr(core.DummyTrainContext, "_report_trial_metrics", lambda _, *told: reports.append(told[:3]))
         patch.setattr(core.DummyPreemptContext, "should_preempt", should_preempt)
         patch.setattr(local, "set_up_logging", lambda on_cluster: None)
+        watch(NERTrial, "__init__", patch, first=lambda trial, _: trials.append(trial))
         if as_script:
-            local.run(KeptTrial, ["absent.yaml"])  # warned of, and not read
+            local.run(NERTrial, ["absent.yaml"])  # warned of, and not read
         else:
-            harness._run_pytorch_trial(KeptTrial, info, config["entrypoint"])
+            harness._run_pytorch_trial(NERTrial, info, config["entrypoint"])
     return trials[0], reports
 
 

@@ -9,7 +9,7 @@ import datasets
 import pytest
 import transformers
 import yaml
-from conftest import PROJECT, SAMPLE_DATA, Capture, check_message, read_lines, save_tiny_model, write_lines
+from conftest import PROJECT, SAMPLE_DATA, Capture, Patch, check_message, read_lines, save_tiny_model, write_lines
 from training_process import TORCHRUN, run_python
 
 import predict
@@ -138,6 +138,9 @@ def test_text_and_columns_of_a_hub_data_set_are_written_alike(arguments: list[st
     assert row["text"] == " ".join(rows[0]["tokens"]) and all(span["score"] >= 0.4 for span in row["spans"])
 
 
+OTHERS = "out.jsonl.shards holds shards of another input, model or precision"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -146,36 +149,27 @@ def test_text_and_columns_of_a_hub_data_set_are_written_alike(arguments: list[st
         pytest.param(["--input", "hf://:a"], "--input: cannot load hf://:a: it names none. Accepted", id="no-name"),
         pytest.param(["--input", "hf://HUB/gone:a"], "--input: cannot load hf://HUB/gone:a: ", id="no-data-set"),
         pytest.param(["--input", "hf://HUB-bad:train"], "hf://HUB-bad:train: JSON parse error: ", id="damaged"),
-        pytest.param(
-            ["--batch-size", "2"], "out.jsonl.shards holds shards of another input, model or precision", id="others"
-        ),
+        pytest.param(["--batch-size", "2"], OTHERS, id="other-chunks"),
+        pytest.param(["--precision", "bf16"], OTHERS, id="another-precision"),
         pytest.param(["--output", "no/out.jsonl"], "--output: cannot write no/out.jsonl.shards: No such", id="folder"),
         pytest.param(["--model", "gone"], "--model: cannot load gone: there is no such folder", id="model"),
     ],
 )
-def test_a_mistake_is_told(arguments: list[str], tmp_path: Path, capsys: Capture, change: list[str], said: str) -> None:
+def test_a_mistake_is_told(
+    arguments: list[str], tmp_path: Path, monkeypatch: Patch, capsys: Capture, change: list[str], said: str
+) -> None:
     for split in ("dev", "test"):
         datasets.Dataset.from_list([{"text": "a"}]).to_parquet(tmp_path / "hub" / f"{split}-00000-of-00001.parquet")
     (tmp_path / "hub-bad").mkdir()
     (tmp_path / "hub-bad" / "train.json").write_text("{")
-    shards = tmp_path / "out.jsonl.shards"
-    shards.mkdir()
-    (shards / "made_of").write_text("[1, 1, []]")
+    command = [*arguments, "--output", str(tmp_path / "out.jsonl")]
+    if said == OTHERS:
+        with monkeypatch.context() as patch, pytest.raises(TypeError):
+            patch.setattr(batch_predict.Job, "merge", None)  # a stop between the last shard and the merged output
+            batch_predict.main(command)
     change = [text.replace("HUB", str(tmp_path / "hub")) for text in change]
     with pytest.raises(SystemExit) as ended:
-        batch_predict.main([*arguments, "--output", str(tmp_path / "out.jsonl"), *change])
+        batch_predict.main([*command, *change])
     assert ended.value.code == 1
     check_message(capsys.readouterr().err.splitlines()[-1], said.replace("HUB", str(tmp_path / "hub")))
     assert not (tmp_path / "out.jsonl").exists()
-
-
-def test_shards_of_another_precision_are_refused(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = [*arguments, "--output", str(tmp_path / "out.jsonl")]
-    with monkeypatch.context() as patch, pytest.raises(TypeError):
-        patch.setattr(batch_predict.Job, "merge", None)  # a stop between the last shard and the merged output
-        batch_predict.main(command)
-    with pytest.raises(SystemExit):
-        batch_predict.main([*command, "--precision", "bf16"])
-    check_message(capsys.readouterr().err.splitlines()[-1], "holds shards of another input, model or precision")

@@ -1,27 +1,30 @@
 """The benchmark runs, and its numbers hang together. What they are on a given machine is no test's business."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, read_lines
 from subprocesses import repeat_data
+from training_process import run_python
 
 CONTENDERS = ["NERTrial", "run_ner", "run_ner, best flags", "bare loop"]
 
 
+def run_benchmark(folder: Path, *options: str) -> tuple[Any, str]:
+    """Run some of its sections; returns what it measured, and what it printed."""
+    script, file = PROJECT / "tests" / "benchmarks" / "benchmark.py", folder / "found.json"
+    said, _ = run_python(script, "--json", file, "--only", *options, folder=folder)
+    return json.loads(file.read_text()), said
+
+
 @pytest.mark.slow
 def test_contenders_see_the_same_and_come_to_the_same(tmp_path: Path) -> None:
-    script, file = PROJECT / "tests" / "benchmarks" / "benchmark.py", tmp_path / "found.json"
-    sections, sizes = ["--only", "training", "evaluation"], ["--rounds", "2", "--batches", "3", "--threads", "1"]
-    command = [sys.executable, str(script), *sections, *sizes, "--json", str(file)]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    found = json.loads(file.read_text())
+    sizes = ["--rounds", "2", "--batches", "3", "--threads", "1"]
+    found, said = run_benchmark(tmp_path, "training", "evaluation", *sizes)
     assert found["machine"]["torch_threads"] == 1
-    assert [name for name in CONTENDERS[1:] if f"NERTrial / {name} " not in process.stdout] == []
+    assert [name for name in CONTENDERS[1:] if f"NERTrial / {name} " not in said] == []
 
     (training,) = found["training"].values()
     assert list(training["rounds"]) == list(training["step_milliseconds"]) == CONTENDERS
@@ -44,12 +47,9 @@ def test_contenders_see_the_same_and_come_to_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_prediction_is_compared_on_the_same_tags(tmp_path: Path) -> None:
-    script, file = PROJECT / "tests" / "benchmarks" / "benchmark.py", tmp_path / "found.json"
-    command = [sys.executable, str(script), "--only", "prediction", "--rounds", "1", "--json", str(file)]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.count("predict.py, times as fast as pipeline, batch") == 2
-    found = json.loads(file.read_text())["prediction"]
+    found, said = run_benchmark(tmp_path, "prediction", "--rounds", "1")
+    assert said.count("predict.py, times as fast as pipeline, batch") == 2
+    found = found["prediction"]
     assert len(found["rounds"]) == 2 + 4 * 2
     for (times,) in found["rounds"].values():
         assert 0 < times["tagging"] < times["seconds"]
@@ -60,8 +60,6 @@ def test_prediction_is_compared_on_the_same_tags(tmp_path: Path) -> None:
 
 def test_repeated_data_has_as_many_sentences_and_labels_as_asked_for(tmp_path: Path) -> None:
     label_names = repeat_data(PROJECT / "sample" / "data", tmp_path, num_sentences=450, num_types=4)
-
-    assert len(label_names) == 9
-    rows = {split: (tmp_path / f"{split}.json").read_text().splitlines() for split in ("train", "validation")}
-    assert len(rows["validation"]) == 450
-    assert {tag for row in rows["train"] for tag in json.loads(row)["ner_tags"]} == set(label_names)
+    train, validation = (read_lines(tmp_path / f"{split}.json") for split in ("train", "validation"))
+    assert len(validation) == 450
+    assert {tag for row in train for tag in row["ner_tags"]} == set(label_names) and len(label_names) == 9

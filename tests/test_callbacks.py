@@ -9,10 +9,9 @@ from typing import Any
 
 import datasets
 import pytest
-import torch
 import transformers
-from conftest import SAMPLE_DATA, Capture, Config, Fit, Patch, read_lines, read_metrics
-from determined import core, pytorch
+from conftest import SAMPLE_DATA, Capture, Config, Fit, Patch, read_lines, read_metrics, watch
+from determined import pytorch
 from seqeval import metrics as seqeval_metrics
 from stand_in import newest_checkpoint, run_on_stand_in
 from test_distributed import train_to_end
@@ -29,26 +28,13 @@ def small(config: Config) -> Config:
     return config
 
 
-def script_f1(patch: pytest.MonkeyPatch, values: Iterable[float]) -> None:
+def script_f1(patch: Patch, values: Iterable[float]) -> None:
     """Let the next validations report these values as f1."""
     script, score = iter(values), NERTrial.score
     patch.setattr(NERTrial, "score", lambda self, collected: {**score(self, collected), "f1": next(script)})
 
 
 VALIDATING = {"validation_period": pytorch.Batch(2)}
-
-
-def test_the_log_has_what_determined_got(small: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    got: list[tuple[str, int, dict[str, Any]]] = []
-
-    def report(self: Any, group: str, steps_completed: int, metrics: dict[str, Any], batch_metrics: Any = None) -> None:
-        got.append((group, steps_completed, {k: v for k, v in metrics.items() if k not in ("batches", "epochs")}))
-
-    monkeypatch.setattr(core.DummyTrainContext, "_report_trial_metrics", report)
-    folder = fit(small, reporting_period=3, **VALIDATING).output_dir
-    kept = [(line.pop("group"), line.pop("batches"), line) for line in read_lines(folder / "metrics.jsonl")]
-    assert [line for line in kept if line[0] != "test"] == got
-    assert Counter(group for group, *_ in got) == {"training": 8, "validation": 6}
 
 
 @pytest.fixture
@@ -61,30 +47,23 @@ def bars() -> Iterator[None]:
     transformers.utils.logging.disable_progress_bar()
 
 
-class KeepingTrial(NERTrial):
-    """Keeps every account of the test split."""
-
-    def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
-        super().__init__(context)
-        self.kept: list[tuple[int, list[list[str]], list[list[str]]]] = []
-
-    def evaluate_best(self, folder: Path, max_rows: int | None = None) -> dict[str, float]:
-        metrics = super().evaluate_best(folder, max_rows)
-        rows = read_lines(folder / "test" / "predictions.jsonl")
-        self.kept.append((self.batches_trained, [row["gold"] for row in rows], [row["tags"] for row in rows]))
-        return metrics
-
-
-def test_only_better_models_are_evaluated_on_test(small: Config, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_better_models_are_evaluated_on_test(small: Config, fit: Fit, monkeypatch: Patch) -> None:
     script_f1(monkeypatch, [0.2, 0.1, 0.3, 0.3, math.nan, 0.4])
     small["data"] |= {"return_entity_level_metrics": True, "max_train_samples": None, "max_seq_length": 16}
     small["hyperparameters"] |= {"learning_rate": 3e-3, "num_training_steps": None}
     small["searcher"]["max_length"]["batches"] = 120
-    trial = fit(small, KeepingTrial, validation_period=pytorch.Batch(20))
+    kept: list[list[dict[str, list[str]]]] = []
+
+    def keep(_: Any, trial: Any, folder: Path, **__: Any) -> None:
+        kept.append(read_lines(folder / "test" / "predictions.jsonl"))
+
+    watch(NERTrial, "evaluate_best", monkeypatch, then=keep)
+    trial = fit(small, validation_period=pytorch.Batch(20))
     lines = read_metrics(trial.output_dir, "test")
-    assert [line["batches"] for line in lines] == [batches for batches, *_ in trial.kept] == [20, 60, 120]
+    assert [line["batches"] for line in lines] == [20, 60, 120]
     assert lines[-1]["f1"] > 0.02, "a blind model scores nothing either way"
-    for line, (_, gold, predicted) in zip(lines, trial.kept):
+    for line, rows in zip(lines, kept, strict=True):
+        gold, predicted = ([row[name] for row in rows] for name in ("gold", "tags"))
         assert len(gold) == 200
         assert line["accuracy_score"] == pytest.approx(seqeval_metrics.accuracy_score(gold, predicted))
         scores = seqeval_metrics.classification_report(gold, predicted, output_dict=True, zero_division=0)
@@ -93,11 +72,14 @@ def test_only_better_models_are_evaluated_on_test(small: Config, fit: Fit, monke
     assert lines[-1].keys() == read_metrics(trial.output_dir, "validation")[-1].keys() - {"validation_loss"}
 
 
-def test_without_a_test_split_nothing_is_called_test(small: Config, fit: Fit) -> None:
+def test_without_a_test_split_and_an_export_there_is_a_report_alone(small: Config, fit: Fit) -> None:
     small["data"]["test_file"] = None
+    small["hyperparameters"]["export_model"] = False
     folder = fit(small).output_dir
-    assert not read_metrics(folder, "test") and not (folder / "test").exists()
-    assert (folder / "report" / "report.json").exists()
+    assert {line["group"] for line in read_lines(folder / "metrics.jsonl")} == {"training", "validation"}
+    assert sorted(path.name for path in folder.rglob("*")) == [
+        "data.json", "metrics.jsonl", "report", "report.html", "report.json",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -144,33 +126,6 @@ def test_a_resumed_run_stops_when_it_would_have(
     assert trial.batches_trained == 2 * len(after)
     assert (newest_checkpoint(tmp_path / "checkpoints") == checkpoint) == (not after)
     assert (trial.output_dir / "model").exists() == any(value > max(before) for value in after)
-
-
-def test_a_resume_on_a_cluster_changes_nothing(small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    f1s = [0.3, 0.5, 0.4, 0.45, 0.4]  # with a patience of 3 the last one ends it
-    small |= {"min_validation_period": {"batches": 2}, "checkpoint_policy": "none"}
-    small["hyperparameters"]["early_stopping_patience"] = 3
-    script_f1(monkeypatch, [*f1s, *f1s])
-    whole, _ = run_on_stand_in(small, tmp_path / "whole", trial_class=KeepingTrial)
-    assert whole.batches_trained == 10
-    small["searcher"]["max_length"]["batches"] = 6
-    run_on_stand_in(small, tmp_path / "begun")
-    small["searcher"]["max_length"]["batches"] = 12
-    checkpoint = newest_checkpoint(tmp_path / "begun")
-    resumed, _ = run_on_stand_in(small, tmp_path / "begun", checkpoint, 6, trial_class=KeepingTrial)
-    assert resumed.batches_trained == 10
-    assert [batches for batches, *_ in whole.kept] == [2, 4] and not resumed.kept
-    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
-
-
-def test_a_resume_validates_before_it_trains(small: Config, tmp_path: Path) -> None:
-    small |= {"scheduling_unit": 4, "min_validation_period": {"batches": 100}}
-    small["searcher"]["max_length"]["batches"] = 4
-    trial, reports = run_on_stand_in(small, tmp_path, preempted_at=4, trial_class=KeepingTrial)
-    assert not trial.kept and [report[:2] for report in reports] == [("training", 4)]
-    resumed, reports = run_on_stand_in(small, tmp_path, newest_checkpoint(tmp_path), 4, trial_class=KeepingTrial)
-    ((batches, *_),) = resumed.kept
-    assert batches == 4 and [report[:2] for report in reports] == [("test", 4), ("validation", 4)]
 
 
 @pytest.mark.usefixtures("bars")

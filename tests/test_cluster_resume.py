@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import PROJECT, SAMPLE_DATA, Config, read_metrics
+from conftest import PROJECT, SAMPLE_DATA, Config, Patch, read_metrics, slow
 from determined import pytorch
 from stand_in import newest_checkpoint, run_on_stand_in
 from test_callbacks import script_f1
@@ -25,7 +25,7 @@ STACKS = ["cluster", "current"]
 
 
 @pytest.fixture
-def config(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def config(monkeypatch: Patch) -> dict[str, Any]:
     """13 batches, 8 an epoch and 3 a step, grouped by length, with dropout and a cosine schedule."""
     monkeypatch.chdir(PROJECT)
     monkeypatch.setattr(run_module, "set_up_logging", lambda on_cluster: None)
@@ -33,19 +33,17 @@ def config(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {**config, "scheduling_unit": 4, "checkpoint_policy": "none"}
 
 
-@pytest.mark.parametrize(
-    ("batches", "as_script"),
-    [
-        pytest.param(4, False, id="after-a-report-amid-an-accumulation"),
-        pytest.param(5, True, id="after-a-validation-amid-an-accumulation-of-a-script"),
-        pytest.param(8, False, id="after-an-epoch", marks=pytest.mark.slow),
-        pytest.param(12, True, id="after-a-step-of-a-script", marks=pytest.mark.slow),
-        pytest.param(13, False, id="after-the-last-batch-before-its-validation"),
-    ],
-)
-def test_a_preempted_trial_ends_like_a_whole_one(config: Config, tmp_path: Path, batches: int, as_script: bool) -> None:
+# Validations are at 5, 10 and 13, steps at 3, 6, 9 and 12, reports at 4, 8 and 12; an epoch ends at 8, all ends at 13.
+@pytest.mark.parametrize(("batches", "as_script"), [(4, False), (5, True), slow(8, False), slow(12, True), (13, False)])
+def test_a_preempted_trial_ends_like_a_whole_one(
+    config: Config, tmp_path: Path, monkeypatch: Patch, batches: int, as_script: bool
+) -> None:
+    script_f1(monkeypatch, [0.5, 0.4, 0.6] * 2)
+    config["searcher"] |= {"metric": "f1", "smaller_is_better": False}
+    config["data"]["test_file"] = config["data"]["validation_file"]
     _, expected = run_on_stand_in(config, tmp_path / "whole", as_script=as_script)
-    assert [line[:2] for line in expected if line[0] == "validation"] == [("validation", n) for n in (5, 10, 13)]
+    evaluated = [f"{group} {n}" for group, n, _ in expected if group != "training"]
+    assert evaluated == ["test 5", "validation 5", "validation 10", "test 13", "validation 13"]
     _, before = run_on_stand_in(config, tmp_path / "begun", preempted_at=batches, as_script=as_script)
     assert before[-1][1] == batches
     checkpoint = newest_checkpoint(tmp_path / "begun")
@@ -54,7 +52,7 @@ def test_a_preempted_trial_ends_like_a_whole_one(config: Config, tmp_path: Path,
     assert_same_state(newest_checkpoint(tmp_path / "begun"), newest_checkpoint(tmp_path / "whole"))
 
 
-def test_a_warm_start_trains_like_the_export(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warm_start_trains_like_the_export(config: Config, tmp_path: Path, monkeypatch: Patch) -> None:
     better = [0.1, 0.2, 0.3, 0.4]
     script_f1(monkeypatch, [0.9, 0.8, 0.7, *better, *better])  # what the first run is like has to be forgotten
     config["searcher"] |= {"metric": "f1", "smaller_is_better": False}
@@ -74,12 +72,10 @@ def test_a_warm_start_trains_like_the_export(config: Config, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("new_tag", "steps_completed", "told"),
     [
-        pytest.param(None, 5, "Missing key", id="layers"),
-        pytest.param(None, 0, "Missing key", id="layers-of-another-trial"),
-        pytest.param('"O"', 5, "size mismatch", id="fewer-labels"),
-        pytest.param(r'"\1-ANY"', 0, "its labels are", id="other-labels"),
+        (None, 5, "Missing key"), (None, 0, "Missing key"), ('"O"', 5, "size mismatch"),
+        (r'"\1-ANY"', 0, "its labels are"),
     ],
-)
+)  # fmt: skip
 def test_the_checkpoint_of_another_model_is_refused(
     config: Config, tmp_path: Path, tiny_model: Path, new_tag: str | None, steps_completed: int, told: str
 ) -> None:
@@ -97,13 +93,13 @@ def test_the_checkpoint_of_another_model_is_refused(
 
 
 @pytest.fixture
-def safely(monkeypatch: pytest.MonkeyPatch) -> None:
+def safely(monkeypatch: Patch) -> None:
     """Let torch read nothing but plain data and what was allowed by name, whatever it is asked for."""
     if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.3 can allow nothing, and reads all
         monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
 
 
-def assert_loads_alone(checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def assert_loads_alone(checkpoint: Path, folder: Path, monkeypatch: Patch) -> None:
     """Determined's loader gives the trial with these weights where neither data nor model are in reach."""
     monkeypatch.chdir(folder)  # the configuration's paths are relative
     load: Any = pytorch.load_trial_from_checkpoint_path
@@ -116,7 +112,7 @@ def assert_loads_alone(checkpoint: Path, folder: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("config", "safely")
 @pytest.mark.parametrize("stack", STACKS)
-def test_what_either_stack_saved_goes_on_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: str) -> None:
+def test_what_either_stack_saved_goes_on_and_loads(tmp_path: Path, monkeypatch: Patch, stack: str) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # which train.py sets, to be set back
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     shutil.copytree(FIXTURES / stack, cut / "checkpoints" / "determined" / "fixture")
@@ -137,7 +133,7 @@ def test_what_either_stack_saved_goes_on_and_loads(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.usefixtures("safely")
-def test_two_slots_save_no_secret_and_it_loads(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_slots_save_no_secret_and_it_loads(config: Config, tmp_path: Path, monkeypatch: Patch) -> None:
     config["data"]["test_file"] = config["data"]["validation_file"]
     config["environment"] = {
         "environment_variables": ["HF_TOKEN=planted-token-1"], "registry_auth": {"password": "planted-token-2"},

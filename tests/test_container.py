@@ -1,40 +1,26 @@
 """A task's container, as far as it can be had without one: its start, folders that are not writable, a shared cache."""
 
-import base64
-import ctypes
-import io
 import os
-import shutil
+import signal
 import subprocess
 import sys
-import tarfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
-from conftest import PROJECT, SAMPLE_DATA, SAMPLE_MODEL, Patch
-from determined.common import context
+from conftest import SAMPLE_DATA, SAMPLE_MODEL, Config, Patch
+from test_client import StandInMaster
+from test_client import project as project  # fixtures
+from test_client import sample as sample
+from test_client import tracked as tracked
 from test_security import TOKEN, YAML, copy_project, run_cases
-from test_startup_hook import OUTDATED_IMAGE, Workshop, assert_one_message
-from test_startup_hook import workshop as workshop  # a fixture
-from training_process import run_python
+from test_startup_hook import write_as_an_ordinary_user
+from training_process import Run, Training, wait_for_all
+from training_process import run as run  # a fixture
 
 import ner.data
 import ner_utils
-
-SECONDS = 120
-"""After which a process that hangs is killed; each needs about a tenth of that."""
-
-
-def write_as_an_ordinary_user() -> None:
-    """Give up root's rights to write and read whatever it likes, from the next program on; others have none of them."""
-    if os.getuid() == 0:
-        libc = ctypes.CDLL(None, use_errno=True)
-        for capability in (1, 2, 3):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
-            if libc.prctl(24, capability, 0, 0, 0) != 0:  # PR_CAPBSET_DROP
-                raise OSError(ctypes.get_errno(), "cannot give up a right of root's")
 
 
 @pytest.fixture
@@ -49,93 +35,33 @@ def read_only(tmp_path: Path) -> Path:
     return folder
 
 
-# The order of Determined's entrypoint for a trial, from the point where its wheel is installed. What it sources ends up
-# in the shell that then becomes the trial.
+# As Determined's entrypoint does: what it sources ends up in the shell that then becomes the trial.
 ENTRYPOINT = """
-set -e
-export UNTOUCHED=before HOOK=startup-hook.sh
-"$DET_PYTHON_EXECUTABLE" -c "$UNPACK"
-set -x
-test -f "${HOOK}" && source "${HOOK}"
+set -ex
+test -f startup-hook.sh && source startup-hook.sh
 set +x
-echo "shell: $- $UNTOUCHED $(pwd) $# ${missing:-unset} ${name:-unset}"
-exec "$@"
+exec "$DET_PYTHON_EXECUTABLE" train.py sample/ner_config.yaml --test --output-dir ../run
 """
-# Determined's own function, given an upload as the master would.
-UNPACK = """
-import base64, pathlib, sys, types
-from determined import constants
-from determined.exec import prep_container
-constants.MANAGED_TRAINING_MODEL_COPY = "../copy"
-upload = types.SimpleNamespace(b64Tgz=pathlib.Path("../upload").read_text())
-prep_container.bindings.get_GetTaskContextDirectory = lambda session, taskId: upload
-prep_container.download_context_directory(None, types.SimpleNamespace(task_id="task", task_type="COMMAND"))
-"""
-
-
-def pack(project: Path) -> str:
-    """What a container gets of a folder that is uploaded: chosen by Determined's client, packed as its master does."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w:gz") as archive:
-        for item in context.read_v1_context(project):
-            info, content = tarfile.TarInfo(item.path), base64.b64decode(item.content)
-            info.type, info.mode, info.mtime = bytes([item.type]), item.mode & 0o777, int(item.mtime)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def start_container(tmp_path: Path, command: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Unpack the upload and run the hook and then the command, as a user who may write to the task's folder only."""
-    folder = tmp_path / "workdir"
-    folder.mkdir()
-    return subprocess.run(
-        ["bash", "-c", ENTRYPOINT, "entrypoint.sh", *command],
-        cwd=folder,
-        env={
-            "PATH": os.environ["PATH"], "DET_PYTHON_EXECUTABLE": sys.executable, "UNPACK": UNPACK, "HF_TOKEN": TOKEN,
-            "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1",
-            "HF_HOME": str(folder / "hf"), **environment,
-        },
-        preexec_fn=write_as_an_ordinary_user, capture_output=True, text=True, timeout=SECONDS,
-    )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_container_unpacks_sources_the_hook_and_trains(tmp_path: Path, read_only: Path) -> None:
-    (tmp_path / "upload").write_text(pack(PROJECT))
-    command = [sys.executable, "train.py", YAML, "--test", "--output-dir", "../run"]
-    result = start_container(tmp_path, command, HOME=str(read_only))
+def test_what_is_uploaded_sources_the_hook_and_trains(sample: StandInMaster, tmp_path: Path, read_only: Path) -> None:
+    folder = tmp_path / "workdir"
+    for name, content in sample.upload().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    env = {
+        "PATH": os.environ["PATH"], "DET_PYTHON_EXECUTABLE": sys.executable, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "HF_HOME": str(folder / "hf"),
+        "HOME": str(read_only),
+    }  # fmt: skip
+    options: Any = {"preexec_fn": write_as_an_ordinary_user, "capture_output": True, "text": True, "timeout": 120}
+    result = subprocess.run(["bash", "-c", ENTRYPOINT], cwd=folder, env=env, **options)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == f"shell: ehBc before {tmp_path / 'workdir'} {len(command)} unset unset\n"
-    trace = result.stderr.splitlines()
-    assert trace[:3] == ["+ test -f startup-hook.sh", "+ source startup-hook.sh", f"++ {sys.executable} -"]
-    assert trace[3] == "+ set +x"
+    trace = ["+ test -f startup-hook.sh", "+ source startup-hook.sh", f"++ {sys.executable} -", "+ set +x"]
+    assert result.stderr.splitlines()[:4] == trace
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
-    assert (tmp_path / "copy" / "ner_trial.py").is_file() and not (tmp_path / "workdir" / "tests").exists()
     assert TOKEN not in result.stdout + result.stderr
-
-
-def test_nothing_starts_after_a_hook_that_fails(tmp_path: Path) -> None:
-    project = tmp_path / "project"
-    project.mkdir()
-    shutil.copy(PROJECT / "startup-hook.sh", project)
-    (project / "requirements.txt").write_text("-r more.txt\n")
-    (tmp_path / "upload").write_text(pack(project))
-    result = start_container(tmp_path, ["echo", "started"])
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.count("startup-hook.sh: requirements.txt has the line '-r more.txt'") == 1
-    assert "Traceback" not in result.stderr
-
-
-def test_the_hook_says_what_it_may_not_write_to(workshop: Workshop, read_only: Path) -> None:
-    python = workshop.make_environment(OUTDATED_IMAGE)
-    for path in python.parents[1].rglob("*"):
-        if path.is_dir():
-            path.chmod(0o555)
-    homes: Any = {"HOME": str(read_only), "PYTHONUSERBASE": str(read_only / "base")}
-    result = workshop.source_hook(python, preexec_fn=write_as_an_ordinary_user, **homes)
-    assert_one_message(result, "pip could not install them", "Permission denied")
 
 
 @pytest.mark.slow
@@ -159,30 +85,16 @@ def test_folders_that_are_not_writable_are_named_or_do_without(tmp_path: Path, r
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
-# Two of these run the same cases, and begin each of them at the same moment.
-RUN_TOGETHER = """
-import os, pathlib, sys, time
-sys.path.insert(0, os.getcwd())
-from ner_trial import NERTrial
-from transformer_trial.local import run
-me, other, folder = *sys.argv[1:3], pathlib.Path(sys.argv[3])
-for case, options in {"empty": [], "anew": ["--config", "data.overwrite_cache=true"]}.items():
-    (folder / f"{case}-{me}").touch()
-    while not (folder / f"{case}-{other}").exists():
-        time.sleep(0.001)
-    run(NERTrial, [*sys.argv[4:], "--output-dir", str(folder / f"run-{case}-{me}"), *options])
-"""
-
-
 @pytest.mark.slow
 def test_two_containers_share_a_cache(tmp_path: Path) -> None:
-    env: Any = {"HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_CACHE": str(tmp_path / "hf/datasets")}
-    arguments = (tmp_path, YAML, "--test", "--config", "checkpoint_policy=none")
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda names: run_python("-c", RUN_TOGETHER, *names, *arguments, **env), ("ab", "ba")))
-    weights = [file.read_bytes() for file in tmp_path.glob("run-*/model/model.safetensors")]
-    assert len(weights) == 4
-    assert len(set(weights)) == 1
+    env, weights = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}, set[bytes]()
+    for options in ([], ["--config", "data.overwrite_cache=true"]):
+        arguments = [YAML, "--test", "--config", "checkpoint_policy=none", *options, "--output-dir"]
+        folders = [tmp_path / f"{name}{len(options)}" for name in "ab"]
+        runs = [Training([*arguments, str(folder)], tmp_path / f"{folder.name}.log", env=env) for folder in folders]
+        assert wait_for_all(runs) == [0, 0], runs[0].log.read_text() + runs[1].log.read_text()
+        weights |= {(folder / "model" / "model.safetensors").read_bytes() for folder in folders}
+    assert len(weights) == 1
 
 
 def read_and_tokenize(config: ner.config.NERDataConfig) -> list[list[int]]:
@@ -218,39 +130,16 @@ def test_who_reads_anew_leaves_alone_who_tokenizes(tmp_path: Path, monkeypatch: 
     assert len(calls) == 2
 
 
-# Processes that are killed while they read, and while they tokenize; and then one that is not.
-KILLED = """
-import os, signal, sys
-sys.path[:0] = sys.argv[1:3]
-from pathlib import Path
-import ner.data, ner_utils
-from test_container import data_config, read_and_tokenize
-
-folder = Path(sys.argv[3])
-for module, name, calls in ((ner.data, "parse_cells", 2500), (ner_utils, "tokenize_and_align_labels", 2)):
-    child = os.fork()  # before this process has threads
-    if child == 0:
-        function, left = getattr(module, name), [calls]
-        def killed(*arguments, **options):
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **options)
-        setattr(module, name, killed)
-        read_and_tokenize(data_config(folder, train_file=sys.argv[4]))
-        os._exit(0)
-    print(os.waitpid(child, 0)[1], end=" ")
-found = [path.name for path in folder.rglob("*")]
-print(any(name.endswith(".lock") for name in found), any(name.startswith("tmp") for name in found), end=" ")
-print(len(read_and_tokenize(data_config(folder, train_file=sys.argv[4]))))
-"""
-
-
 @pytest.mark.slow
-def test_what_killed_processes_leave_is_no_obstacle(tmp_path: Path) -> None:
-    (tmp_path / "train.json").write_text((SAMPLE_DATA / "train.json").read_text() * 3)  # several batches of 1,000
-    output, errors = run_python("-c", KILLED, PROJECT, PROJECT / "tests", tmp_path, tmp_path / "train.json")
-    assert output.split() == ["9", "9", "True", "True", "3000"], errors
+def test_what_killed_processes_leave_is_no_obstacle(config: Config, run: Run, tmp_path: Path) -> None:
+    file, cache = tmp_path / "train.json", tmp_path / "cache"
+    file.write_text((SAMPLE_DATA / "train.json").read_text() * 3)  # several batches of 1,000
+    config["data"] |= {"train_file": str(file), "cache_dir": str(cache)}
+    for signals in ([("reading", 2501, signal.SIGKILL)], [("tokenizing", 3, signal.SIGKILL)]):
+        run("run", "--test", signals=signals, status=-signal.SIGKILL)
+    names = [path.name for path in cache.rglob("*")]
+    assert any(name.endswith(".lock") for name in names) and any(name.startswith("tmp") for name in names)
+    run("run", "--test")
 
 
 @pytest.mark.parametrize("part", ["generator-train.arrow", "cache-*.arrow", "dataset_info.json"])

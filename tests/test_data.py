@@ -1,9 +1,6 @@
 """What the base does with data: loading and its errors, splits, the order of batches, and who of a node goes first."""
 
 import json
-import multiprocessing
-import socket
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,6 @@ from determined import core, pytorch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import transformer_trial.data
 from transformer_trial.config import DataConfig
 from transformer_trial.data import SlotBatchSampler, default_load_dataset, group_by_tokens, select_splits
 from transformer_trial.processes import local_chief_first
@@ -67,9 +63,15 @@ def test_another_epoch_and_another_seed_have_another_order() -> None:
     assert len(orders | {str(np.arange(50))}) == 5
 
 
-@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=150), max_tokens=st.integers(1, 200))
-def test_evaluation_batches_are_bounded_by_tokens(lengths: list[int], max_tokens: int) -> None:
-    batches = group_by_tokens(lengths, max_tokens)
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=150), max_tokens=st.integers(1, 200),
+    num_slots=st.integers(1, 9),
+)  # fmt: skip
+def test_evaluation_batches_are_bounded_by_tokens(lengths: list[int], max_tokens: int, num_slots: int) -> None:
+    pieces = group_by_tokens(lengths, max_tokens, num_slots=num_slots)
+    batches = [piece for piece in pieces if piece]
+    assert len(pieces) % num_slots == 0 and pieces[: len(batches)] == batches
+    assert len(pieces) < len(batches) + num_slots
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     assert [lengths[row] for batch in batches for row in batch] == sorted(lengths, reverse=True)
     for i, batch in enumerate(batches):
@@ -100,13 +102,6 @@ def test_grouped_rows_of_small_data_meet_others_in_each_epoch(num_rows: int) -> 
     assert len(first & second) <= 1  # sorted all together, each batch would be the same again
 
 
-def build_data_loader(num_rows: int, sampler: Any, num_workers: int = 0) -> pytorch.DataLoader:
-    """A loader of rows that each hold their number."""
-    rows = datasets.Dataset.from_dict({"number": list(range(num_rows))})
-    options: dict[str, Any] = {"num_workers": num_workers, "worker_init_fn": transformer_trial.data.ignore_interrupts}
-    return pytorch.DataLoader(rows, batch_sampler=sampler, collate_fn=collate_numbers, **options)
-
-
 def collate_numbers(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {"number": torch.tensor([row["number"] for row in rows], dtype=torch.long)}
 
@@ -118,35 +113,15 @@ def collate_numbers(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 def test_slots_train_on_the_batch_of_each_step_also_resumed(num_slots: int, skip: int, **arguments: Any) -> None:
     reference = build_sampler(**arguments, seed=3)
     expected = [batch.tolist() for epoch in range(40) for batch in reference.global_batches(epoch)]
-    loaders = []
+    rows, loaders = [{"number": number} for number in range(arguments["num_rows"])], []
     for rank in range(num_slots):
         sampler = build_sampler(**arguments, seed=3, num_slots=num_slots)
-        built = build_data_loader(arguments["num_rows"], sampler)
+        built = pytorch.DataLoader(rows, batch_sampler=sampler, collate_fn=collate_numbers)
         loader = built.get_data_loader(repeat=True, skip=skip, num_replicas=num_slots, rank=rank)
         assert len(loader) == len(reference)  # which is what Determined takes for an epoch
         loaders.append(iter(loader))
     for step in expected[skip : skip + 3 * len(reference)]:
         assert torch.cat([next(loader)["number"] for loader in loaders]).tolist() == step
-
-
-@pytest.mark.parametrize("num_slots", [1, 2, 3, 8])
-@pytest.mark.parametrize("num_rows", [pytest.param(1, id="fewer rows than slots"), 7, 16])
-def test_every_slot_validates_on_as_many_pieces(num_rows: int, num_slots: int) -> None:
-    pieces = []
-    for rank in range(num_slots):
-        loader = build_data_loader(num_rows, group_by_tokens([5] * num_rows, 20, num_slots=num_slots))
-        pieces.append([b["number"].tolist() for b in loader.get_data_loader(num_replicas=num_slots, rank=rank)])
-    assert len({len(of_slot) for of_slot in pieces}) == 1
-    assert len(pieces[0]) > 0  # else Determined refuses the loader
-    assert [n for step in zip(*pieces) for piece in step for n in piece] == list(range(num_rows))
-
-
-def test_processes_that_collate_do_not_change_the_batches() -> None:
-    batches = []
-    for num_workers in (0, 2):
-        loader = build_data_loader(21, SlotBatchSampler(21, 4, 2, seed=5), num_workers)
-        batches.append([batch["number"].tolist() for batch in loader.get_data_loader(num_replicas=2, rank=1)])
-    assert batches[0] == batches[1]
 
 
 Rows = list[dict[str, Any]]
@@ -255,53 +230,6 @@ def test_a_sample_of_train_becomes_the_validation_split(documents: list[str] | N
 def test_splits_that_leave_nothing_are_refused(found: Any, percentage: float | None, said: list[str]) -> None:
     with refuses(*said):
         select_splits(make_splits(**found), DataConfig(dataset_name="d", validation_split_percentage=percentage))
-
-
-def enter_in_turn(rank: int, ports: tuple[int, int], folder: Path, failing_node: int | None) -> Any:
-    """One of four processes on two nodes: the first of each makes the node's cache, the other one needs it."""
-    distributed = core.DistributedContext(
-        rank=rank, size=4, local_rank=rank % 2, local_size=2, cross_rank=rank // 2, cross_size=2,
-        chief_ip="127.0.0.1", pub_port=ports[0], pull_port=ports[1],
-    )  # fmt: skip
-    cache = folder / f"node{rank // 2}"
-    try:
-        with local_chief_first(distributed):
-            found = cache.exists()
-            if rank // 2 == failing_node:
-                raise OSError("the disk is full")
-            if not found:
-                time.sleep(rank / 4)  # the second node takes longer
-            cache.touch()
-        return found, sorted(path.name for path in folder.iterdir())
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        distributed.close()
-
-
-FAILED = "failed, and this one with it: OSError: the disk is full"
-
-
-@pytest.mark.parametrize(
-    ("failing_node", "expected"),
-    [
-        pytest.param(None, [(rank in (1, 3), ["node0", "node1"]) for rank in range(4)], id="all wait for all caches"),
-        pytest.param(
-            1,
-            [
-                f"TrialError: Process 2 {FAILED}", f"TrialError: Process 2 {FAILED}", "OSError: the disk is full",
-                f"TrialError: The first process of this node {FAILED}",
-            ],
-            id="a failure reaches all",
-        ),
-    ],
-)  # fmt: skip
-def test_one_process_of_each_node_goes_first(failing_node: int | None, expected: list[Any], tmp_path: Path) -> None:
-    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as two:
-        ports = (one.getsockname()[1], two.getsockname()[1])
-    arguments = [(rank, ports, tmp_path, failing_node) for rank in range(4)]
-    with multiprocessing.get_context("fork").Pool(4) as pool:  # as all wait for all, each runs one of them
-        assert pool.starmap_async(enter_in_turn, arguments, chunksize=1).get(timeout=60) == expected
 
 
 def test_a_single_process_just_goes_and_keeps_its_error() -> None:

@@ -210,15 +210,21 @@ def find_a_checkpoint_on_the_first_node_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "arguments", "message"),
+    ("change", "nodes", "arguments", "message"),
     [
-        slow(None, ["--config", "data.train_file=gone.csv"], "gone.csv is there", id="a mistake"),
-        pytest.param(functools.partial(fail, 0), [], "ValueError: no such thing", id="the first"),
-        pytest.param(functools.partial(fail, 1), [], "Process 1 failed, and this one with it: Val", id="another"),
-        slow(find_a_checkpoint_on_the_first_node_only, ["--resume", "auto"], "that all nodes share", id="lost"),
+        slow(None, 1, ["--config", "data.train_file=gone.csv"], "gone.csv is there", id="a mistake"),
+        pytest.param(
+            functools.partial(fail, 0), 1, [], "first process of this node failed, and this one with it: V", id="first"
+        ),
+        pytest.param(functools.partial(fail, 1), 1, [], "Process 1 failed, and this one with it: Val", id="another"),
+        slow(functools.partial(fail, 2), 2, [], "Process 2 failed, and this one with it: Val", id="of another node"),
+        slow(find_a_checkpoint_on_the_first_node_only, 1, ["--resume", "auto"], "that all nodes share", id="lost"),
     ],
 )
-def test_one_that_fails_ends_all(config: Config, tmp_path: Path, change: Any, arguments: Any, message: str) -> None:
-    assert 0 not in train(config, tmp_path / "failing", 2, *arguments, changes=[change] if change else [])
-    assert message in (tmp_path / "failing" / "log").read_text()
-    assert not (tmp_path / "failing" / "run").exists()
+def test_one_that_fails_ends_all(
+    config: Config, tmp_path: Path, change: Any, nodes: int, arguments: list[str], message: str
+) -> None:
+    changes = [change] if change else []
+    assert 0 not in train(config, tmp_path / "failing", 2 * nodes, *arguments, nodes=nodes, changes=changes)
+    log = (tmp_path / "failing" / "log").read_text()
+    assert message in log and not (tmp_path / "failing" / "run").exists()

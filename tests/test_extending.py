@@ -37,7 +37,7 @@ def is_good(row: dict[str, Any]) -> bool:
 
 
 @pytest.fixture
-def command(config: Config, tmp_path: Path, monkeypatch: Patch) -> Iterator[Command]:
+def command(config: Config, tmp_path: Path, monkeypatch: Patch) -> Command:
     """Write an example's files, its yaml and its data into a folder, and return the command line of its training."""
     with (tmp_path / "sentiment.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *((" ".join(r["tokens"]), int(is_good(r))) for r in ROWS)])
@@ -45,7 +45,6 @@ def command(config: Config, tmp_path: Path, monkeypatch: Patch) -> Iterator[Comm
         lines = [" ".join(f"{word}/{tag}" for word, tag in zip(row["tokens"], row["ner_tags"])) for row in ROWS]
         (tmp_path / f"{split}.slashed").write_text("\n".join(lines))
     (tmp_path / ".detignore").write_text("/outputs/\n")
-    modules = set(sys.modules)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
 
@@ -55,7 +54,9 @@ def command(config: Config, tmp_path: Path, monkeypatch: Patch) -> Iterator[Comm
         blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
         assert sum(block.count("\n") for _, block in blocks) <= 30
         for code in (block for kind, block in blocks if kind == "python"):
-            (tmp_path / code.splitlines()[0].removeprefix("# ")).write_text(code)
+            file = Path(code.splitlines()[0].removeprefix("# "))
+            file.write_text(code)
+            monkeypatch.delitem(sys.modules, file.stem, raising=False)  # of another test
         changes = yaml.safe_load(next(block for kind, block in blocks if kind == "yaml"))
         config.update(min_validation_period={"batches": 7}, scheduling_unit=3, entrypoint=changes["entrypoint"])
         config["hyperparameters"] |= {"learning_rate": 3e-3, **changes.get("hyperparameters", {})}
@@ -65,10 +66,7 @@ def command(config: Config, tmp_path: Path, monkeypatch: Patch) -> Iterator[Comm
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         return [str(tmp_path / "config.yaml"), "--output-dir"]
 
-    yield write
-    for name in set(sys.modules) - modules:
-        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
-            del sys.modules[name]
+    return write
 
 
 def train_here(arguments: list[str], *options: str, batches: int = 4) -> Path:

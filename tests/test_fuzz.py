@@ -4,13 +4,11 @@ None ends in a traceback or a signal, touches a file outside of its output folde
 FUZZ_SECONDS says for how long, FUZZ_SEED where to begin; a failure names its seed.
 """
 
-import hashlib
 import itertools
 import json
 import os
 import random
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +16,13 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import PROJECT, Config
+from conftest import PROJECT, Capture, Config
 from test_ner_formats import CASES, SENTENCES, write_file
+from test_safety import contents_of
 from test_secrets import KEYS, VALUES
 from test_tools import TOOLS
-from training_process import CONTEXT, Training
+from training_process import CONTEXT, Run, send_output_to
+from training_process import run as run  # a fixture
 
 from ner.formats import FILE_FORMATS
 
@@ -44,11 +44,7 @@ Case = tuple[str, list[str]]
 def run_case(
     program: str, arguments: list[str], log: Path, folder: Path, change: Callable[[], object] = int
 ) -> None:  # fmt: skip
-    with log.open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    send_output_to(log)
     import predict
     from ner_trial import NERTrial
     from transformer_trial import local
@@ -61,20 +57,15 @@ def run_case(
 def mutate_tree(rng: random.Random, value: Any) -> Any:
     """Change, misspell, add or remove something somewhere in mappings and lists."""
     if isinstance(value, dict) and value and rng.random() < 0.9:
-        key = rng.choice(list(value))
-        value = dict(value)
-        what = rng.random()
-        if what < 0.6:
-            value[key] = mutate_tree(rng, value[key])
-        elif what < 0.75:
-            name = str(key)
-            value[name[: len(name) // 2] + rng.choice("xyz_") + name[len(name) // 2 :]] = value.pop(key)
-        elif what < 0.9:
-            name, secret = rng.choice(SECRETS)
-            value |= {rng.choice(["new", 5]): 5} if rng.random() < 0.3 else {name: secret}
-        else:
-            del value[key]
-        return value
+        key, (name, secret) = rng.choice(list(value)), rng.choice(SECRETS)
+        others = {other: value[other] for other in value if other != key}
+        half = len(str(key)) // 2
+        changes = [
+            {**value, key: mutate_tree(rng, value[key])},
+            {**others, f"{str(key)[:half]}{rng.choice('xyz_')}{str(key)[half:]}": value[key]},
+            {**value, name: secret}, {**value, rng.choice(["new", 5]): 5}, others,
+        ]  # fmt: skip
+        return rng.choices(changes, (12, 3, 2, 1, 2))[0]
     if isinstance(value, list) and value and rng.random() < 0.7:
         i = rng.randrange(len(value))
         return [*value[:i], mutate_tree(rng, value[i]), *value[i + 1 :]]
@@ -95,9 +86,8 @@ def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
 def write_data(rng: random.Random, folder: Path, options: Config) -> str:
     """Write data of some format or tool to a folder, damaged, and add its options; return its file's name."""
     if rng.random() < 0.5:
-        tool = rng.choice(
-            [tool for tool in TOOLS.values() if all(isinstance(c, (str, bytes)) for c in tool.files.values())]
-        )
+        written = [t for t in TOOLS.values() if all(isinstance(c, (str, bytes)) for c in t.files.values())]
+        tool = rng.choice(written)
         files, others = dict(tool.files), tool.options
     else:
         case = rng.choice(list(CASES.values()))
@@ -158,45 +148,38 @@ def make_case(rng: random.Random, folder: Path, config: Config, model: Path) -> 
     return "train", arguments
 
 
-def contents_of(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name != "outputs"}
 
 
 @pytest.mark.slow
 def test_no_input_ends_in_a_traceback_a_signal_a_touched_file_or_a_leak(
-    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Config, run: Run, tmp_path: Path, capsys: Capture
 ) -> None:
     config["data"] |= {"max_train_samples": 20, "max_eval_samples": 10}
     config["searcher"]["max_length"] = {"batches": 2}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    trained = Training([str(tmp_path / "config.yaml"), "--output-dir", str(tmp_path / "run")], tmp_path / "log")
-    assert trained.wait() == 0
+    run("run")
     failures, end, count = list[str](), time.monotonic() + SECONDS, 0
     for seed in itertools.count(SEED):
         if time.monotonic() > end or len(failures) > 5:
             break
         folder = tmp_path / f"case{seed}"
+        out = folder / "out"
         for name in ("data", "out", "precious"):
             (folder / name).mkdir(parents=True)
         (folder / "data" / "in.txt").write_text("Ada lives in London\n")
         (folder / "precious" / "file").write_text("precious")
         program, arguments = make_case(random.Random(seed), folder, config, tmp_path / "run" / "model")
         before, beside = contents_of(folder), names_in(PROJECT)
-        process = CONTEXT.Process(target=run_case, args=(program, arguments, folder / "out" / "log", folder))
+        process = CONTEXT.Process(target=run_case, args=(program, arguments, out / "log", folder))
         process.start()
         process.join(120)
-        log = (folder / "out" / "log").read_text(errors="replace") if (folder / "out" / "log").exists() else ""
         after = contents_of(folder)
-        written = ((p, p.read_bytes()) for p in (folder / "out").rglob("*") if p.is_file())
-        leaks = [path for path, content in written if any(needle in content for needle in NEEDLES)]
-        touched = [path for path, digest in before.items() if after.get(path) != digest]
+        log = after.get(out / "log", b"").decode(errors="replace")
+        written = {path for path in after if path.is_relative_to(out)}
+        leaks = [str(path) for path in written if any(needle in after[path] for needle in NEEDLES)]
+        touched = [str(path) for path in {*before, *after} - written if after.get(path) != before.get(path)]
         touched += sorted(names_in(PROJECT) ^ beside)
-        touched += [path for path in after.keys() - before if not path.startswith(str(folder / "out"))]
         problems = [
             "a traceback" if "Traceback" in log else "",
             f"status {process.exitcode}" if process.exitcode not in (0, 1, 2) else "",

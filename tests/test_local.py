@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 import yaml
-from conftest import PROJECT, Config, Fit, Log, Patch, read_metrics, watch, write_config
+from conftest import PROJECT, Config, Fit, Log, Patch, read_lines, read_metrics, refuses, watch, write_config
 from determined import pytorch
 from stand_in import run_on_stand_in
 from test_resume import steps_of
@@ -56,9 +55,6 @@ def test_a_run_leaves_model_metrics_and_checkpoints(config: Config, tmp_path: Pa
     folder, (_, said) = tmp_path / "run", run_python(*command, folder=tmp_path)
     assert [line["batches"] for line in read_metrics(folder, "training")] == [2, 4, 5, 6, 8, 10]
     assert [line["batches"] for line in read_metrics(folder, "validation")] == [5, 10]
-    model = transformers.AutoModelForTokenClassification.from_pretrained(folder / "model")
-    assert "B-PER" in model.config.label2id
-    assert transformers.AutoTokenizer.from_pretrained(folder / "model").is_fast
     checkpoints = list((folder / "checkpoints" / "determined").iterdir())
     assert len(checkpoints) in (1, 2)  # the best and the newest, which may be the same
     code = {path.name for path in (checkpoints[0] / "code").iterdir()}
@@ -67,6 +63,8 @@ def test_a_run_leaves_model_metrics_and_checkpoints(config: Config, tmp_path: Pa
     lines = [line for line in said.splitlines() if line.startswith("batch ")]
     assert lines[2].startswith("batch 5 of 10: training learning_rate ")
     assert lines[3].startswith("batch 5 of 10: validation accuracy_score ")
+    modes = {path.stat().st_mode & 0o777 for path in (folder / "model").iterdir()}
+    assert modes == {(tmp_path / "config.yaml").stat().st_mode & 0o777}, "that the umask says"
     assert "determined" not in said.replace(str(checkpoints[0].parents[1]), ""), "the client's chatter"
 
 
@@ -137,6 +135,21 @@ def test_a_mistake_is_told(tmp_path: Path, run: Run, arguments: list[str], messa
     assert (tmp_path / "OTHER" / "metrics.jsonl").read_text() == "precious\n"
 
 
+def test_two_runs_do_not_share_a_folder(run: Run, tmp_path: Path, monkeypatch: Patch) -> None:
+    tried: list[Any] = []
+
+    def try_to_share(*_: Any, **__: Any) -> None:
+        with refuses("another run is writing to") as refusal:
+            local.lock_folder(tmp_path / "run")
+        tried.append(refusal)
+
+    monkeypatch.setattr(local, "LOCK_PATIENCE", 0)
+    watch(NERTrial, "train_batch", monkeypatch, first=try_to_share)
+    watch(NERTrial, "evaluate_best", monkeypatch, first=try_to_share)
+    run("--test")
+    assert len(tried) == 2
+
+
 @pytest.mark.parametrize("period", [{"batches": 5}, {"epochs": 2}, {"records": 100}, {"batches": 0}, {"epochs": 0}])
 def test_periods_mean_what_they_mean_to_determined(period: dict[str, int]) -> None:
     expected = pytorch.TrainUnit._from_values(**period, global_batch_size=8)
@@ -152,17 +165,24 @@ def test_determineds_harness_and_train_py_train_the_same_weights(
     config |= {"optimizations": optimizations, "min_validation_period": {"batches": 4}}
     config["hyperparameters"]["learning_rate"] = 1e-3
     config["searcher"]["max_length"] = {"batches": 8}
-    trials = [run_on_stand_in(config, tmp_path / "cluster", as_script=as_script)[0] for as_script in (False, True)]
+    ended = [run_on_stand_in(config, tmp_path / "cluster", as_script=as_script) for as_script in (False, True)]
+    trials = [trial for trial, _ in ended]
     watch(local, "fit", monkeypatch, first=lambda trial, *_, **__: trials.append(trial))
-    run()
+    lines = [(line.pop("group"), line.pop("batches"), line) for line in read_lines(run() / "metrics.jsonl")]
+    for _, reports in ended:
+        numbers = [{name: metrics[name] for name in metrics.keys() - {"batches", "epochs"}} for *_, metrics in reports]
+        assert [(group, n, found) for (group, n, _), found in zip(reports, numbers)] == lines
     in_harness, *others = (trial.model.state_dict() for trial in trials)
     for weights in others:
         torch.testing.assert_close(weights, in_harness, rtol=0, atol=0)
     assert trials[2].experiment_config["searcher"]["max_length"] == {"batches": 8}
 
 
-def test_the_search_yaml_trains_with_middle_values(config: Config, run: Run, caplog: Log) -> None:
+def test_the_search_trains_with_middle_values_and_validates_at_each_rung(config: Config, run: Run, caplog: Log) -> None:
     search = yaml.safe_load((PROJECT / "ner_search.yaml").read_text())
+    searcher, period = search["searcher"], search["min_validation_period"]["batches"]
+    rungs = [searcher["max_time"] // searcher["divisor"] ** i for i in range(searcher["max_rungs"])]
+    assert len(rungs) > 1 and {rung % period for rung in rungs} == {0} and "train.py" in search["entrypoint"]
     model = config["hyperparameters"]["pretrained_model_name_or_path"]
     search["hyperparameters"]["pretrained_model_name_or_path"] = model
     search["data"] = config["data"] | {"max_train_samples": None}
@@ -171,15 +191,6 @@ def test_the_search_yaml_trains_with_middle_values(config: Config, run: Run, cap
     (line,) = read_metrics(run("--test"), "training")
     assert line["learning_rate"] == 0  # the first of 512 batches of warm-up
     assert "batch 1 of 5120: " in caplog.text
-
-
-def test_the_search_has_rungs_that_stop_trials_and_validates_at_each() -> None:
-    search = yaml.safe_load((PROJECT / "ner_search.yaml").read_text())
-    searcher = search["searcher"]
-    rungs = [searcher["max_time"] // searcher["divisor"] ** i for i in range(searcher["max_rungs"])]
-    assert len(rungs) > 1
-    assert all(rung % search["min_validation_period"]["batches"] == 0 for rung in rungs)
-    assert "train.py" in search["entrypoint"]
 
 
 def test_seed_and_length_have_defaults(fit: Fit, config: Config) -> None:

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import PROJECT, Capture, Config, save_tiny_model, slow, watch, write_config
 from test_security import RunsACommand
-from training_process import PHASES, Training
+from training_process import PHASES, Run, Training
+from training_process import run as run  # a fixture
 from transformers import SchedulerType
 
 from ner_trial import NERTrial
-from transformer_trial import local
 from transformer_trial.builders import build_default_lr_scheduler
 from transformer_trial.checkpoints import allow_determined_checkpoints, find_checkpoint, find_damage
 from transformer_trial.config import SchedulerConfig
@@ -31,9 +30,6 @@ from transformer_trial.errors import TrialError
 
 Pair = tuple[Path, Path]
 """An older checkpoint, and the newest."""
-Run = Callable[..., int]
-"""The fixture `run`."""
-
 TERM, INT, KILL = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGKILL)
 
 
@@ -47,20 +43,9 @@ def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(config: Config, dropout_model: Path) -> dict[str, Any]:
     """20 batches, over two epochs; reports, validations and checkpoints coincide at some, and at others do not."""
     config["hyperparameters"] |= {"pretrained_model_name_or_path": str(dropout_model), "learning_rate": 3e-3}
-    config["data"] |= {"max_train_samples": 78, "max_eval_samples": 30, "test_file": config["data"]["validation_file"]}
+    config["data"] |= {"max_train_samples": 78, "max_eval_samples": 120, "test_file": config["data"]["validation_file"]}
     config["searcher"] |= {"max_length": {"epochs": 2}, "metric": "validation_loss", "smaller_is_better": True}
     return config | {"scheduling_unit": 3, "min_validation_period": {"batches": 7}}
-
-
-@pytest.fixture
-def run(config: Config, tmp_path: Path) -> Run:
-    """Train the configuration as it is then, in the folder of a name, with NAME.log as log; returns the exit status."""
-
-    def run(name: str, *arguments: str, **options: Any) -> int:
-        command = [*write_config(config, tmp_path, name), *arguments]
-        return Training(command, tmp_path / f"{Path(name).name}.log", **options).wait()
-
-    return run
 
 
 @pytest.fixture(scope="session")
@@ -144,12 +129,12 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 def test_a_run_that_goes_on_ends_like_a_whole_one(config: Config, run: Run, tmp_path: Path, changes: Config) -> None:
     for section, values in changes.items():
         config[section] = {**config.get(section, {}), **values} if isinstance(values, dict) else values
-    assert run("whole") == 0, (tmp_path / "whole.log").read_text()
+    run("whole")
     # In the middle of a report and of an accumulation, then in a validation, then in the second epoch, at once.
-    assert run("cut", signals=[("training", 5, TERM)]) == 128 + TERM, (tmp_path / "cut.log").read_text()
-    assert run("cut", "--resume", "auto", signals=[("validation", 2, INT)]) == 128 + INT
-    assert run("cut", "--resume", "auto", signals=[("training", 6, KILL)]) == -KILL
-    assert run("cut", "--resume", "auto") == 0, (tmp_path / "cut.log").read_text()
+    run("cut", status=128 + TERM, signals=[("training", 5, TERM)])
+    run("cut", "--resume", "auto", status=128 + INT, signals=[("validation", 2, INT)])
+    run("cut", "--resume", "auto", status=-KILL, signals=[("training", 6, KILL)])
+    run("cut", "--resume", "auto")
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
@@ -178,11 +163,7 @@ def test_a_schedule_goes_on_from_its_state(name: Any) -> None:
 
     before, *states = train(7)
     whole = train(20)[0]
-    assert before + train(13, *states)[0] == whole
-    assert np.isfinite(whole).all()
-    known = {"linear": [*np.linspace(0, 1e-3, 4, endpoint=False), *np.linspace(1e-3, 0, 16, endpoint=False)]}
-    known["constant"] = [1e-3] * 20
-    assert whole == pytest.approx(known.get(name, whole))
+    assert before + train(13, *states)[0] == whole and np.isfinite(whole).all()
 
 
 @pytest.mark.parametrize(
@@ -195,18 +176,15 @@ def test_a_schedule_goes_on_from_its_state(name: Any) -> None:
     ids=str,
 )  # fmt: skip
 def test_signals_lose_nothing(run: Run, tmp_path: Path, moment: tuple[str, int], signum: int, whole_run: Path) -> None:
-    status = run("cut", signals=[(*moment, signum)])
-    assert status in ((0, 128 + TERM) if signum == TERM else (-KILL,))
-    if status != 0:
-        assert run("cut", "--resume", "auto") == 0, (tmp_path / "cut.log").read_text()
+    run("cut", signals=[(*moment, signum)], status=(0, 128 + TERM) if signum == TERM else -KILL)
+    run("cut", "--resume", "auto")  # which leaves a run that has ended as it is
     assert_same_run(tmp_path / "cut", whole_run)
 
 
 def test_a_second_signal_exits_at_once_and_a_checkpoint_counts(run: Run, tmp_path: Path, whole_run: Path) -> None:
-    assert run("cut", signals=[("training", 12, TERM), ("checkpoint", 2, INT)]) == 128 + INT
-    assert "SIGINT again: exiting at once." in (tmp_path / "cut.log").read_text()
-    assert steps_of(tmp_path / "cut") == [7]
-    assert run("cut", "--resume", "auto") == 0
+    said = run("cut", signals=[("training", 12, TERM), ("checkpoint", 2, INT)], status=128 + INT)
+    assert "SIGINT again: exiting at once." in said and steps_of(tmp_path / "cut") == [7]
+    run("cut", "--resume", "auto")
     assert_same_run(tmp_path / "cut", whole_run)
 
 
@@ -214,9 +192,8 @@ def interrupt_before_training() -> None:
     watch(NERTrial, "tokenize", pytest.MonkeyPatch(), first=lambda _: os.kill(os.getpid(), INT))
 
 
-def test_a_signal_before_the_training_ends_in_a_message(run: Run, tmp_path: Path) -> None:
-    assert run("cut", changes=[interrupt_before_training]) == 128 + INT
-    output = (tmp_path / "cut.log").read_text()
+def test_a_signal_before_the_training_ends_in_a_message(run: Run) -> None:
+    output = run("cut", changes=[interrupt_before_training], status=128 + INT)
     assert output.splitlines()[-1].startswith("Stopped before the training began") and "Traceback" not in output
 
 
@@ -268,52 +245,32 @@ def test_a_damaged_checkpoint_or_one_not_named_is_passed_over(
     older, newest = checkpoints
     if not is_named:
         flip_a_byte(newest)
-    assert run("cut", "--resume", str(older) if is_named else "auto") == 0
-    log = (tmp_path / "cut.log").read_text()
+    log = run("cut", "--resume", str(older) if is_named else "auto")
     assert (f"{newest} cannot be resumed: state_dict.pth is damaged" in log) == (not is_named)
     assert f"Going on from {older}." in log and not newest.exists()
     assert_same_run(tmp_path / "cut", whole_run)
 
 
 def test_an_interrupted_run_is_kept_and_a_finished_one_unchanged(run: Run, tmp_path: Path, checkpoints: Pair) -> None:
-    assert run("cut") == 1
-    assert "--resume auto" in (tmp_path / "cut.log").read_text().splitlines()[-1]
-    assert run("cut", "--resume", "auto") == 0
+    assert "--resume auto" in run("cut", status=1).splitlines()[-1]
+    run("cut", "--resume", "auto")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("model/*")}
     metrics = (tmp_path / "cut" / "metrics.jsonl").read_text()
     (tmp_path / "cut" / "model").rename(tmp_path / "cut" / "model.replaced")  # where a kill came between two renames
-    assert run("cut", "--resume", "auto") == 0
+    run("cut", "--resume", "auto")
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("model/*")}
     assert (tmp_path / "cut" / "metrics.jsonl").read_text() == metrics
 
 
-def test_changed_settings_are_told_without_secrets(config: Config, run: Run, tmp_path: Path, checkpoints: Pair) -> None:
+@pytest.mark.usefixtures("checkpoints")
+def test_changed_settings_are_told_without_secrets(config: Config, run: Run) -> None:
     config["hyperparameters"]["learning_rate"] = 1e-4
     config["data"]["max_train_samples"] = 70
     config["environment"] = {"environment_variables": ["HF_TOKEN=hf_planted"]}
-    assert run("cut", "--resume", "auto") == 0
-    log = (tmp_path / "cut.log").read_text()
+    log = run("cut", "--resume", "auto")
     assert "hyperparameters.learning_rate has changed: 0.003 in the checkpoint, 0.0001 now" in log
     assert "data.max_train_samples has changed: 78 in the checkpoint, 70 now" in log
     assert "environment.environment_variables has changed" in log and "hf_planted" not in log
-
-
-def wait_for_no_lock() -> None:
-    local.LOCK_PATIENCE = 0
-
-
-def test_two_runs_do_not_share_a_folder(config: Config, run: Run, tmp_path: Path) -> None:
-    first = Training(write_config(config, tmp_path), tmp_path / "first.log", [("training", 10, int(signal.SIGSTOP))])
-    try:
-        end, metrics = time.monotonic() + 60, tmp_path / "run" / "metrics.jsonl"
-        while time.monotonic() < end and not (metrics.exists() and '"batches": 9' in metrics.read_text()):
-            time.sleep(0.1)
-        assert run("run", "--resume", "auto", changes=[wait_for_no_lock]) == 1
-        assert "another run is writing to" in (tmp_path / "run.log").read_text()
-        os.kill(first.process.pid or 0, signal.SIGCONT)
-        assert first.wait() == 0
-    finally:
-        first.process.kill()
 
 
 @pytest.fixture
@@ -340,41 +297,41 @@ def test_a_full_disk_spares_earlier_checkpoints(run: Run, tmp_path: Path, small_
     )
     folder = small_disk(everything - kept + 4 * checkpoint)
     (folder / "ballast").write_bytes(bytes(int(2.5 * checkpoint)))  # the second checkpoint does not fit
-    assert run("disk/run") == 1
-    log = (tmp_path / "run.log").read_text()
-    assert "Traceback" not in log
-    assert "Cannot write: " in log.splitlines()[-1] and "--resume auto" in log.splitlines()[-1]
+    log = run("disk/run", status=1)
+    assert (
+        "Traceback" not in log and "Cannot write: " in log.splitlines()[-1] and "--resume auto" in log.splitlines()[-1]
+    )
     assert steps_of(folder / "run") == [7]
     (folder / "ballast").unlink()
-    assert run("disk/run", "--resume", "auto") == 0
+    run("disk/run", "--resume", "auto")
     assert_same_run(folder / "run", whole_run)
 
 
 @pytest.mark.parametrize("name", ["disk/run", "disk"])
-def test_a_folder_on_a_read_only_disk_is_told(run: Run, tmp_path: Path, small_disk: Any, name: str) -> None:
+def test_a_folder_on_a_read_only_disk_is_told(run: Run, small_disk: Any, name: str) -> None:
     small_disk(1 << 20, "ro")
-    assert run(name) == 1
-    log = (tmp_path / f"{Path(name).name}.log").read_text()
-    assert "Traceback" not in log
-    assert log.splitlines()[-1].startswith("Cannot write: ") and "Read-only file system" in log.splitlines()[-1]
+    log = run(name, status=1)
+    assert (
+        "Traceback" not in log
+        and log.splitlines()[-1].startswith("Cannot write: ")
+        and "Read-only file system" in log.splitlines()[-1]
+    )
 
 
 NUM_KILLS = int(os.environ.get("KILLS", "20"))
 
 
 @pytest.mark.slow
-def test_every_kill_is_survived(config: Config, tmp_path: Path, capsys: Capture) -> None:
+def test_every_kill_is_survived(config: Config, run: Run, tmp_path: Path, capsys: Capture) -> None:
     """At random moments: as many times as KILLS says."""
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(config | {"min_checkpoint_period": {"batches": 2}}))
-    seed = random.randrange(2**32)
-    rng, folder, num_runs = random.Random(seed), tmp_path / "run", 0
-    command = [str(file), "--output-dir", str(folder), "--resume", "auto"]
-    begun = time.monotonic()
-    assert Training(command, tmp_path / "log").wait() == 0
+    config["min_checkpoint_period"] = {"batches": 2}
+    seed, folder, num_runs, killed_in = random.randrange(2**32), tmp_path / "run", 0, collections.Counter[str]()
+    print(f"seed {seed}")
+    rng, begun = random.Random(seed), time.monotonic()
+    run("run", "--resume", "auto")
     seconds = time.monotonic() - begun
     whole_run = folder.rename(tmp_path / "whole")
-    killed_in: collections.Counter[str] = collections.Counter()
+    command = [*write_config(config, tmp_path), "--resume", "auto"]
     while sum(killed_in.values()) < NUM_KILLS:
         # At a moment at random, or as a phase begins: the short ones would seldom be hit.
         phase, call = rng.choice(tuple(PHASES)), rng.choice((1, 1, 2, 3))
@@ -383,14 +340,14 @@ def test_every_kill_is_survived(config: Config, tmp_path: Path, capsys: Capture)
         phase = process.phase_name()
         process.process.kill()
         status = process.wait()
-        assert status in (0, -KILL), f"seed {seed}:\n{(tmp_path / 'log').read_text()}"
+        assert status in (0, -KILL), (tmp_path / "log").read_text()
         if status == 0:
             assert_same_run(folder, whole_run)
             shutil.rmtree(folder)
             num_runs += 1
         else:
             killed_in[phase] += 1
-    assert Training(command, tmp_path / "log").wait() == 0, f"seed {seed}:\n{(tmp_path / 'log').read_text()}"
+    run("run", "--resume", "auto")
     assert_same_run(folder, whole_run)
     counts = ", ".join(f"{count} in {phase}" for phase, count in killed_in.most_common())
     with capsys.disabled():

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ import transformers
 import yaml
 from conftest import PROJECT, SAMPLE_DATA, SAMPLE_MODEL, Config, Fit, read_metrics, refuses, slow, watch, write_config
 from determined import pytorch
-from training_process import Training
+from training_process import Run, Training
+from training_process import run as run  # a fixture
 
 from ner.config import TaggerSettings
 from transformer_trial import command_line
@@ -29,8 +29,6 @@ from transformer_trial.errors import TrialError
 from transformer_trial.private import is_ignored
 from transformer_trial.processes import join_torchrun
 
-Train = Callable[..., tuple[int, str]]
-
 
 @pytest.fixture
 def config(config: Config) -> Config:
@@ -39,33 +37,16 @@ def config(config: Config) -> Config:
     return config | {"min_validation_period": {"batches": 4}, "scheduling_unit": 2}
 
 
-@pytest.fixture
-def train(config: Config, tmp_path: Path) -> Train:
-    """Train the configuration as it is then, in the folder `run`; returns the exit status and the log."""
-
-    def train(*arguments: str, **options: Any) -> tuple[int, str]:
-        log = tmp_path / "log"
-        log.unlink(missing_ok=True)
-        status = Training([*write_config(config, tmp_path), *arguments], log, **options).wait()
-        return status, log.read_text()
-
-    return train
-
-
 def contents_of(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# ------------------------------------------------------------------------------------------------------ output folders
-
-
 @pytest.mark.parametrize("name", ["model", "report", "checkpoints", "test", "model.new"])
-def test_a_folder_with_files_of_others_is_left_alone(train: Train, tmp_path: Path, name: str) -> None:
+def test_a_folder_with_files_of_others_is_left_alone(run: Run, tmp_path: Path, name: str) -> None:
     (tmp_path / "run" / name).mkdir(parents=True)
     (tmp_path / "run" / name / "precious").write_text("precious")
     before = contents_of(tmp_path / "run")
-    status, log = train()
-    assert status == 1 and f"holds {name}, which no training with this program has written" in log
+    assert f"holds {name}, which no training with this program has written" in run("run", status=1)
     assert contents_of(tmp_path / "run") == before
 
 
@@ -94,34 +75,24 @@ def test_the_name_of_an_experiment_stays_in_outputs(tmp_path: Path) -> None:
     assert folder.parent == tmp_path / "outputs" and len(folder.name) < 130
 
 
-def test_files_have_the_mode_that_the_umask_says(train: Train, tmp_path: Path) -> None:
-    assert train()[0] == 0
-    umask = os.umask(0)
-    os.umask(umask)
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run" / "model").iterdir()}
-    assert set(modes.values()) == {0o666 & ~umask}
+CIRCLE: list[Any] = []
+CIRCLE.append(CIRCLE)
+DEEP = functools.reduce(lambda inner, _: [inner], range(100), list[Any]())
+TYPES = "accepted are texts, numbers, lists and mappings"
 
 
-# ------------------------------------------------------------------------------------------------------- values of yaml
-
-
-@pytest.mark.parametrize("value", [{1, 2}, b"x", [{"a": {3}}]])
-def test_values_that_json_cannot_hold_are_refused(value: Any) -> None:
-    with refuses("description", "accepted are texts, numbers, lists and mappings"):
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({1, 2}, TYPES), (b"x", TYPES), ([{"a": {3}}], TYPES), (CIRCLE, "contains itself"),
+        (DEEP, "more than 50 levels"), ("\ud83d", "half of a character"),
+    ],
+)  # fmt: skip
+def test_values_that_json_cannot_hold_are_refused_and_dates_become_text(value: Any, said: str) -> None:
+    with refuses("description", said):
         make_plain({"description": value}, "", [])
-
-
-def test_dates_become_text_and_circles_are_refused(tmp_path: Path) -> None:
     given = {"a": datetime.date(2024, 1, 1), "b": [(1, None)]}
     assert make_plain(given, "", []) == {"a": "2024-01-01", "b": [[1, None]]}
-    circle: list[Any] = []
-    circle.append(circle)
-    deep: list[Any] = []
-    for _ in range(100):
-        deep = [deep]
-    for value, said in ((circle, "contains itself"), (deep, "more than 50 levels"), ("\ud83d", "half of a character")):
-        with refuses(said):
-            make_plain({"x": value}, "", [])
 
 
 EXPANDING = "&a0 [x, x]" + "".join(f", &a{i + 1} [*a{i}, *a{i}]" for i in range(60))
@@ -166,15 +137,12 @@ def test_processes_that_torchrun_did_not_start_are_refused(env: dict[str, str], 
         pass
 
 
-def test_a_period_can_change_its_unit(train: Train, tmp_path: Path) -> None:
-    status, log = train("--config", "min_validation_period.epochs=1")
-    assert status == 1 and "Set all units but one to null: --config min_validation_period.batches=null." in log
-    unit = ("--config", "min_validation_period.batches=null", "--config", "min_validation_period.epochs=1")
-    assert train(*unit)[0] == 0
+def test_a_period_can_change_its_unit(run: Run, tmp_path: Path) -> None:
+    unit = ("--config", "min_validation_period.epochs=1")
+    advice = "Set all units but one to null: --config min_validation_period.batches=null."
+    assert advice in run("run", *unit, status=1)
+    run("run", *unit, "--config", "min_validation_period.batches=null")
     assert [line["batches"] for line in read_metrics(tmp_path / "run", "validation")] == [5, 10]
-
-
-# ------------------------------------------------------------------------------------------ models, metrics, schedules
 
 
 def test_a_model_without_its_tokenizer_or_with_too_large_a_one_is_refused(tiny_model: Path, tmp_path: Path) -> None:
@@ -235,51 +203,46 @@ def test_an_export_whose_settings_were_edited_is_refused(settings: Any) -> None:
         TaggerSettings.from_config(config)
 
 
-# --------------------------------------------------------------------------------------------------------------- resume
-
-
-def test_a_resume_with_another_metric_optimizer_or_data_says_so(config: Config, train: Train, tmp_path: Path) -> None:
+def test_a_resume_with_another_metric_optimizer_or_data_says_so(config: Config, run: Run) -> None:
     config["searcher"] |= {"metric": "validation_loss", "smaller_is_better": True}
-    assert train("--batches", "4")[0] == 0
+    run("run", "--batches", "4")
     config["searcher"] |= {"metric": "accuracy_score", "smaller_is_better": False}
     config["data"]["max_train_samples"] = 39
-    status, log = train("--resume", "auto")
-    assert status == 0
+    log = run("run", "--resume", "auto")
     assert "searcher.metric was validation_loss; the best model is found anew, by accuracy_score" in log
     assert "The training rows or their order are not those of the checkpoint" in log
-    status, log = train("--resume", "auto", "--batches", "9")
-    assert (
-        status == 1 and "searcher.max_length: found 9 batches, but " in log and "trained for 10. Give at least" in log
-    )
+    log = run("run", "--resume", "auto", "--batches", "9", status=1)
+    assert "searcher.max_length: found 9 batches, but " in log and "trained for 10. Give at least" in log
     config["hyperparameters"]["adafactor"] = True
-    status, log = train("--resume", "auto", "--batches", "12")
-    assert status == 1 and "the checkpoint holds the state of adafactor: false" in log
+    log = run("run", "--resume", "auto", "--batches", "12", status=1)
+    assert "the checkpoint holds the state of adafactor: false" in log
+
+
+LATER = b'\n{"gr'
 
 
 @pytest.mark.parametrize(
     ("damage", "is_told"),
     [
-        pytest.param(lambda text: None, True, id="removed"),
+        pytest.param(None, True, id="removed"),
         pytest.param(lambda text: text[:-7], True, id="half-a-line"),
         pytest.param(lambda text: text[: len(text) // 2], True, id="cut-in-the-middle"),
         pytest.param(lambda text: text[9:], True, id="without-its-beginning"),
         pytest.param(lambda text: b"\xff" + text, True, id="not-text"),
-        pytest.param(
-            lambda text: text + text.splitlines()[-1].replace(b": 4", b": 6") + b'\n{"gr', False, id="later-lines"
-        ),
+        pytest.param(lambda text: text + text.splitlines()[-1].replace(b": 4", b": 6") + LATER, False, id="more-lines"),
     ],
 )
 def test_metrics_are_rebuilt_to_the_checkpoints_batch(
-    train: Train, tmp_path: Path, damage: Callable[[bytes], bytes | None], is_told: bool
+    run: Run, tmp_path: Path, damage: Callable[[bytes], bytes] | None, is_told: bool
 ) -> None:
     file = tmp_path / "run" / "metrics.jsonl"
-    assert train("--batches", "4")[0] == 0
+    run("run", "--batches", "4")
     before = file.read_bytes()
     file.unlink()
-    if (left := damage(before)) is not None:
-        file.write_bytes(left)
-    status, log = train("--resume", "auto")
-    assert status == 0 and log.count(f"{file} is shorter than when the checkpoint was saved") == is_told, log
+    if damage is not None:
+        file.write_bytes(damage(before))
+    log = run("run", "--resume", "auto")
+    assert log.count(f"{file} is shorter than when the checkpoint was saved") == is_told, log
     assert file.read_bytes().startswith(before)
     lines = [(line["group"], line["batches"]) for line in map(json.loads, file.read_text().splitlines())]
     assert [n for group, n in lines if group == "training"] == [2, 4, 6, 8, 10]
@@ -299,13 +262,10 @@ def test_metrics_are_on_the_disk_before_their_checkpoint_counts(config: Config, 
 
 
 @pytest.mark.parametrize(("ignores", "status"), [(False, 128 + signal.SIGHUP), slow(True, 0)])
-def test_a_closed_terminal_saves_a_checkpoint_unless_it_is_ignored(train: Train, ignores: bool, status: int) -> None:
+def test_a_closed_terminal_saves_a_checkpoint_unless_it_is_ignored(run: Run, ignores: bool, status: int) -> None:
     changes = [functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN if ignores else signal.SIG_DFL)]
-    found, log = train(signals=[("training", 3, int(signal.SIGHUP))], changes=changes)
-    assert found == status and ("Stopped after batch 2 of 10" in log) == (not ignores), log
-
-
-# ----------------------------------------------------------------------------------------------- from a file to a yaml
+    log = run("run", signals=[("training", 3, int(signal.SIGHUP))], changes=changes, status=status)
+    assert ("Stopped after batch 2 of 10" in log) == (not ignores), log
 
 
 def test_a_data_file_or_a_folder_is_answered_with_the_yaml_to_write(tmp_path: Path, monkeypatch: Any) -> None:
@@ -317,11 +277,8 @@ def test_a_data_file_or_a_folder_is_answered_with_the_yaml_to_write(tmp_path: Pa
     lines = str(raised.value).split("\n\n")[1]
     one = str(tmp_path / "one.csv")
     assert yaml.safe_load(lines)["data"] == {"dataset_name": None, "train_file": one, "validation_split_percentage": 10}
-    found = {
-        f"{split}_file": f"en-{name}.conll"
-        for split, name in (("train", "train"), ("validation", "dev"), ("test", "test"))
-    }
-    assert find_data(parse_arguments(["."])) == found
+    names = {"train_file": "en-train.conll", "validation_file": "en-dev.conll", "test_file": "en-test.conll"}
+    assert find_data(parse_arguments(["."])) == names
     (tmp_path / "mine.yaml").write_text("name: mine")
     files = ["--train-file", "a", "--validation-file", "/b", "--inspect"]
     for arguments, name in ((files, "huggingface_ner_trial"), (["mine.yaml", *files], "mine")):
@@ -348,19 +305,16 @@ def test_a_folder_whose_names_leave_the_splits_open_is_asked_about(names: list[s
 def test_a_data_file_is_inspected_at_once_and_without_weights(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "mine.csv").write_text("tokens;ner_tags\nAda slept;B-PER O\nNo one;O O\n")
-    arguments = [str(tmp_path / "mine.csv"), "--inspect", "--config"]
-    log = tmp_path / "log"
-    model = f"hyperparameters.pretrained_model_name_or_path={tmp_path / 'model'}"
-    assert Training([*arguments, model], log).wait() == 0, log.read_text()
-    assert "- PER" in log.read_text() and "Next: the same command without --inspect" in log.read_text()
-    assert "LOAD REPORT" not in log.read_text()
+    log, model = tmp_path / "log", f"hyperparameters.pretrained_model_name_or_path={tmp_path / 'model'}"
+    assert Training([str(tmp_path / "mine.csv"), "--inspect", "--config", model], log).wait() == 0, log.read_text()
+    said = log.read_text()
+    assert "- PER" in said and "Next: the same command without --inspect" in said and "LOAD REPORT" not in said
 
 
-def test_paths_lead_from_the_yaml_first_and_both_places_are_named(config: Config, train: Train, tmp_path: Path) -> None:
+def test_paths_lead_from_the_yaml_first_and_both_places_are_named(config: Config, run: Run, tmp_path: Path) -> None:
     shutil.copy(SAMPLE_DATA / "train.json", tmp_path / "mine.json")
     config["data"] |= {"train_file": "mine.json", "validation_file": "sample/data/validation.json"}
-    assert train("--test")[0] == 0
-    shutil.rmtree(tmp_path / "run")
+    run("run", "--test")
     config["data"]["train_file"] = "gone.json"
-    status, log = train("--test")
-    assert status == 1 and f"neither {tmp_path / 'gone.json'} nor {PROJECT / 'gone.json'} is there" in log
+    log = run("gone", "--test", status=1)
+    assert f"neither {tmp_path / 'gone.json'} nor {PROJECT / 'gone.json'} is there" in log

@@ -1,4 +1,4 @@
-"""NERTrial from end to end, by the `det` client and Determined's trainer; and that its base serves other tasks."""
+"""NERTrial from end to end: by the `det` client, as `transformers.Trainer` trains step by step, and its options."""
 
 import copy
 import sys
@@ -13,7 +13,9 @@ import torch.utils._foreach_utils
 import transformers
 from conftest import SAMPLE_DATA, SAMPLE_MODEL, Config, Fit, Log, Patch, read_metrics, slow, watch
 from determined import pytorch
+from run_ner_reference import build_trainer
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.data import DataLoader
 from training_process import run_python
 
 import ner.report
@@ -21,6 +23,7 @@ import ner_utils
 from ner_trial import NERTrial
 from transformer_trial import builders
 from transformer_trial.config import MODEL_MODES, ModelConfig, OptimizerConfig
+from transformer_trial.data import SlotBatchSampler
 from transformer_trial.errors import TrialError
 
 ORIGINAL = "tests/fixtures/original_ner_config.yaml"
@@ -41,20 +44,82 @@ def test_the_det_client_trains_one_batch(file: str, tiny_model: Path) -> None:
 def test_the_sample_is_learned_from_nothing(tmp_path: Path) -> None:
     run_python("train.py", "sample/ner_config.yaml", "--output-dir", tmp_path / "run")
     assert max(line["f1"] for line in read_metrics(tmp_path / "run", "validation")) >= 0.9
-    model = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "run" / "model")
-    tags = [f"{prefix}-{entity_type}" for prefix in "BI" for entity_type in ("LOC", "MISC", "ORG", "PER")]
-    assert sorted(model.config.id2label.values()) == [*tags, "O"]
+
+
+NUM_BATCHES = 30
+
+
+def train_reference(config: Config, folder: Path, *, sum_of_means: bool, **arguments: Any) -> tuple[Any, list[float]]:
+    """Let `transformers.Trainer` train on NERTrial's batches; returns its model and the losses."""
+    model_dir = config["hyperparameters"]["pretrained_model_name_or_path"]
+    seed = config["reproducibility"]["experiment_seed"]
+    options = {"seed": seed, "report_to": "none", "save_strategy": "no", "use_cpu": True, **arguments}
+    trainer: Any = build_trainer(model_dir, str(SAMPLE_DATA), str(folder), **options)
+    rows = trainer.train_dataset.select_columns(["input_ids", "attention_mask", "labels"])
+    sampler = SlotBatchSampler(len(rows), 8, 1, seed=seed)
+    batches = [batch.tolist() for epoch in range(2) for batch in sampler.global_batches(epoch)][:NUM_BATCHES]
+    losses: list[float] = []
+    with Patch.context() as patch:
+        loader = DataLoader(rows, batch_sampler=batches, collate_fn=trainer.data_collator)
+        patch.setattr(trainer, "get_train_dataloader", lambda: loader)
+        watch(trainer, "compute_loss", patch, then=lambda loss, *_, **__: losses.append(loss.item()))
+        if not sum_of_means:
+            # BERT's loss ignores the number of items that the Trainer hands it, and the Trainer then adds up the means
+            # of an accumulation instead of averaging them. This is how it averages.
+            trainer.model_accepts_loss_kwargs = False
+        trainer.train()
+    return trainer.model, losses
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "optimizations", "arguments"),
+    [
+        pytest.param({}, {}, {}, id="defaults"),
+        slow({"weight_decay": 0.1}, {}, {"weight_decay": 0.1}, id="weight-decay"),
+        pytest.param({"lr_scheduler_type": "cosine", "num_warmup_steps": 7}, {},
+                     {"lr_scheduler_type": "cosine", "warmup_steps": 7}, id="cosine-warmup"),
+        pytest.param({"warmup_ratio": 0.31}, {}, {"warmup_steps": 10}, id="linear-warmup-ratio"),
+        slow({"adafactor": True}, {}, {"optim": "adafactor"}, id="adafactor-linear"),
+        pytest.param({"adafactor": True, "lr_scheduler_type": "cosine", "num_warmup_steps": 5, "weight_decay": 0.1}, {},
+                     {"optim": "adafactor", "lr_scheduler_type": "cosine", "warmup_steps": 5, "weight_decay": 0.1},
+                     id="adafactor-cosine-warmup"),
+        pytest.param({"num_warmup_steps": 6}, {"aggregation_frequency": 3},
+                     {"gradient_accumulation_steps": 3, "warmup_steps": 2}, id="accumulation"),
+        slow({}, {"aggregation_frequency": 3, "average_aggregated_gradients": False},
+             {"gradient_accumulation_steps": 3}, id="accumulation-summed"),
+        slow({"adafactor": True, "lr_scheduler_type": "cosine"}, {"aggregation_frequency": 2},
+             {"optim": "adafactor", "lr_scheduler_type": "cosine", "gradient_accumulation_steps": 2},
+             id="adafactor-cosine-accumulation"),
+        slow({"max_grad_norm": 0, "adam_beta2": 0.99, "adam_epsilon": 1e-6}, {},
+             {"max_grad_norm": 0, "adam_beta2": 0.99, "adam_epsilon": 1e-6}, id="no-clipping"),
+    ],
+)  # fmt: skip
+def test_losses_and_weights_follow_transformers_trainer(
+    config: Config, fit: Fit, tmp_path: Path, hyperparameters: Config, optimizations: Config, arguments: Config
+) -> None:
+    config["hyperparameters"] |= {"learning_rate": 1e-3, **hyperparameters}
+    config["optimizations"] = optimizations
+    config["data"]["dataloader_num_workers"] = 2  # which change no order
+    every = optimizations.get("aggregation_frequency", 1)
+    summed = not optimizations.get("average_aggregated_gradients", True)
+    arguments = {"learning_rate": 1e-3, "max_steps": NUM_BATCHES // every, **arguments}
+    reference, expected = train_reference(config, tmp_path / "reference", sum_of_means=summed, **arguments)
+    trial = fit(config)
+    losses = [line["loss"] for line in read_metrics(trial.output_dir, "training")]
+    assert len(losses) == len(expected) == NUM_BATCHES
+    assert losses == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(trial.model.state_dict(), reference.state_dict(), rtol=0, atol=1e-5)
+    assert losses[-1] < losses[0], "the model did not learn"
 
 
 @pytest.mark.parametrize(
     ("section", "change"),
     [
-        pytest.param("data", {"label_all_tokens": True}, id="label_all_tokens"),
-        pytest.param("data", {"pad_to_max_length": True, "max_seq_length": 128}, id="padding"),
-        pytest.param("data", {"dataloader_num_workers": 2}, id="workers"),
-        pytest.param("hyperparameters", {"global_batch_size": 3}, id="batch-size"),
+        ("data", {"label_all_tokens": True}), ("data", {"pad_to_max_length": True, "max_seq_length": 128}),
+        ("data", {"dataloader_num_workers": 2}), ("hyperparameters", {"global_batch_size": 3}),
     ],
-)
+    ids=str,
+)  # fmt: skip
 def test_metrics_do_not_depend_on(config: Config, fit: Fit, section: str, change: dict[str, Any]) -> None:
     config["hyperparameters"]["learning_rate"] = 0  # the same random model each time
     config["searcher"]["max_length"]["batches"] = 1
@@ -173,15 +238,6 @@ def test_a_validation_waits_for_a_batch_only_once(config: Config, fit: Fit, monk
     assert num_sentences <= calls["find_entities"] <= 2 * num_sentences
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(config: Config, fit: Fit) -> None:
-    config["searcher"]["max_length"]["batches"] = 5
-    other = copy.deepcopy(config)
-    other["reproducibility"]["experiment_seed"] = 8
-    first, second, third = (fit(c).model.state_dict() for c in (config, config, other))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not all(torch.equal(first[name], third[name]) for name in first)
-
-
 def test_a_head_with_the_same_labels_is_kept(config: Config, fit: Fit, tmp_path: Path, caplog: Log) -> None:
     config["searcher"]["max_length"]["batches"] = 1
     config["hyperparameters"]["learning_rate"] = 0
@@ -228,18 +284,16 @@ ROTARY_MODEL = {"pretrained_model_name_or_path": str(SAMPLE_MODEL), "use_pretrai
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param({"hyperparameters": {"model_mode": "base"}}, "model_mode.*token-classification", id="mode"),
-        pytest.param({"hyperparameters": {"num_labels": 3}}, "num_labels: found 3, but the data has 9", id="labels"),
-        pytest.param({"hyperparameters": {"use_apex_amp": True}}, "Apex.*mixed_precision: bf16", id="apex"),
-        pytest.param({"hyperparameters": {"lr_scheduler_kwargs": {"cycles": 2}, "lr_scheduler_type": "cosine"}},
-                     "lr_scheduler_kwargs.*cosine", id="scheduler-arguments"),
-        pytest.param({"hyperparameters": {"pretrained_model_name_or_path": "/no/such"}}, "/no/such", id="model"),
-        pytest.param({"hyperparameters": {"tokenizer_name": "/no/such/tokenizer"}}, "tokenizer_name", id="tokenizer"),
-        pytest.param({"data": {"max_seq_length": 256}, "hyperparameters": ROTARY_MODEL},
-                     "max_seq_length: found 256; accepted is at most 128", id="more-than-rotary-positions"),
-        pytest.param({"searcher": {"metric": "accuracy"}}, "searcher.metric.*Did you mean accuracy_score", id="metric"),
+        ({"hyperparameters": {"model_mode": "base"}}, "model_mode.*token-classification"),
+        ({"hyperparameters": {"num_labels": 3}}, "num_labels: found 3, but the data has 9"),
+        ({"hyperparameters": {"use_apex_amp": True}}, "Apex.*mixed_precision: bf16"),
+        ({"hyperparameters": {"lr_scheduler_kwargs": {"cycles": 2}, "lr_scheduler_type": "cosine"}}, "kwargs.*cosine"),
+        ({"hyperparameters": {"pretrained_model_name_or_path": "/no/such"}}, "/no/such"),
+        ({"hyperparameters": {"tokenizer_name": "/no/such/tokenizer"}}, "tokenizer_name"),
+        ({"data": {"max_seq_length": 256}, "hyperparameters": ROTARY_MODEL}, "found 256; accepted is at most 128"),
+        ({"searcher": {"metric": "accuracy"}}, "searcher.metric.*Did you mean accuracy_score"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_ends_in_one_clear_sentence(config: Config, fit: Fit, changes: Config, message: str) -> None:
     for section, change in changes.items():
         config[section] |= change
@@ -294,12 +348,6 @@ def test_adamw_is_fused_where_the_device_has_a_kernel() -> None:
     optimizer = builders.build_default_optimizer(torch.nn.Linear(2, 2), OptimizerConfig())
     has_kernel = "cpu" in torch.utils._foreach_utils._get_fused_kernels_supported_devices()
     assert optimizer.param_groups[0]["fused"] == has_kernel
-
-
-def test_adafactor_with_its_own_rate_trains(config: Config, fit: Fit) -> None:
-    config["hyperparameters"] |= {"adafactor": True, "relative_step": True, "scale_parameter": True}
-    losses = [line["loss"] for line in read_metrics(fit(config).output_dir, "training")]
-    assert losses[-1] < losses[0]
 
 
 def test_apex_trains_the_data_parallel_model(config: Config, fit: Fit, monkeypatch: Patch) -> None:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from conftest import PROJECT
+import pytest
+from conftest import PROJECT, Config, write_config
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ner_trial", "transformer_trial.local", "torch.utils.tensorboard", "training_process"])
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
+READING = {"reading": ("ner.data", "", "parse_cells"), "tokenizing": ("ner_utils", "", "tokenize_and_align_labels")}
 PHASES = {
     "training": ("transformer_trial.trial", "BaseTransformerTrial", "train_batch"),
     "validation": ("ner_trial", "NERTrial", "evaluate"),
@@ -30,9 +32,12 @@ PHASES = {
     "exchange": ("transformer_trial.files", "", "_put_in_place"),
     "removal": ("transformer_trial.callbacks", "KeptCheckpoints", "on_checkpoint_upload_end"),
 }
-"""Where a training can be when it is interrupted, and the function that it is in then; the exchange is of folders."""
+"""Where a training can be when it is interrupted, and the function that it is in then; the exchange is of folders.
 
-Changes = Sequence[Callable[[], None]]
+What stands in READING comes before it.
+"""
+
+Changes = Sequence[Callable[[], object]]
 """What a process calls before it trains."""
 
 Signals = Sequence[tuple[str, int, int]]
@@ -47,16 +52,21 @@ def run_python(*arguments: object, status: int = 0, folder: Path = PROJECT, **en
     return result.stdout, result.stderr
 
 
+def send_output_to(log: Path) -> None:
+    """Let this process write its output and its errors to a file."""
+    with log.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+
+
 def _train(arguments: Sequence[str], log: Path, signals: Signals, phase: Any, env: Any, changes: Any) -> None:
     multiprocessing.set_start_method("fork", force=True)  # as in a process that no fork server has made
     os.environ.update(env)
     if "HF_DATASETS_CACHE" in env:  # read when the library was imported
         datasets.config.HF_DATASETS_CACHE = Path(env["HF_DATASETS_CACHE"])
-    with log.open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    for number, (name, (module, owner, function)) in enumerate(PHASES.items()):
+    send_output_to(log)
+    for number, (name, (module, owner, function)) in enumerate({**PHASES, **READING}.items()):
         due = {count: signum for phase_name, count, signum in signals if phase_name == name}
         holder = getattr(sys.modules[module], owner) if owner else sys.modules[module]
         setattr(holder, function, _watched(getattr(holder, function), number, due, phase))
@@ -110,7 +120,25 @@ class Training:
         return self.process.exitcode
 
     def phase_name(self) -> str:
-        return "start" if self.phase.value < 0 else list(PHASES)[self.phase.value]
+        return "start" if self.phase.value < 0 else [*PHASES, *READING][self.phase.value]
+
+
+Run = Callable[..., str]
+"""The fixture `run`."""
+
+
+@pytest.fixture
+def run(config: Config, tmp_path: Path) -> Run:
+    """Train the configuration as it is then, in the folder of a name, to an exit status; returns what it logged."""
+
+    def run(name: str, *arguments: str, status: int | tuple[int, ...] = 0, **options: Any) -> str:
+        log = tmp_path / f"{Path(name).name}.log"
+        log.unlink(missing_ok=True)
+        found = Training([*write_config(config, tmp_path, name), *arguments], log, **options).wait()
+        assert found in (status if isinstance(status, tuple) else (status,)), log.read_text()
+        return log.read_text()
+
+    return run
 
 
 def start_ranks(

@@ -34,6 +34,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
+SAMPLE = PROJECT / "sample"
 SECTIONS = ("training", "evaluation", "prediction", "memory", "start-up", "scaling")
 PACKAGES = ("determined", "torch", "transformers", "accelerate", "datasets", "seqeval", "numpy")
 
@@ -44,13 +45,9 @@ def parse_arguments() -> argparse.Namespace:
     cuda, sizes = torch.cuda.is_available(), ["small", "bert-base"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, default=PROJECT / "sample" / "data", metavar="DIR")
-    add(
-        "--model",
-        default=str(PROJECT / "sample" / "model"),
-        metavar="DIR",
-        help="a model, or its config, and tokenizer",
-    )
+    add("--data", type=Path, default=SAMPLE / "data", metavar="DIR")
+    model_help = "a model, or its config, and tokenizer"
+    add("--model", default=str(SAMPLE / "model"), metavar="DIR", help=model_help)
     add("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     add("--rounds", type=int, default=5)
     add("--batches", type=int, default=200, help="of a training in a round")
@@ -103,22 +100,19 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def print_speeds(
-    title: str, results: Results, unit: str = "sentences_per_second", *, pairs: Any = None, more: Any = ()
-) -> None:
+    title: str, results: Results, unit: str = "sentences_per_second", *, pairs: Any = None, label: str = "{} / {}",
+    more: Mapping[str, Mapping[str, str]] = {}, digits: tuple[int, int] = (1, 3),
+) -> None:  # fmt: skip
     """Tables of what each contestant reached, and of the ratios of each round.
 
-    `pairs` says whose ratios; None: those of the first contestant to each other one. `more` are further columns of
-    medians: their heads, what of a round, what to divide it by, and digits to show.
+    `pairs` says whose ratios; None: those of the first contestant to each other one. `more` are further columns.
     """
-    rows = []
-    for name, rounds in results.items():
-        medians = (f"{statistics.median(r[key] for r in rounds) / by:,.{digits}f}" for _, key, by, digits in more)
-        rows.append([name, *spread([r[unit] for r in rounds], 1), *medians])
-    print_table(title, ("", "median", "min", "max", *(column[0] for column in more)), rows)
-    rows = []
-    for one, other in pairs or itertools.product([*results][:1], [*results][1:]):
-        ratios = [a[unit] / b[unit] for a, b in zip(results[one], results[other])]
-        rows.append([f"{one} / {other}", *spread(ratios, 3)])
+    rounds = {name: [r[unit] for r in found] for name, found in results.items()}
+    rows = [[n, *spread(rounds[n], digits[0]), *(column[n] for column in more.values())] for n in rounds]
+    print_table(title, ("", "median", "min", "max", *more), rows)
+    pairs = pairs or [*itertools.product([*results][:1], [*results][1:])]
+    ratios = {pair: [a / b for a, b in zip(*(rounds[name] for name in pair))] for pair in pairs}
+    rows = [[label.format(*pair), *spread(ratios[pair], digits[1])] for pair in pairs]
     print_table("Ratios of the same round:", ("", "median", "min", "max"), rows)
 
 
@@ -134,7 +128,11 @@ def measure_training(job: contenders.Job, rounds: int, title: str) -> dict[str, 
         ("useful TFLOP/s", "flops_per_second", 1e12, 3),
         (f"part of {matmul / 1e12:.2f}", "flops_per_second", matmul, 3),  # what a plain matrix product reaches
     )
-    print_speeds(f"Training, sentences a second ({title}):", results, more=columns)
+    more = {
+        head: {n: f"{statistics.median(r[key] for r in found) / by:,.{digits}f}" for n, found in results.items()}
+        for head, key, by, digits in columns
+    }
+    print_speeds(f"Training, sentences a second ({title}):", results, more=more)
     rows = [[name, *(f"{ms:.2f}" for ms in (*split.values(), sum(split.values())))] for name, split in parts.items()]
     print_table("Milliseconds of a step, each part waited for:", ("", *meters.PARTS, "rest", "sum"), rows)
     return {"rounds": results, "step_milliseconds": parts, "matmul_flops_per_second": matmul}
@@ -153,17 +151,16 @@ def measure_memory(job: contenders.Job, options: argparse.Namespace) -> list[dic
 
 def measure_prediction(job: contenders.Job, rounds: int) -> dict[str, Any]:
     """Whole processes, and tagging alone; the ratios are of seconds, to the fastest one of `pipeline`'s variants."""
-    validation, folder = Path(job.data_dir) / "validation.json", Path(job.work_dir)
-    results = take_turns(prediction.contestants(job.model_dir, validation, folder), rounds)
+    results = take_turns(subprocesses.predictions(job), rounds)
     expected = results["predict.py"][0]["tags"]
     changed = {name: sum(a != b for a, b in zip(r[0]["tags"], expected)) for name, r in results.items()}
+    more = {"other tags": {name: f"{count:,}" for name, count in changed.items()}}
     for key, what in (("seconds", "the whole process"), ("tagging", "tagging alone")):
         best = min(prediction.PIPELINES, key=lambda name: statistics.median(r[key] for r in results[name]))
-        rows = [[n, *spread([r[key] for r in found], 2), f"{changed[n]:,}"] for n, found in results.items()]
-        print_table(f"Prediction, seconds of {what}:", ("", "median", "min", "max", "other tags"), rows)
-        ratios = {n: [b[key] / a[key] for a, b in zip(results[n], results[best])] for n in prediction.OURS}
-        rows = [[f"{name}, times as fast as {best}", *spread(ratios[name], 2)] for name in ratios]
-        print_table("Ratios of the same round:", ("", "median", "min", "max"), rows)
+        pairs, label = [(best, name) for name in prediction.OURS], "{1}, times as fast as {0}"
+        print_speeds(
+            f"Prediction, seconds of {what}:", results, key, pairs=pairs, label=label, more=more, digits=(2, 2)
+        )
     rounds_found = {n: [{k: r[k] for k in ("seconds", "tagging")} for r in found] for n, found in results.items()}
     return {"rounds": rounds_found, "other_tags": changed, "words": len(expected)}
 

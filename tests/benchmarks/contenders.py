@@ -217,7 +217,8 @@ EVALUATORS = {"NERTrial": evaluate_ner_trial, "run_ner": evaluate_run_ner}
 def train(name: str, job: Job, index: int, *, parts: bool = False) -> dict[str, Any]:
     """Let a contender train in the round of that index, which has a seed of its own; what was measured."""
     gc.collect()  # what the one before left behind is none of this one's time
-    with StepWatch(job.num_batches, parts=parts) as watch:
+    watch = StepWatch(job.num_batches, parts=parts)
+    with watch.watching():
         TRAINERS[name](replace(job, seed=job.seed + index), watch)
     return watch.results()
 
@@ -227,7 +228,6 @@ def evaluate(name: str, job: Job, index: int, *, memory: bool = False) -> dict[s
     gc.collect()
     meter = Meter(memory=memory)
     metrics = EVALUATORS[name](replace(job, num_batches=1), meter)
-    with (Path(job.data_dir) / "validation.json").open() as file:
-        num_sentences = sum(1 for _ in file)
+    num_sentences = len((Path(job.data_dir) / "validation.json").read_text().splitlines())
     speed = num_sentences / meter.seconds
     return {**meter.results(), "sentences": num_sentences, "sentences_per_second": speed, **metrics}

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -19,6 +19,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 PARTS = ("data", "forward", "backward", "clipping", "optimizer")
+TIMED: tuple[tuple[str, Any, str], ...] = (
+    ("data", _BaseDataLoaderIter, "__next__"), ("forward", transformers.PreTrainedModel, "__call__"),
+    ("forward", torch.nn.functional, "cross_entropy"), ("backward", torch.Tensor, "backward"),
+    ("clipping", torch.nn.utils, "clip_grad_norm_"),
+)  # fmt: skip
+"""The parts of a step but for the optimizer's, and the functions whose seconds they are."""
 
 
 def now() -> float:
@@ -42,7 +48,6 @@ class StepWatch:
         self.num_steps, self.num_padded_tokens, self.done = 0, 0, False
         self.lengths: list[torch.Tensor] = []
         self.within = False  # whether a part is being timed: one within another is the other's
-        self.exits = contextlib.ExitStack()
 
     def see(self, model: torch.nn.Module) -> None:
         """Count the batches that the model is given."""
@@ -81,22 +86,16 @@ class StepWatch:
 
         return timed
 
-    def __enter__(self) -> "StepWatch":
-        self.exits.callback(register_optimizer_step_post_hook(self._on_step).remove)
-        if self.with_parts:
-            self.exits.callback(register_optimizer_step_pre_hook(self._before_step).remove)
-            for part, owner, name in (
-                ("data", _BaseDataLoaderIter, "__next__"),
-                ("forward", transformers.PreTrainedModel, "__call__"),
-                ("forward", torch.nn.functional, "cross_entropy"),
-                ("backward", torch.Tensor, "backward"),
-                ("clipping", torch.nn.utils, "clip_grad_norm_"),
-            ):
-                self.exits.enter_context(mock.patch.object(owner, name, self._timed(part, getattr(owner, name))))
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.exits.close()
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the steps of the body, and their parts."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(register_optimizer_step_post_hook(self._on_step).remove)
+            if self.with_parts:
+                stack.callback(register_optimizer_step_pre_hook(self._before_step).remove)
+                for part, owner, name in TIMED:
+                    stack.enter_context(mock.patch.object(owner, name, self._timed(part, getattr(owner, name))))
+            yield
 
     def results(self) -> dict[str, Any]:
         lengths = torch.cat(self.lengths[: self.num_batches]).cpu().double()

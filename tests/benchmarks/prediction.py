@@ -3,18 +3,14 @@
 prediction.py CONTENDER MODEL INPUT OUTPUT     is such a process; it prints the seconds of tagging, without start-up
 """
 
-import functools
 import itertools
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[2]
 OURS = {"predict.py": "fp32", "predict.py --precision auto": "auto"}
 PIPELINES = {
     f"pipeline, batch {size}{how}": (size, bool(how))
@@ -58,50 +54,13 @@ def tag_by_pipeline(
     return tag
 
 
-def contestants(model: str, source: Path, work_dir: Path) -> dict[str, Callable[[int], dict[str, Any]]]:
-    """Who tags the sentences of a file, JSON lines of `tokens`, in seconds of the process and of tagging alone."""
-    file = work_dir / "sentences.jsonl"
-    rows = [{"tokens": json.loads(line)["tokens"]} for line in source.read_text(encoding="utf-8").splitlines()]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {name: functools.partial(measure, name, model, file, work_dir) for name in (*OURS, *PIPELINES)}
-
-
-def measure(name: str, model: str, file: Path, work_dir: Path, _: int) -> dict[str, Any]:
-    output = work_dir / f"{name}.jsonl"
-    alone = run([str(Path(__file__)), name, model, str(file), str(output)])
-    seconds = alone["process"]
-    if name in OURS:
-        options = ["--model", model, "--input", str(file), "--output", str(output), "--precision", OURS[name]]
-        seconds = run([str(PROJECT / "predict.py"), *options])["process"]
-    rows = map(json.loads, output.read_text(encoding="utf-8").splitlines())
-    return {"seconds": seconds, "tagging": alone["tagging"], "tags": [tag for row in rows for tag in row["tags"]]}
-
-
-def run(command: list[str]) -> dict[str, float]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(PROJECT)}
-    started = time.perf_counter()
-    process = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
-    seconds = time.perf_counter() - started
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {process.stderr[-20000:]}")
-    last = process.stdout.splitlines()[-1:]
-    return {"process": seconds, **({"tagging": float(last[0])} if last else {})}
-
-
-def main() -> None:
+if __name__ == "__main__":
     name, model, file, output = sys.argv[1:]
     sentences = [json.loads(line)["tokens"] for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    if name in OURS:
-        tag = tag_by_ourselves(model, sentences, OURS[name])
-    else:
-        tag = tag_by_pipeline(model, sentences, *PIPELINES[name])
+    options: Any = (OURS[name],) if name in OURS else PIPELINES[name]
+    tag = (tag_by_ourselves if name in OURS else tag_by_pipeline)(model, sentences, *options)
     started = time.perf_counter()
     found = tag()
-    seconds = time.perf_counter() - started
+    print(time.perf_counter() - started)
     rows = ({"tokens": words, "tags": tags} for words, tags in zip(sentences, found))
     Path(output).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    print(seconds)
-
-
-if __name__ == "__main__":
-    main()

@@ -25,13 +25,9 @@ def tokenize(tokenizer: Any, label_ids: dict[str, int], rows: dict[str, list[Any
     encoded = tokenizer(rows["tokens"], truncation=True, is_split_into_words=True)
     labels = []
     for row, tags in enumerate(rows["ner_tags"]):
-        word_ids = encoded.word_ids(row)
-        labels.append(
-            [
-                -100 if word is None or word == previous else label_ids[tags[word]]
-                for word, previous in zip(word_ids, [None, *word_ids[:-1]])
-            ]
-        )
+        words = encoded.word_ids(row)
+        is_first = [word is not None and word != before for word, before in zip(words, [None, *words[:-1]])]
+        labels.append([label_ids[tags[word]] if first else -100 for word, first in zip(words, is_first)])
     return {**encoded, "labels": labels, "length": [len(row) for row in labels]}
 
 
@@ -90,9 +86,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--max-steps", type=int, default=-1, help="instead of three epochs")
     options = parser.parse_args()
-    trainer = build_trainer(
-        options.model, options.data, options.output_dir, seed=options.seed, max_steps=options.max_steps
-    )
+    settings = {"seed": options.seed, "max_steps": options.max_steps}
+    trainer = build_trainer(options.model, options.data, options.output_dir, **settings)
     trainer.train()
     trainer.save_model()
     print(json.dumps({"seed": options.seed, **trainer.evaluate()}))
