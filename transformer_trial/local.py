@@ -126,6 +126,7 @@ def train_locally(trial_class: type[BaseTransformerTrial], config: dict[str, Any
             stack.enter_context(lock_folder(output_dir))
         signals = StopSignals(trial, stack)
         fit(trial, checkpoint, config, test_mode=options.test, **fit_options)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # from here on torch's handler would take ends for failures
         if signals.are_heeded:
             told = "Stopped after batch %d of %d. To go on, give the same command with: --output-dir %s --resume auto"
             logger.warning(told, trial.batches_trained, trial.num_training_batches, output_dir)
