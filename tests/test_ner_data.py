@@ -141,6 +141,8 @@ def test_a_saved_data_set_keeps_its_class_labels(label_list: list[str] | None, t
     rows, names = ner.data.read_splits(ner.data.load_splits(config), config, "ner")
     assert words_and_tags(rows["validation"]) == [(row["tokens"], row["ner_tags"]) for row in ROWS]
     assert names == tuple(NAMES)
+    with refuses("is a data set that the datasets library saved. Name it by data.dataset_name"):
+        ner.data.load_splits(NERDataConfig(train_file=str(tmp_path / "saved")))
 
 
 def test_numbers_of_one_split_have_the_names_of_another(tmp_path: Path) -> None:

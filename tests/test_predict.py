@@ -344,7 +344,8 @@ def test_columns_read_back_or_are_refused(sentences: list[Any], with_gold: bool,
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("text", ""), ("json, tagged", "--format json"), ("conll", "--format conll")]
+    ("name", "options"),
+    [("text", ""), ("json, tagged", "--format json"), ("conll", "--format conll"), ("json, tagged", ""), ("conll", "")],
 )
 def test_standard_input_is_tagged(name: str, options: str, model: Path, command: Command, capfd: Capture) -> None:
     _, contents, has_text, tagged = FILES[name]
@@ -356,6 +357,10 @@ def test_standard_input_is_tagged(name: str, options: str, model: Path, command:
     finally:
         os.dup2(own, 0)
     out, err = capfd.readouterr()
+    is_taken_for_text = name != "text" and not options
+    assert ("looks like rows of words: --format says" in err) == is_taken_for_text
+    if is_taken_for_text:
+        return
     assert [json.loads(line) for line in out.splitlines()] == expected_rows(model, has_text, tagged)
     assert ("Entities by type" in err) == tagged
     assert not Path("report").exists()

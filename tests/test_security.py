@@ -294,7 +294,8 @@ def test_no_planted_text_is_run_or_ends_in_a_traceback(outcomes: dict[str, Outco
         ("a cell", ["cell.csv, line 2: the words are"]),
         ("code", [f"config{MODEL}", "Python code of its own, none of", "trust_remote_code: true", "revision"]),
         *((kind, [f"model{MODEL}", "a pickle (pytorch_model.bin)", "Accepted are safetensors"]) for kind in PICKLES),
-        *((f"predict.py, {kind}", ["--model: cannot load"]) for kind in ("code", *PICKLES)),
+        ("predict.py, code", ["--model: cannot load", "Python code of its own, none of", "give --trust-remote-code"]),
+        *((f"predict.py, {kind}", ["--model: cannot load", "Accepted are safetensors"]) for kind in PICKLES),
         *((f"a data set that is {name}", ["data.dataset_name: "]) for name in ("script.py", "train.pkl")),
         *((case, [case]) for case in ("broken.yaml", "colon.yaml", "twice.yaml", "--config")),
         ("use_auth_token", ["a value that is not repeated here"]),
@@ -302,8 +303,7 @@ def test_no_planted_text_is_run_or_ends_in_a_traceback(outcomes: dict[str, Outco
 )
 def test_what_runs_code_or_tells_a_token_is_refused(case: str, said: list[str], outcomes: dict[str, Outcome]) -> None:
     outcomes[case].refused(*said)
-    if not case.startswith("predict.py"):
-        assert not re.search("trust_remote_code=True|weights_only", outcomes[case].said), "a library's advice to run it"
+    assert not re.search("trust_remote_code=True|weights_only", outcomes[case].said), "a library's advice to run it"
 
 
 def test_names_of_files_and_columns_and_cells_are_texts(outcomes: dict[str, Outcome], project: Path) -> None:

@@ -140,8 +140,8 @@ TOOLS = {
     "GermEval 2014": Tool({"a.tsv": GERMEVAL}),
     "MIT, .bio": Tool({"a.bio": lines("{t}\t{w}")}),
     "CoNLL-2003": Tool(
-        {"eng.train": lines("{w} NNP B-NP {t}", "-DOCSTART- -X- O O\n\n", "\n-DOCSTART- -X- O O\n\n")},
-        ["eng.train, document 1", "eng.train, document 2"],
+        {"eng.testa": lines("{w} NNP B-NP {t}", "-DOCSTART- -X- O O\n\n", "\n-DOCSTART- -X- O O\n\n")},
+        ["eng.testa, document 1", "eng.testa, document 2"],
     ),
     "OntoNotes": Tool({"a.conll": lines("{w}\tNNP\t(NP*\t{t}")}),
     "WNUT 17": Tool({"a.conll": lines("{w}\t{t}", between="\t\n")}),

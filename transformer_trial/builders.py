@@ -23,6 +23,7 @@ from transformer_trial.errors import TrialError, format_value, reason_of
 logger = logging.getLogger(__name__)
 
 MAX_LAYERS = 1000
+TRUST = "set hyperparameters.trust_remote_code: true, and revision to the commit that you have read"
 AUTO_CLASSES = {
     "base": transformers.AutoModel,
     "pretraining": transformers.AutoModelForPreTraining,
@@ -179,17 +180,14 @@ def _explained(key: str, what: str, auto_class: Any) -> Iterator[None]:
         reason = reason_of(error)
         accepted = "Accepted are a model's name on the Hugging Face hub and a local folder with whole files"
         advice = f"{accepted}; private models need a token in HF_TOKEN."
-        explanation = _why_code_was_not_run(error, auto_class) or f"{reason}. {advice}"
+        explanation = why_code_was_not_run(error, auto_class, TRUST) or f"{reason}. {advice}"
         raise TrialError(f"{key}: cannot load {what} with {auto_class.__name__}: {explanation}") from error
 
 
-def _why_code_was_not_run(error: Exception, auto_class: Any) -> str | None:
+def why_code_was_not_run(error: Exception, auto_class: Any, how_to_trust: str) -> str | None:
     """Explain why a model that could run code was refused, and what is safe to do; None for any other error."""
     if "trust_remote_code=True" in str(error):
-        return (
-            "it comes with Python code of its own, none of which was run. Read that code; if you trust it, set "
-            "hyperparameters.trust_remote_code: true, and revision to the commit that you have read."
-        )
+        return f"it comes with Python code of its own, none of which was run. Read it; if you trust it, {how_to_trust}."
     safetensors = "Accepted are safetensors: take a model or a revision that has model.safetensors"
     if "vulnerability" in str(error) and "torch.load" in str(error):  # transformers, of torch before 2.6
         return (
