@@ -114,7 +114,7 @@ class Tagger:
                 raise ValueError(f"it is the folder of a run, whose model is {Path(folder, 'model')}")
             config = builders.check_layers(transformers.AutoConfig.from_pretrained(folder, **remote))
             own_code, names = getattr(config, "auto_map", None), " ".join(config.architectures or [])
-            if not own_code and re.search("For(?!TokenClassification)", names):
+            if not own_code and re.search("For(?!TokenClassification)[A-Z]", names):
                 raise ValueError(f"it is a {names}, which does not tag words")
             how: dict[str, Any] = {"config": config, "output_loading_info": True, **remote, **dtype}
             model, loaded = auto_class.from_pretrained(folder, **how)
