@@ -459,7 +459,7 @@ def test_a_mistake_is_told(change: Any, message: str, model: Path, command: Comm
     broken = transformers.AutoModelForTokenClassification.from_pretrained(model)
     torch.nn.init.constant_(broken.classifier.bias, torch.nan)
     broken.save_pretrained(shutil.copytree(model, "no_numbers"))
-    shutil.copytree(model, "no_tokenizer", ignore=shutil.ignore_patterns("tokenizer*"))
+    shutil.copytree(model, "no_tokenizer", ignore=shutil.ignore_patterns("*token*", "vocab*"))
     files = {
         "in.jsonl": GOOD, "one.jsonl": GOOD + GOOD.replace('"B-PER"', "1"), "tab.jsonl": GOOD.replace("Ada", r"a\tb"),
         "uneven.jsonl": GOOD + GOOD.replace('"Ada"', '"Ada", "x"'), "bare.csv": "Ada slept,1\nBob came,2\n",
