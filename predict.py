@@ -110,7 +110,7 @@ class Tagger:
                 raise ValueError(f"there is no such folder (looked for {Path(folder).absolute()})")
             remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
             dtype: dict[str, Any] = {"dtype": torch.bfloat16} if precision == "bf16" else {}
-            if Path(folder, "model", "config.json").exists():
+            if Path(folder, "model", "config.json").exists() and not Path(folder, "config.json").exists():
                 raise ValueError(f"it is the folder of a run, whose model is {Path(folder, 'model')}")
             config = builders.check_layers(transformers.AutoConfig.from_pretrained(folder, **remote))
             own_code, names = getattr(config, "auto_map", None), " ".join(config.architectures or [])

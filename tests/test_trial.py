@@ -287,6 +287,7 @@ ROTARY_MODEL = {"pretrained_model_name_or_path": str(SAMPLE_MODEL), "use_pretrai
         ({"hyperparameters": {"model_mode": "base"}}, "model_mode.*token-classification"),
         ({"hyperparameters": {"num_labels": 3}}, "num_labels: found 3, but the data has 9"),
         ({"hyperparameters": {"use_apex_amp": True}}, "Apex.*mixed_precision: bf16"),
+        ({"hyperparameters": {"pretrained_model_name_or_path": "~/gone"}}, "there is no folder /.*/gone"),
         ({"hyperparameters": {"lr_scheduler_kwargs": {"cycles": 2}, "lr_scheduler_type": "cosine"}}, "kwargs.*cosine"),
         ({"hyperparameters": {"pretrained_model_name_or_path": "/no/such"}}, "/no/such"),
         ({"hyperparameters": {"tokenizer_name": "/no/such/tokenizer"}}, "tokenizer_name"),

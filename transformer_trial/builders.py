@@ -5,8 +5,8 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import pickle
-import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -60,8 +60,8 @@ def build_using_auto(
     hub_arguments = model_config.model_dump(include={"revision", "cache_dir", "trust_remote_code"})
 
     def load(auto_class: Any, key: str, **arguments: Any) -> Any:
-        name = getattr(model_config, key) or model_config.pretrained_model_name_or_path
-        if re.match(r"[/~.]", str(name)) and not Path(str(name)).is_dir():
+        name = os.path.expanduser(getattr(model_config, key) or model_config.pretrained_model_name_or_path or "")
+        if name.startswith(("/", ".")) and not os.path.isdir(name):
             raise TrialError(f"hyperparameters.{key} (or pretrained_model_name_or_path): there is no folder {name}.")
         with _explained(f"hyperparameters.{key} (or pretrained_model_name_or_path)", f"{name!r}", auto_class):
             return check_layers(auto_class.from_pretrained(name, **hub_arguments, **arguments))

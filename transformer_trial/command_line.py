@@ -84,7 +84,9 @@ def read_config(options: Namespace) -> dict[str, Any]:
         raise TrialError(f"{path}: not readable as yaml: {explain_yaml(error)}") from error
     if not isinstance(config, dict):
         raise TrialError(f"{path}: found {type(config).__name__}; accepted is a mapping of keys to values.")
-    config |= {"data": data} if files else {}
+    if files:
+        given = config.get("data")
+        config["data"] = {**(given if isinstance(given, dict) else {}), **data}
     if not all("=" in override for override in options.overrides):
         raise TrialError("--config: found an argument without =; accepted is KEY=VALUE.")
     try:
