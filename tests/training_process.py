@@ -57,7 +57,8 @@ def send_output_to(log: Path) -> None:
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    how: Any = {"buffering": 1, "closefd": False, "errors": "backslashreplace"}  # as standard error has it
+    sys.stdout, sys.stderr = (open(number, "w", **how) for number in (1, 2))  # noqa: SIM115
 
 
 def _train(arguments: Sequence[str], log: Path, signals: Signals, phase: Any, env: Any, changes: Any) -> None:
