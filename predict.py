@@ -297,7 +297,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     builders.silence_progress_bars()
     options = parse_arguments(arguments)
     try:
-        tag_file(options)
+        tagger, source, sentences = open_input(options)
+        tagged = tqdm.tqdm(check_gold(tagger.tag(sentences), tagger), unit=" sentences", disable=None)
+        write_tagged(options, tagger, source.name, tagged)
     except TrialError as error:
         logger.error("%s", error)
         sys.exit(1)
@@ -316,13 +318,6 @@ def print_scores(text: str, stream: TextIO) -> None:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python tries once more at its end
         raise OSError(error.errno, error.strerror, "the scores") from None
-
-
-def tag_file(options: argparse.Namespace) -> None:
-    """Tag the input as the command line says."""
-    tagger, source, sentences = open_input(options)
-    tagged = tqdm.tqdm(check_gold(tagger.tag(sentences), tagger), unit=" sentences", disable=None)
-    write_tagged(options, tagger, source.name, tagged)
 
 
 def open_input(options: argparse.Namespace) -> tuple[Tagger, ner.sources.Source, Iterator[Sentence]]:
