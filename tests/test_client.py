@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -215,6 +216,7 @@ def master(tmp_path: Path, monkeypatch: Patch) -> Iterator[StandInMaster]:
     ner, empty = "GET /api/v1/models/ner", "GET /api/v1/models/new"
     answers = {
         "GET /api/v1/me": {"user": {"username": "ada", "admin": False, "active": True}},
+        "POST /api/v1/models": {"model": MODEL}, "POST /api/v1/models/ner/versions": new,
         ner: {"model": MODEL}, f"{ner}/versions": newest, f"{ner}/versions/1": old, f"{ner}/versions/2": new,
         empty: {"model": {**MODEL, "name": "new"}}, f"{empty}/versions": {**newest, "modelVersions": []},
         **{f"GET /api/v1/checkpoints/{of['uuid']}": {"checkpoint": of} for of in known},
@@ -276,3 +278,13 @@ def test_no_cluster_is_a_sentence(problem: str, said: str, master: StandInMaster
         monkeypatch.setitem(sys.modules, "determined.experimental", None)
     with refuses("--model: cannot get det://ner from a cluster: ", said):
         registry.find_model("--model", "det://ner")
+
+
+def test_the_documented_commands_register_a_checkpoint(master: StandInMaster) -> None:
+    commands = re.findall(r"^det (model .*?) +#", (PROJECT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        run_python(DET, *command.replace("UUID", WHOLE).split())
+    sent = {request: body for request, _, body in master.received if request.startswith("POST /api/v1/models")}
+    assert sent["POST /api/v1/models"]["name"] == "ner"
+    assert sent["POST /api/v1/models/ner/versions"]["checkpointUuid"] == WHOLE
