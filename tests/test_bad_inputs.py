@@ -112,6 +112,7 @@ JSON: list[Any] = [
     ("a text in quotes", '"EU rejects"', "line 1: found 'EU rejects'; accepted is an object"),
     ("commas after lines", GOOD.replace("\n", ",\n") * 2, "line 1: not readable as json: Expecting"),
     ("two objects on a line", GOOD + GOOD.strip() + GOOD, "line 2: not readable as json: Extra data at character"),
+    ("a pointer of git-lfs", "version https://git-lfs.github.com/spec/v1\n", "character 1, where there is 'version https://git"),
     ("Python instead of JSON", "{'tokens': ['EU']}\n", "line 1: not readable as json: Expecting prop", JSON_ADVICE),
     ("a name that stands twice", GOOD + '{"a": 1, "a": 2}', "line 2: not readable as json: 'a' stands twice"),
     ("rows within an object", f'{{"data": [{GOOD}]}}', "line 1: no column 'ner_tags'; found data", "data.label_column"),

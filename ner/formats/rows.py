@@ -146,6 +146,8 @@ def read_json(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterato
         reason: Any = "lists within lists without end" if isinstance(error, RecursionError) else error
         if isinstance(error, json.JSONDecodeError):
             reason, number = f"{error.msg} at character {error.colno}", start + error.lineno - 1
+            rest = error.doc[error.pos :][:30]
+            reason += f", where there is {format_value('', rest)}" if rest.strip() else ""
         raise unreadable(f"{path}, line {number}", "json", reason) from None
 
 
