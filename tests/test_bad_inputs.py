@@ -197,6 +197,7 @@ TABLES: list[Any] = [
     ("lists without quotes", HEADER + "['EU', 'a'],['O', 'O']\n", "line 2: found 4 cells", CSV_ADVICE),
     ("an open quote", HEADER + ROW + "\"['EU'],['O']\n" + ROW, "line 3: not readable as csv", "in the row that begins"),
     ("a quote open to the end", HEADER + ROW + "EU,\"['O']\n", "line 3: not readable as csv: unexpected", CSV_ADVICE),
+    ("fewer tags, behind sep=", 'sep=|\ntokens|ner_tags\nEU a|O\n', "line 3: found 2 words but 1 tags"),
     ("a quote within", HEADER + '"EU" rejects,O O\n', "line 2: not readable as csv: ',' expected after"),
     ("quotes over rows of words", KAGGLE + '1,EU,NNP,O\n2,",",",",O\n2,",\'\',O\n2,a,NN,O\n2,",\'\',O\n',
      "line 4", "\\n2,a,NN,O\\n"),

@@ -153,6 +153,7 @@ TOOLS = {
         for name in ("entity_group", "entity", "type", "label")
     }),
     "Hugging Face datasets": Tool({"a.csv": HUB.to_csv, "a.json": HUB.to_json, "a.parquet": HUB.to_parquet}),
+    "Excel, .csv": Tool({"a.csv": "sep=|\n" + MINIMAL_TABLE.to_csv(index=False, sep="|")}),
     "pandas": Tool({
         "a.csv": pd.DataFrame(ROWS).to_csv(), "b.csv": HUB.to_pandas().to_csv(),
         "c.csv": pd.DataFrame([{k: tuple(r[k]) for k in ("tokens", "ner_tags")} for r in ROWS]).to_csv(index=False),

@@ -29,7 +29,9 @@ JSON_BLANKS = re.compile(r"[ \t\r\n]*")
 
 def read_table(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterator[Record]:
     """Read the rows of a table. Its first row tells what separates the cells, where no setting does."""
-    first = next(lines, "")
+    first, num_skipped = next(lines, ""), 0
+    if named := re.fullmatch(r'"?sep=(.)"?\s*', first):  # what Excel reads, and some write for it
+        first, num_skipped, options = next(lines, ""), 1, options.model_copy(update={"delimiter": named[1]})
     usual = "\t" if options.file_format == "tsv" else ","
 
     def rate(delimiter: str) -> tuple[int, bool, int]:
@@ -45,7 +47,7 @@ def read_table(path: Path, lines: Iterator[str], options: ReadOptions) -> Iterat
         raise TrialError(f"{found}; accepted is one character that separates cells, such as ';'.") from None
     header: list[str] | None = None
     while True:
-        place = f"{path}, line {rows.line_num + 1}"
+        place = f"{path}, line {rows.line_num + 1 + num_skipped}"
         try:
             cells = next(rows, None)
         except csv.Error as error:
