@@ -23,7 +23,7 @@ BOOLEAN_WORDS = dict.fromkeys(("true", "yes", "on", "y"), True) | dict.fromkeys(
 
 # What TrainingArguments, run_ner.py and others call a key, and what it is here.
 KEYS_ELSEWHERE = {
-    "seed": "reproducibility.experiment_seed", "output_dir": "train.py --output-dir", "hf_token": "HF_TOKEN, outside",
+    "seed": "reproducibility.experiment_seed", "hf_token": "the environment variable HF_TOKEN",
     **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"), "searcher.max_length: {epochs: N}"),
     **dict.fromkeys(("steps", "max_steps"), "searcher.max_length: {batches: N}"),
     **dict.fromkeys(("lr", "rate"), "hyperparameters.learning_rate"),
@@ -31,7 +31,7 @@ KEYS_ELSEWHERE = {
     **{name: f"hyperparameters.mixed_precision: {name}" for name in ("fp16", "bf16")},
     **dict.fromkeys(("model", "model_name_or_path"), "hyperparameters.pretrained_model_name_or_path"),
     **dict.fromkeys(("gradient_accumulation", "gradient_accumulation_steps"), "optimizations.aggregation_frequency"),
-    "warmup_steps": "hyperparameters.num_warmup_steps", "labels": "data.label_list", "task_name": "finetuning_task",
+    "warmup_steps": "hyperparameters.num_warmup_steps", "labels": "data.label_list", "output_dir": "--output-dir",
     "eval_steps": "min_validation_period: {batches: N}", "save_steps": "min_checkpoint_period: {batches: N}",
 }  # fmt: skip
 
