@@ -18,9 +18,11 @@ from transformers.trainer_utils import SchedulerType
 
 from ner.config import NERDataConfig
 from transformer_trial import config as cfg
+from transformer_trial import experiment
 from transformer_trial.builders import AUTO_CLASSES
 from transformer_trial.errors import ConfigError
 from transformer_trial.experiment import Length, SearcherConfig, parse_length, searcher_metric, training_length
+from transformer_trial.parsing import KEYS_ELSEWHERE
 
 Values = Mapping[Any, Any]
 CLASSES = (cfg.ModelConfig, cfg.OptimizerConfig, cfg.SchedulerConfig, cfg.TrainingConfig)
@@ -417,3 +419,14 @@ def test_the_searcher_is_read_or_explained(function: Callable[..., Any], searche
         assert problem.startswith(f"searcher{expected}")
     else:
         assert function({"searcher": searcher}) == expected
+
+
+def test_what_others_call_a_key_is_told_by_keys_that_there_are() -> None:
+    known = {
+        f"{section}.{key}".lstrip(".") for section, keys in experiment.DETERMINED_KEYS.items() for key in keys.split()
+    }
+    known |= {f"hyperparameters.{key}" for c in cfg.HYPERPARAMETER_CLASSES for key in c.model_fields}
+    known |= {f"data.{key}" for key in NERDataConfig.model_fields}
+    told = {text.replace(",", ":").partition(":")[0] for text in KEYS_ELSEWHERE.values()}
+    assert told - known == {"--output-dir", "the environment variable HF_TOKEN"}
+    assert {f"{section}.{key}" for section in ("hyperparameters", "data") for key in KEYS_ELSEWHERE}.isdisjoint(known)
