@@ -66,6 +66,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 # Sentences of 32 batches are read, sorted by length, tagged and written before the next ones are read.
 CHUNK_BATCHES, USUAL_BATCH_SIZE = 32, 32
 
+COLUMN_FORMATS = ("conll", "")  # of the endings, see `FILE_FORMATS`, whose output is CoNLL columns; "" is .tsv
+
 
 class Tagger:
     """A model with its tokenizer and the settings that it was trained with, ready to tag.
@@ -216,6 +218,8 @@ def _as_sentence(number: int, given: Any) -> Sentence:
 def open_source(options: argparse.Namespace) -> ner.sources.Source:
     """Open what `--input` names: files as in training, lines of text, a data set of the hub, or standard input."""
     output = resolve("--output", options.output)
+    if ner.formats.FILE_FORMATS.get(output.suffix.lower(), "json") not in ("json", *COLUMN_FORMATS):
+        raise TrialError(f"--output: found {output.name}; accepted are json lines (.jsonl) and CoNLL columns (.conll).")
     is_model = options.output != "-" and os.path.exists(os.path.join(options.model, "config.json"))
     if is_model and Path(options.model).resolve() in output.parents:
         raise TrialError(f"--output: {output} lies in the model's folder. Name a file elsewhere.")
@@ -352,10 +356,7 @@ def write_tagged(
     first = list(itertools.islice(tagged, 1))  # before an older output is emptied for nothing
     report = tagger.settings.build_report()
     to_stdout, path = options.output == "-", Path(options.output).expanduser()
-    kind = "json" if to_stdout else ner.formats.FILE_FORMATS.get(path.suffix.lower(), "json")
-    as_columns = kind in ("conll", "")
-    if not as_columns and kind != "json":
-        raise TrialError(f"--output: found {path.name}; accepted are json lines (.jsonl) and CoNLL columns (.conll).")
+    as_columns = not to_stdout and ner.formats.FILE_FORMATS.get(path.suffix.lower()) in COLUMN_FORMATS
     with refuse_unwritable("--output", path):
         target: Any = sys.stdout.fileno() if to_stdout else path
         with open(target, "wb", buffering=0, closefd=not to_stdout) as output:

@@ -152,10 +152,8 @@ def _choose(
     names: Sequence[str], first: Record, options: ReadOptions, key: str, usual: Sequence[str], guess: str | None = None
 ) -> str | None:
     """Return the configured column, else one with a usual name, else the guess."""
-    given, is_required = (
-        getattr(options, key),
-        key == "text_column_name" or (key == "label_column_name" and options.needs_tags),
-    )
+    given = getattr(options, key)
+    is_required = key == "text_column_name" or (key == "label_column_name" and options.needs_tags)
     if isinstance(given, int) or (given is not None and _is_numbered(first) and re.fullmatch(r"-?\d+", given)):
         found = names[int(given)] if -len(names) <= int(given) < len(names) else None
     elif given is not None:

@@ -159,8 +159,8 @@ def read_sentences(source: Source, columns: Columns, label_names: Sequence[str] 
             if counted and needs_tags:
                 problems += counted
                 continue
-            first = ("", f"{record.place_of(error)}: {problem} {read}")
-            raise TrialError(_summarize(source, [*counted, first][:1])) from None
+            single = [("", f"{record.place_of(error)}: {problem} {read}")]
+            raise TrialError(_summarize(source, counted[:1] or single)) from None
         only_words = only_words and sentence.words == [record.cells[columns.text]] and not columns.has_spans
         if waiting is not None:
             waiting.notes, notes = [*waiting.notes, *notes], []

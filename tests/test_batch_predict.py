@@ -151,6 +151,7 @@ OTHERS = "out.jsonl.shards holds shards of another input, model or precision"
         pytest.param(["--input", "hf://HUB-bad:train"], "hf://HUB-bad:train: JSON parse error: ", id="damaged"),
         pytest.param(["--batch-size", "2"], OTHERS, id="other-chunks"),
         pytest.param(["--precision", "bf16"], OTHERS, id="another-precision"),
+        pytest.param(["--output", "HUB.csv"], "--output: found hub.csv; accepted are json lines (.jsonl)", id="csv"),
         pytest.param(["--output", "no/out.jsonl"], "--output: cannot write no/out.jsonl.shards: No such", id="folder"),
         pytest.param(["--model", "gone"], "--model: cannot load gone: there is no such folder", id="model"),
     ],
@@ -172,4 +173,4 @@ def test_a_mistake_is_told(
         batch_predict.main([*command, *change])
     assert ended.value.code == 1
     check_message(capsys.readouterr().err.splitlines()[-1], said.replace("HUB", str(tmp_path / "hub")))
-    assert not (tmp_path / "out.jsonl").exists()
+    assert not (tmp_path / "out.jsonl").exists() and not (tmp_path / "hub.csv.shards").exists()

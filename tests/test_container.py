@@ -139,7 +139,7 @@ def test_what_killed_processes_leave_is_no_obstacle(config: Config, run: Run, tm
         run("run", "--test", signals=signals, status=-signal.SIGKILL)
     names = [path.name for path in cache.rglob("*")]
     assert any(name.endswith(".lock") for name in names) and any(name.startswith("tmp") for name in names)
-    run("run", "--test")
+    assert "Training on 3000 rows" in run("run", "--test")
 
 
 @pytest.mark.parametrize("part", ["generator-train.arrow", "cache-*.arrow", "dataset_info.json"])
